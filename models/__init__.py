@@ -1,0 +1,1 @@
+"""The network: tokenizer, transformer, refiner and the whole VARSR model. Imports nothing of ours from outside."""

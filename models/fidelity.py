@@ -1,0 +1,45 @@
+"""Fidelity features: what the decoder may take straight from the LR picture.
+
+The published decoder sees the generated latent alone, and a small tokenizer pays for that in lost detail that the
+LR picture still shows. Feature skips from the degraded picture into the decoder, trained last and on generated
+latents, repair it (the idea of CodeFormer, section 3.3, and of StableSR, section 3.2).
+"""
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import VQVAEConfig
+
+
+class FidelityEncoder(nn.Module):
+    """LR picture (B, 3, H, W) in [-1, 1] to one feature map per decoder level, shaped as that level's input.
+
+    The output convolutions start at zero, so that a decoder with new fidelity features decodes as before.
+    """
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
+        width, widths = config.fidelity_width, config.widths
+        coarsest = len(widths) - 1
+        self.stem = nn.PixelUnshuffle(config.stem)
+        self.conv_in = nn.Conv2d(3 * config.stem ** 2, width, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2)) for _ in widths)
+        self.downs = nn.ModuleList(nn.Conv2d(width, width, 3, stride=2, padding=1) for _ in range(coarsest))
+        self.outs = nn.ModuleList(
+            nn.Conv2d(width, widths[min(i + 1, coarsest)], 1) for i in range(len(widths)))
+        for out in self.outs:
+            nn.init.zeros_(out.weight)
+            nn.init.zeros_(out.bias)
+
+    def forward(self, lr: Tensor) -> list[Tensor]:
+        """Feature maps fine to coarse: entry i has the resolution of decoder level i."""
+        x = self.conv_in(self.stem(lr))
+        features = []
+        for i, (first, second) in enumerate(self.blocks):
+            x = x + second(F.silu(first(F.silu(x))))
+            features.append(self.outs[i](x))
+            if i < len(self.downs):
+                x = self.downs[i](x)
+        return features

@@ -1,0 +1,153 @@
+"""Residual quantisation over scales (VAR, section 3.2 and algorithms 1 and 2).
+
+The latent is described by K maps of codes of growing side: each scale quantises what the scales before it left
+over. `f_hat` is the sum of what the codes say so far, always at the full N x N.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PHI_RATIO = 0.5  # share of the convolution in phi
+USAGE_DECAY = 0.99
+
+
+@dataclass
+class Quantized:
+    """What encoding gives. codes: K tensors (B, n_k^2); f_hat and residual_last: (B, c, N, N) float32."""
+
+    codes: list[Tensor]
+    f_hat: Tensor  # sum over all scales
+    residual_last: Tensor  # what was left over before the last scale's codes were subtracted
+
+
+class MultiScaleQuantizer(nn.Module):
+    """One codebook shared by all scales, and the few convolutions phi that smooth what a coarse scale adds."""
+
+    def __init__(self, scales: Sequence[int], vocab_size: int, channels: int, phi_count: int) -> None:
+        super().__init__()
+        self.scales = tuple(scales)
+        self.codebook = nn.Embedding(vocab_size, channels)
+        self.phi = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(phi_count))
+        self.register_buffer("code_usage", torch.zeros(len(self.scales), vocab_size))
+
+    @property
+    def side(self) -> int:
+        """N, the side of the last scale."""
+        return self.scales[-1]
+
+    def phi_index(self, scale: int) -> int:
+        """Which phi serves a scale: the nearest of evenly spread ticks (two scales of ten are ties; the first wins)."""
+        count = len(self.phi)
+        ticks = np.linspace(1 / 3 / count, 1 - 1 / 3 / count, count)
+        return int(np.argmin(np.abs(ticks - scale / (len(self.scales) - 1))))
+
+    def nearest_codes(self, cells: Tensor) -> Tensor:
+        """Index of the nearest codebook row (Euclidean) of each cell: (M, c) to (M,)."""
+        cells, codebook = cells.float(), self.codebook.weight.float()
+        distance = codebook.square().sum(1) - 2 * cells @ codebook.T  # |cell|^2 is the same for every row
+        return distance.argmin(1)
+
+    def contribution(self, embedding: Tensor, scale: int) -> Tensor:
+        """What one scale adds to f_hat: its code vectors (B, c, n_k, n_k) at full size, smoothed by phi."""
+        embedding = embedding.float()
+        if scale == len(self.scales) - 1:
+            return embedding
+        full = F.interpolate(embedding, size=(self.side, self.side), mode="bicubic")
+        phi = self.phi[self.phi_index(scale)]
+        smooth = F.conv2d(full, phi.weight.float(), phi.bias.float(), padding=1)
+        return (1 - PHI_RATIO) * full + PHI_RATIO * smooth
+
+    def lookup(self, codes: Tensor, scale: int) -> Tensor:
+        """Codes (B, n_k^2) of a scale to their vectors as a map (B, c, n_k, n_k)."""
+        side = self.scales[scale]
+        return self.codebook(codes).transpose(1, 2).unflatten(2, (side, side))
+
+    def next_input(self, f_hat: Tensor, scale: int) -> Tensor:
+        """Teacher-forcing (and generation) input of a scale: f_hat area-resized, as tokens (B, n_k^2, c)."""
+        side = self.scales[scale]
+        return F.interpolate(f_hat, size=(side, side), mode="area").flatten(2).transpose(1, 2)
+
+    def quantize_scale(self, rest: Tensor, scale: int) -> Tensor:
+        """Codes (B, n_k^2) of what is left over (B, c, N, N) at one scale."""
+        side = self.scales[scale]
+        cells = rest if side == self.side else F.interpolate(rest, size=(side, side), mode="area")
+        codes = self.nearest_codes(cells.permute(0, 2, 3, 1).flatten(0, 2))
+        return codes.unflatten(0, (rest.shape[0], side * side))
+
+    @torch.no_grad()
+    def encode(self, latent: Tensor) -> Quantized:
+        """Quantise a latent (B, c, N, N) scale by scale."""
+        rest = latent.float()
+        f_hat = torch.zeros_like(rest)
+        codes = []
+        for scale in range(len(self.scales)):
+            residual_last = rest
+            codes.append(self.quantize_scale(rest, scale))
+            added = self.contribution(self.lookup(codes[-1], scale), scale)
+            f_hat, rest = f_hat + added, rest - added
+        return Quantized(codes, f_hat, residual_last)
+
+    @torch.no_grad()
+    def teacher_inputs(self, codes: Sequence[Tensor]) -> Tensor:
+        """Inputs of scales 2..K given all codes: (B, n_2^2 + ... + n_K^2, c) float32."""
+        f_hat = codes[0].new_zeros((len(codes[0]), self.codebook.embedding_dim, self.side, self.side),
+                                   dtype=torch.float32)
+        inputs = []
+        for scale in range(len(self.scales) - 1):
+            f_hat = f_hat + self.contribution(self.lookup(codes[scale], scale), scale)
+            inputs.append(self.next_input(f_hat, scale + 1))
+        return torch.cat(inputs, dim=1)
+
+    def forward(self, latent: Tensor, commitment: float) -> tuple[Tensor, Tensor, Quantized]:
+        """Training pass with straight-through gradients.
+
+        latent: (B, c, N, N). Returns the straight-through f_hat, the codebook + commitment loss (mean over the
+        scales, VQVAE eq. 3 at every scale) and the detached `Quantized`. `code_usage` follows as a moving average.
+        """
+        latent = latent.float()
+        target = latent.detach()
+        f_hat = torch.zeros_like(target)
+        codes, loss = [], latent.new_zeros(())
+        for scale in range(len(self.scales)):
+            residual_last = target - f_hat.detach()
+            codes.append(self.quantize_scale(residual_last, scale))
+            f_hat = f_hat + self.contribution(self.lookup(codes[-1], scale), scale)
+            loss = loss + F.mse_loss(f_hat, target) + commitment * F.mse_loss(latent, f_hat.detach())
+            self._count(codes[-1], scale)
+        straight_through = latent + (f_hat - latent).detach()
+        return straight_through, loss / len(self.scales), Quantized(codes, f_hat.detach(), residual_last)
+
+    @torch.no_grad()
+    def _count(self, codes: Tensor, scale: int) -> None:
+        hits = torch.bincount(codes.flatten(), minlength=self.codebook.num_embeddings).float()
+        self.code_usage[scale].lerp_(hits, 1 - USAGE_DECAY)
+
+    @torch.no_grad()
+    def revive_dead_codes(self, latent: Tensor, threshold: float, generator: torch.Generator | None = None) -> int:
+        """Move codes that are hit less than `threshold` times per step onto cells that the quantiser must express.
+
+        The new places are residual cells of random scales of `latent` (B, c, N, N). Returns how many codes moved.
+        """
+        dead = torch.nonzero(self.code_usage.sum(0) < threshold).flatten()
+        if not len(dead):
+            return 0
+        cells = torch.cat(self._residual_cells(latent.float()))
+        chosen = torch.randint(len(cells), (len(dead),), generator=generator)
+        self.codebook.weight[dead] = cells[chosen.to(cells.device)].to(self.codebook.weight.dtype)
+        self.code_usage[:, dead] = 2 * threshold / len(self.scales)  # a grace period before the next judgement
+        return len(dead)
+
+    def _residual_cells(self, rest: Tensor) -> list[Tensor]:
+        """The cells (M_k, c) that each scale has to quantise."""
+        cells = []
+        for scale, side in enumerate(self.scales):
+            resized = F.interpolate(rest, size=(side, side), mode="area")
+            cells.append(resized.permute(0, 2, 3, 1).flatten(0, 2))
+            rest = rest - self.contribution(self.lookup(self.quantize_scale(rest, scale), scale), scale)
+        return cells

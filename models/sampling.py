@@ -1,0 +1,72 @@
+"""Choosing codes from logits: image-based guidance, top-k, top-p, the Gumbel mixture.
+
+All randomness enters as uniform numbers drawn per picture by the caller (`Noise`), so that a picture does not depend
+on the batch it is generated in.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+GUMBEL_START, GUMBEL_DECAY, GUMBEL_FLOOR = 0.27, 0.95, 0.005  # temperature of `more_smooth` over the scales
+TINY = 1e-20
+
+
+class Noise:
+    """Random numbers of a batch: one CPU generator per picture, so results agree across batches and devices."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self.device = device
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def uniform(self, *shape: int) -> Tensor:
+        """(B, *shape) in [0, 1)."""
+        return torch.stack([torch.rand(shape, generator=g) for g in self.generators]).to(self.device)
+
+    def normal(self, *shape: int) -> Tensor:
+        """(B, *shape), standard normal."""
+        return torch.stack([torch.randn(shape, generator=g) for g in self.generators]).to(self.device)
+
+
+def guide(conditional: Tensor, unconditional: Tensor | None, strength: float) -> Tensor:
+    """Classifier-free guidance (1 + t)·cond - t·uncond; without unconditional rows, the conditional ones."""
+    if unconditional is None:
+        return conditional
+    return torch.lerp(conditional, unconditional, -strength)
+
+
+def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Logits (..., V) with all but the top-k codes, and of these all but the nucleus of mass top_p, at -inf.
+
+    top_k 0 keeps all codes, top_p 1 the whole mass; the most likely code always stays.
+    """
+    vocab = logits.shape[-1]
+    if 0 < top_k < vocab:
+        smallest_kept = logits.topk(top_k).values[..., -1:]
+        logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
+    if top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        mass = ordered.softmax(-1)
+        before = mass.cumsum(-1) - mass  # mass of the codes that are likelier
+        dropped = (before >= top_p).scatter(-1, order, before >= top_p)
+        logits = logits.masked_fill(dropped, -torch.inf)
+    return logits
+
+
+def sample_codes(logits: Tensor, top_k: int, top_p: float, noise: Noise) -> Tensor:
+    """One code per token: logits (B, L, V) to (B, L). top_k 1 is the arg-max and draws nothing."""
+    if top_k == 1:
+        return logits.argmax(-1)
+    cumulative = filter_logits(logits, top_k, top_p).softmax(-1).cumsum(-1)
+    threshold = noise.uniform(logits.shape[1]).unsqueeze(-1) * cumulative[..., -1:]
+    return (cumulative <= threshold).sum(-1).clamp(max=logits.shape[-1] - 1)
+
+
+def gumbel_mixture(logits: Tensor, ratio: float, noise: Noise) -> Tensor:
+    """Weights (B, L, V) of a soft mixture of codes (`more_smooth`); `ratio` in [0, 1] is the progress over scales."""
+    temperature = max(GUMBEL_START * (1 - GUMBEL_DECAY * ratio), GUMBEL_FLOOR)
+    uniform = noise.uniform(*logits.shape[1:]).clamp(min=TINY)
+    gumbel = -(-uniform.log()).clamp(min=TINY).log()
+    return ((logits * (1 + ratio) + gumbel) / temperature).softmax(-1)

@@ -1,0 +1,229 @@
+"""The next-scale transformer of VAR with VARSR's LR prefix; without a prefix it is the class-to-image model.
+
+One level of tokens per scale. Level 0 is the LR prefix (if any) followed by the class token, whose output predicts
+the first scale; the tokens of scale k see everything up to and including their own scale.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.ops import StochasticDepth
+
+from .cache import KVCache, LayerCache
+from .config import PrefixConfig, TransformerConfig, VQVAEConfig
+from .rope import apply_rope, rope_table
+
+NORM_EPS = 1e-6
+MAX_LOG_SCALE = math.log(100.0)  # bound of the learned attention temperature
+INITIAL_LOG_SCALE = math.log(4.0)
+MODULATIONS = 6  # gamma1, gamma2, scale1, scale2, shift1, shift2
+
+Rope = tuple[Tensor, Tensor]  # cosines, sines of the tokens at hand: (L, head_dim/2)
+
+
+def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Affine-free LayerNorm of x, then the class's scale and shift (DiT, section 3.2)."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), 1 + scale)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with normalised queries and keys and a learned temperature per head (VAR, 3.3)."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.log_scale = nn.Parameter(torch.full((1, num_heads, 1, 1), INITIAL_LOG_SCALE))
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, rope: Rope, cache: LayerCache | None = None, mask: Tensor | None = None) -> Tensor:
+        """x: (B, L, C). With a cache, attends to all that it holds and to x; else to x under `mask`."""
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = F.linear(x, self.qkv.weight, bias.to(x.dtype) if not torch.is_autocast_enabled(x.device.type) else bias)
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, L, head_dim) each
+        temperature = self.log_scale.float().clamp(max=MAX_LOG_SCALE).exp()
+        q = apply_rope(F.normalize(q.float(), dim=-1) * temperature, *rope).to(v.dtype)
+        k = apply_rope(F.normalize(k.float(), dim=-1), *rope).to(v.dtype)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+        return self.out(attended.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """Linear, tanh-GELU, Linear."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(width, hidden)
+        self.project = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(F.gelu(self.expand(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, both gated and modulated by the class (adaptive layer norm)."""
+
+    def __init__(self, config: TransformerConfig, drop_path: float) -> None:
+        super().__init__()
+        self.attention = Attention(config.width, config.num_heads)
+        self.feed_forward = FeedForward(config.width, config.ffn_ratio * config.width)
+        self.drop_path = StochasticDepth(drop_path, "row")
+        if config.shared_modulation:
+            self.modulation_offset = nn.Parameter(torch.zeros(MODULATIONS, config.width))
+        else:
+            self.modulation = nn.Linear(config.width, MODULATIONS * config.width)
+
+    def forward(self, x: Tensor, modulation: Tensor, rope: Rope, cache: LayerCache | None = None,
+                mask: Tensor | None = None) -> Tensor:
+        """x: (B, L, C); modulation: (B, 6, 1, C)."""
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation.unbind(1)
+        x = x + self.drop_path(self.attention(modulate(x, scale1, shift1), rope, cache, mask) * gamma1)
+        return x + self.drop_path(self.feed_forward(modulate(x, scale2, shift2)) * gamma2)
+
+
+class PrefixEncoder(nn.Module):
+    """LR picture at output size (B, 3, S, S) in [-1, 1] to N x N prefix tokens (B, N^2, C), row-major."""
+
+    def __init__(self, config: PrefixConfig, width: int) -> None:
+        super().__init__()
+        self.stem = nn.PixelUnshuffle(config.stem)
+        self.conv_in = nn.Conv2d(3 * config.stem ** 2, config.widths[0], 3, padding=1)
+        self.blocks = nn.ModuleList()
+        for narrow, wide in zip(config.widths, config.widths[1:]):
+            self.blocks.append(nn.Conv2d(narrow, narrow, 3, padding=1))
+            self.blocks.append(nn.Conv2d(narrow, wide, 3, padding=1, stride=2))
+        self.conv_out = nn.Conv2d(config.widths[-1], width, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        image = image.to(self.conv_in.weight.dtype).contiguous(memory_format=torch.channels_last)
+        x = F.silu(self.conv_in(self.stem(image)))
+        for block in self.blocks:
+            x = F.silu(block(x))
+        return self.conv_out(x).flatten(2).transpose(1, 2)
+
+
+class VARTransformer(nn.Module):
+    """Predicts the codes of every scale from the LR prefix (if any), the class and the scales before it."""
+
+    def __init__(self, config: TransformerConfig, tokenizer: VQVAEConfig) -> None:
+        super().__init__()
+        self.config, self.scales = config, tokenizer.scales
+        width = config.width
+        self.prefix_length = tokenizer.side ** 2 if config.prefix else 0
+        self.prefix_encoder = PrefixEncoder(config.prefix, width) if config.prefix else None
+        self.start_position = nn.Parameter(torch.zeros(1, self.prefix_length + 1, width))
+        self.token_embedding = nn.Linear(tokenizer.latent_channels, width)
+        self.class_embedding = nn.Embedding(config.class_rows, width)
+        self.level_embedding = nn.Embedding(len(self.scales), width)
+        last = max(config.depth - 1, 1)
+        self.blocks = nn.ModuleList(Block(config, config.drop_path * i / last) for i in range(config.depth))
+        self.shared_modulation = nn.Linear(width, MODULATIONS * width) if config.shared_modulation else None
+        self.head_modulation = nn.Linear(width, 2 * width)
+        self.head = nn.Linear(width, tokenizer.vocab_size)
+        self.checkpointing = False  # recompute block activations in the backward pass
+        self.register_buffer("rope_cos", torch.empty(0), persistent=False)
+        self.register_buffer("rope_sin", torch.empty(0), persistent=False)
+        self.reset_rope()
+
+    def reset_rope(self, device: torch.device | None = None) -> None:
+        """Compute the rotary table, which is no part of a checkpoint."""
+        config = self.config
+        with torch.device(device if device is not None else self.start_position.device):
+            self.rope_cos, self.rope_sin = rope_table(self.scales, self.scales[-1] if config.prefix else 0,
+                                                      config.head_dim, config.rope_base, config.rope_extent)
+
+    @property
+    def level_lengths(self) -> list[int]:
+        """Tokens of each level: prefix and class token first, then n_k^2."""
+        return [self.prefix_length + 1] + [side * side for side in self.scales[1:]]
+
+    def level_slice(self, level: int) -> slice:
+        """Where a level's tokens stand in the sequence."""
+        lengths = self.level_lengths
+        start = sum(lengths[:level])
+        return slice(start, start + lengths[level])
+
+    def rope(self, tokens: slice = slice(None)) -> Rope:
+        """Cosines and sines of a stretch of the sequence."""
+        return self.rope_cos[tokens], self.rope_sin[tokens]
+
+    def new_cache(self, batch: int, dtype: torch.dtype, device: torch.device) -> KVCache:
+        """An empty cache for one generation of `batch` rows."""
+        config = self.config
+        return KVCache(config.depth, batch, config.num_heads, sum(self.level_lengths), config.head_dim, dtype, device)
+
+    def modulations(self, labels: Tensor) -> tuple[list[Tensor], Tensor]:
+        """All that the classes (B,) decide: per block (B, 6, 1, C), and (B, 2, 1, C) of the head (scale, shift)."""
+        condition = F.silu(self.class_embedding(labels))
+        shape = (MODULATIONS, 1, self.config.width)
+        if self.shared_modulation is not None:
+            shared = self.shared_modulation(condition).unflatten(-1, shape)
+            blocks = [shared + block.modulation_offset[:, None] for block in self.blocks]
+        else:
+            blocks = [block.modulation(condition).unflatten(-1, shape) for block in self.blocks]
+        return blocks, self.head_modulation(condition).unflatten(-1, (2, 1, self.config.width))
+
+    def start_tokens(self, labels: Tensor, prefix: Tensor | None) -> Tensor:
+        """Level 0: prefix (B, N^2, C) if any, then the class token, with positions: (B, N^2 + 1, C)."""
+        tokens = self.class_embedding(labels)[:, None]
+        if self.prefix_length:
+            if prefix is None:
+                raise ValueError("this model restores pictures: it needs an LR picture (for class-to-image, "
+                                 "load a class-to-image model)")
+            tokens = torch.cat([prefix, tokens.to(prefix.dtype)], dim=1)
+        elif prefix is not None:
+            raise ValueError("this is a class-to-image model: it takes no LR picture")
+        return tokens + self.start_position + self.level_embedding.weight[0]
+
+    def scale_tokens(self, inputs: Tensor, scale: int) -> Tensor:
+        """Tokens of a scale >= 1 (0-based) from its inputs (B, n_k^2, c): (B, n_k^2, C)."""
+        inputs = inputs.to(self.token_embedding.weight.dtype)
+        return self.token_embedding(inputs) + self.level_embedding.weight[scale]
+
+    def forward_level(self, x: Tensor, level: int, modulations: Sequence[Tensor], cache: KVCache) -> Tensor:
+        """Run the blocks over one level's tokens (B, L, C) with everything before it in the cache."""
+        rope = self.rope(self.level_slice(level))
+        for block, modulation, layer in zip(self.blocks, modulations, cache.layers, strict=True):
+            x = block(x, modulation, rope, layer)
+        return x
+
+    def attention_mask(self, device: torch.device) -> Tensor:
+        """Block-causal mask (L, L), True where a token may look: its own level and those before it."""
+        level = torch.repeat_interleave(torch.arange(len(self.scales)), torch.tensor(self.level_lengths))
+        return (level[:, None] >= level[None, :]).to(device)
+
+    def forward(self, labels: Tensor, inputs: Tensor, prefix: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Teacher-forced pass. labels: (B,); inputs: (B, n_2^2 + ... + n_K^2, c); prefix: (B, N^2, C) or None.
+
+        Returns hidden states (B, n_1^2 + ... + n_K^2, C) and logits (B, same, V) in float32.
+        """
+        level = torch.repeat_interleave(torch.arange(1, len(self.scales), device=inputs.device),
+                                        torch.tensor(self.level_lengths[1:], device=inputs.device))
+        later = self.token_embedding(inputs) + self.level_embedding(level)
+        start = self.start_tokens(labels, prefix)
+        x = torch.cat([start, later.to(start.dtype)], dim=1)
+        mask, rope = self.attention_mask(x.device), self.rope()
+        modulations, head_modulation = self.modulations(labels)
+        for block, modulation in zip(self.blocks, modulations, strict=True):
+            if self.checkpointing and self.training:
+                x = checkpoint(block, x, modulation, rope, None, mask, use_reentrant=False)
+            else:
+                x = block(x, modulation, rope, None, mask)
+        hidden = x[:, self.prefix_length:]  # the prefix predicts nothing
+        return hidden, self.logits(hidden, head_modulation)
+
+    def logits(self, hidden: Tensor, head_modulation: Tensor) -> Tensor:
+        """Code logits (B, L, V) of hidden states (B, L, C), computed in float32."""
+        scale, shift = head_modulation.unbind(1)
+        with torch.autocast(hidden.device.type, enabled=False):
+            normed = modulate(hidden.float(), scale.float(), shift.float())
+            return F.linear(normed, self.head.weight.float(), self.head.bias.float())

@@ -1,0 +1,252 @@
+"""VARSR as a whole: tokenizer, transformer and refiner, the one generation path, and the training losses."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import GenerationConfig, VARSRConfig
+from .refiner import DiffusionRefiner
+from .sampling import Noise, guide, gumbel_mixture, sample_codes
+from .transformer import VARTransformer
+from .vqvae import VQVAE
+
+CONDITIONAL_CLASS = 0  # super-resolution rows: high quality
+REFINER_LOSS_WEIGHT = 2.0
+
+
+@dataclass
+class ScaleStep:
+    """What one scale decided; given to `on_scale` callbacks."""
+
+    scale: int  # 0-based
+    side: int
+    logits: Tensor  # guided, (B, n_k^2, V)
+    codes: Tensor  # (B, n_k^2)
+    f_hat: Tensor  # (B, c, N, N), the latent so far
+
+
+@dataclass
+class RefinerNoise:
+    """Noise of the refiner, when the caller decides it: initial (B, N^2, c), fresh (steps, B, N^2, c)."""
+
+    initial: Tensor
+    fresh: Tensor
+
+
+@dataclass
+class Losses:
+    """Training losses; logits (B, tokens, V) and hidden (B, tokens, C) come along for metrics."""
+
+    total: Tensor
+    cross_entropy: Tensor
+    refiner: Tensor
+    logits: Tensor
+
+
+class VARSR(nn.Module):
+    """The model. Build it from a config, or load one with `from_pretrained`."""
+
+    def __init__(self, config: VARSRConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vqvae = VQVAE(config.vqvae)
+        self.transformer = VARTransformer(config.transformer, config.vqvae)
+        self.refiner = DiffusionRefiner(config.refiner, config.vqvae.latent_channels, config.transformer.width)
+
+    @classmethod
+    def from_pretrained(cls, source: str | PathLike, *, dtype: torch.dtype = torch.float32,
+                        device: str | torch.device = "cpu", revision: str | None = None,
+                        cache_dir: str | PathLike | None = None, local_files_only: bool = False) -> VARSR:
+        """Load a model for inference: a folder of ours, a published `.pth`, or a hub id (see `checkpoint`).
+
+        Raises FileNotFoundError or CheckpointError with the file and the remedy.
+        """
+        from .checkpoint import load_pretrained
+        config, tensors = load_pretrained(source, revision=revision, cache_dir=cache_dir,
+                                          local_files_only=local_files_only)
+        return cls.from_tensors(config, tensors, dtype, device)
+
+    @classmethod
+    def from_tensors(cls, config: VARSRConfig, tensors: dict[str, Tensor], dtype: torch.dtype,
+                     device: str | torch.device) -> VARSR:
+        """Build from a checked state dict, which is emptied on the way so that no second copy is held."""
+        with torch.device("meta"):
+            model = cls(config)
+        for name in list(tensors):
+            tensor = tensors[name]
+            tensors[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
+        model.load_state_dict(tensors, strict=True, assign=True)
+        tensors.clear()
+        model.transformer.reset_rope(torch.device(device))
+        return model.eval().requires_grad_(False).channels_last()
+
+    def save_pretrained(self, folder: str | PathLike, dtype: torch.dtype | None = None) -> None:
+        """Write `config.json` and `model.safetensors`."""
+        from .checkpoint import save_pretrained
+        save_pretrained(self, folder, dtype)
+
+    def channels_last(self) -> VARSR:
+        """Lay the convolutions out as the CPU and tensor cores like them."""
+        self.vqvae.to(memory_format=torch.channels_last)
+        if self.transformer.prefix_encoder is not None:
+            self.transformer.prefix_encoder.to(memory_format=torch.channels_last)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.transformer.start_position.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights, and so of the transformer's arithmetic."""
+        return self.transformer.start_position.dtype
+
+    @torch.inference_mode()
+    def generate(self, lr: Tensor | None = None, labels: Tensor | None = None,
+                 options: GenerationConfig | None = None, seed: int | Sequence[int] = 0,
+                 on_scale: Callable[[ScaleStep], None] | None = None,
+                 refiner_noise: RefinerNoise | None = None) -> Tensor:
+        """Restore a batch of LR pictures, or draw pictures of classes.
+
+        lr: (B, 3, S, S) in [0, 1], S = `config.image_size`: the LR picture already resized to the output size
+            (None for class-to-image). labels: (B,) class of each row (SR: high quality by default).
+        options: sampling settings, the model's own by default. seed: one for the batch (row i uses seed + i) or one
+            a row; a row's result depends on its own seed alone, not on the batch around it.
+        Returns (B, 3, S, S) float32 in [0, 1]. Raises ValueError for inputs that do not fit the model.
+        """
+        latent = self.generate_latent(lr, labels, options, seed, on_scale, refiner_noise)
+        return self.decode(latent, lr)
+
+    @torch.inference_mode()
+    def decode(self, latent: Tensor, lr: Tensor | None = None) -> Tensor:
+        """Latent (B, c, N, N) to pictures (B, 3, S, S) in [0, 1]; lr (B, 3, S, S) in [0, 1] as in `generate`."""
+        condition = None if lr is None else lr.to(self.device) * 2 - 1
+        return (self.vqvae.decode(latent, condition) + 1) / 2
+
+    @torch.inference_mode()
+    def generate_latent(self, lr: Tensor | None = None, labels: Tensor | None = None,
+                        options: GenerationConfig | None = None, seed: int | Sequence[int] = 0,
+                        on_scale: Callable[[ScaleStep], None] | None = None,
+                        refiner_noise: RefinerNoise | None = None) -> Tensor:
+        """As `generate`, without the decoder: the refined latent (B, c, N, N) float32."""
+        options = options or self.config.generation
+        labels = self._labels(lr, labels)
+        noise = Noise(self._seeds(seed, len(labels)), self.device)
+        guided = options.cfg > 0
+        rows = torch.cat([labels, torch.full_like(labels, self.config.transformer.class_rows - 1)]) if guided else labels
+        scales, transformer, quantizer = self.config.vqvae.scales, self.transformer, self.vqvae.quantizer
+
+        modulations, head_modulation = transformer.modulations(rows)  # once per generation, not per scale
+        cache = transformer.new_cache(len(rows), self.dtype, self.device)
+        x = transformer.start_tokens(rows, self._prefix(lr, len(rows) // len(labels)))
+        f_hat = torch.zeros(len(labels), self.config.vqvae.latent_channels, quantizer.side, quantizer.side,
+                            device=self.device)
+        for k, side in enumerate(scales):
+            hidden = transformer.forward_level(x, k, modulations, cache)
+            hidden = hidden[:, -side * side:]  # no head on prefix tokens
+            logits = transformer.logits(hidden, head_modulation)
+            strength = self.guidance(options.cfg, k)
+            logits = guide(logits[:len(labels)], logits[len(labels):] if guided else None, strength)
+            codes = sample_codes(logits, options.top_k, options.top_p, noise)
+            if options.more_smooth:
+                weights = gumbel_mixture(logits, self.progress(k), noise)
+                embedding = (weights @ quantizer.codebook.weight.float()).transpose(1, 2).unflatten(2, (side, side))
+            else:
+                embedding = quantizer.lookup(codes, k)
+            f_hat = f_hat + quantizer.contribution(embedding, k)
+            if on_scale is not None:
+                on_scale(ScaleStep(k, side, logits, codes, f_hat))
+            if k + 1 < len(scales):
+                inputs = quantizer.next_input(f_hat, k + 1)
+                x = transformer.scale_tokens(inputs.repeat(len(rows) // len(labels), 1, 1), k + 1)
+        return f_hat + self._refine(hidden, embedding, strength if guided else None, noise, refiner_noise)
+
+    def progress(self, scale: int) -> float:
+        """How far generation has come at a scale: k / (K-1), class-to-image (k+1) / (K-1)."""
+        ahead = 0 if self.config.is_super_resolution else 1
+        return (scale + ahead) / (len(self.config.vqvae.scales) - 1)
+
+    def guidance(self, cfg: float, scale: int) -> float:
+        """Guidance strength t of a scale."""
+        return cfg * self.progress(scale)
+
+    def _labels(self, lr: Tensor | None, labels: Tensor | None) -> Tensor:
+        """Classes of the batch, checked against the model and the LR batch."""
+        if self.config.is_super_resolution:
+            size = self.config.image_size
+            if lr is None or lr.ndim != 4 or tuple(lr.shape[1:]) != (3, size, size):
+                shape = None if lr is None else tuple(lr.shape)
+                raise ValueError(f"lr must be (B, 3, {size}, {size}), the LR picture resized to output size; got {shape}")
+            if labels is None:
+                labels = torch.full((len(lr),), CONDITIONAL_CLASS, dtype=torch.long)
+            if len(labels) != len(lr):
+                raise ValueError(f"{len(labels)} labels for {len(lr)} pictures")
+        elif lr is not None or labels is None:
+            raise ValueError("a class-to-image model needs labels and no LR picture")
+        classes = self.config.transformer.class_rows
+        if labels.min() < 0 or labels.max() >= classes:
+            raise ValueError(f"label {labels.tolist()} out of range: this model knows 0..{classes - 1}")
+        return labels.to(self.device)
+
+    @staticmethod
+    def _seeds(seed: int | Sequence[int], batch: int) -> list[int]:
+        if isinstance(seed, int):
+            return [seed + i for i in range(batch)]
+        if len(seed) != batch:
+            raise ValueError(f"{len(seed)} seeds for {batch} pictures: give one, or one a picture")
+        return list(seed)
+
+    def _prefix(self, lr: Tensor | None, copies: int) -> Tensor | None:
+        """Prefix tokens, the same for conditional and unconditional rows."""
+        if lr is None:
+            return None
+        tokens = self.transformer.prefix_encoder(lr.to(self.device) * 2 - 1)
+        return tokens.repeat(copies, 1, 1)
+
+    def _refine(self, hidden: Tensor, embedding: Tensor, guidance: float | None, noise: Noise,
+                given: RefinerNoise | None) -> Tensor:
+        """Refiner's residual (B, c, N, N) given the last scale's hidden states and chosen code vectors."""
+        batch, channels, side, _ = embedding.shape
+        steps = self.config.refiner.sampling_steps
+        if given is None:
+            drawn = noise.normal(steps + 1, side * side, channels).transpose(0, 1)
+            given = RefinerNoise(drawn[0], drawn[1:])
+        chosen = self._code_features(embedding.flatten(2).transpose(1, 2)).repeat(len(hidden) // batch, 1, 1)
+        features = (hidden + chosen.to(hidden.dtype)).flatten(0, 1)
+        half = batch * side * side
+        residual = self.refiner.sample(
+            features[:half], None if guidance is None else features[half:], guidance or 0.0,
+            given.initial.to(self.device).flatten(0, 1), given.fresh.to(self.device).flatten(1, 2))
+        return residual.unflatten(0, (batch, side, side)).permute(0, 3, 1, 2)
+
+    def _code_features(self, embedding: Tensor) -> Tensor:
+        """Last scale's code vectors (B, N^2, c) as the refiner is told of them: (B, N^2, C)."""
+        return self.transformer.token_embedding(embedding.to(self.transformer.token_embedding.weight.dtype))
+
+    def forward(self, image: Tensor, lr: Tensor | None, labels: Tensor, refiner_times: Tensor | None = None,
+                refiner_noise: Tensor | None = None) -> Losses:
+        """Teacher-forced training losses (VARSR, section 3.5).
+
+        image: HR (B, 3, S, S) in [-1, 1]; lr: the same size, in [-1, 1], or None (class-to-image); labels: (B,).
+        `refiner_times` and `refiner_noise` replace the refiner loss's random draws (`DiffusionRefiner.loss`).
+        """
+        with torch.no_grad():
+            quantized = self.vqvae.quantizer.encode(self.vqvae.encode(image))
+            inputs = self.vqvae.quantizer.teacher_inputs(quantized.codes)
+        prefix = None if lr is None else self.transformer.prefix_encoder(lr)
+        hidden, logits = self.transformer(labels, inputs, prefix)
+        targets = torch.cat(quantized.codes, dim=1)
+        cross_entropy = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        last = self.config.vqvae.side ** 2
+        with torch.no_grad():
+            predicted = self.vqvae.quantizer.codebook(logits[:, -last:].argmax(-1)).float()
+            residual = quantized.residual_last.flatten(2).transpose(1, 2) - predicted
+        features = hidden[:, -last:] + self._code_features(predicted)
+        refiner = self.refiner.loss(residual.flatten(0, 1), features.flatten(0, 1), refiner_times, refiner_noise)
+        return Losses(cross_entropy + REFINER_LOSS_WEIGHT * refiner, cross_entropy, refiner, logits)

@@ -1,0 +1,197 @@
+"""Multi-scale VQVAE: the convolutional autoencoder of VQGAN around the residual quantiser of VAR.
+
+Encoder and decoder follow the latent-diffusion pair (Esser et al., "Taming Transformers", appendix): residual
+blocks per resolution, self-attention at the lowest one and in the middle. Pictures are in [-1, 1].
+"""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import VQVAEConfig
+from .fidelity import FidelityEncoder
+from .quantizer import MultiScaleQuantizer
+
+NORM_EPS = 1e-6
+
+
+def _norm(channels: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=NORM_EPS)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(SiLU(norm(conv(SiLU(norm(x)))))), with a 1x1 shortcut where the widths differ."""
+
+    def __init__(self, channels: int, out_channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = _norm(channels, groups)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.norm2 = _norm(out_channels, groups)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.shortcut = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.shortcut(x) + h
+
+
+class SpatialAttention(nn.Module):
+    """Single-head self-attention over all cells of a feature map, added to it."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = _norm(channels, groups)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)  # (B, H*W, 3C)
+        q, k, v = (part.unsqueeze(1) for part in qkv.chunk(3, dim=-1))  # (B, 1, H*W, C)
+        h = F.scaled_dot_product_attention(q, k, v)
+        h = h.squeeze(1).transpose(1, 2).reshape(batch, channels, height, width)
+        return x + self.out(h)
+
+
+class Downsample(nn.Module):
+    """Halve the resolution: one pixel of padding right and bottom, then a 3x3 convolution of stride 2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double the resolution: nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """All blocks at one resolution: residual blocks, attention after each where asked, then a resize."""
+
+    def __init__(self, channels: int, out_channels: int, blocks: int, groups: int, attention: bool,
+                 resize: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            ResidualBlock(channels if i == 0 else out_channels, out_channels, groups) for i in range(blocks))
+        self.attentions = nn.ModuleList(SpatialAttention(out_channels, groups) for _ in range(blocks * attention))
+        self.resize = nn.Identity() if resize is None else resize
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if self.attentions:
+                x = self.attentions[i](x)
+        return self.resize(x)
+
+
+class Middle(nn.Sequential):
+    """Residual block, attention, residual block at the lowest resolution."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__(ResidualBlock(channels, channels, groups), SpatialAttention(channels, groups),
+                         ResidualBlock(channels, channels, groups))
+
+
+class Encoder(nn.Module):
+    """(B, 3, H, W) picture to (B, latent_channels, H/f, W/f) features. `levels` go from fine to coarse."""
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
+        widths, groups = config.widths, config.norm_groups
+        coarsest = len(widths) - 1
+        self.stem = nn.PixelUnshuffle(config.stem)
+        self.conv_in = nn.Conv2d(3 * config.stem ** 2, config.base_width, 3, padding=1)
+        self.levels = nn.ModuleList(
+            Level(widths[i - 1] if i else config.base_width, widths[i], config.res_blocks, groups,
+                  attention=i == coarsest, resize=None if i == coarsest else Downsample(widths[i]))
+            for i in range(len(widths)))
+        self.middle = Middle(widths[-1], groups)
+        self.norm_out = _norm(widths[-1], groups)
+        self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.conv_in(self.stem(image))
+        for level in self.levels:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(self.middle(x))))
+
+
+class Decoder(nn.Module):
+    """(B, latent_channels, h, w) latent to (B, 3, f*h, f*w). `levels` are stored fine to coarse, run in reverse."""
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
+        widths, groups = config.widths, config.norm_groups
+        coarsest = len(widths) - 1
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
+        self.middle = Middle(widths[-1], groups)
+        self.levels = nn.ModuleList(
+            Level(widths[min(i + 1, coarsest)], widths[i], config.res_blocks + 1, groups,
+                  attention=i == coarsest, resize=Upsample(widths[i]) if i else None)
+            for i in range(len(widths)))
+        self.norm_out = _norm(widths[0], groups)
+        self.conv_out = nn.Conv2d(widths[0], 3 * config.stem ** 2, 3, padding=1)
+        self.stem = nn.PixelShuffle(config.stem)
+
+    def forward(self, latent: Tensor, fidelity: list[Tensor] | None = None) -> Tensor:
+        """`fidelity`: features to add before each level, fine to coarse (see `FidelityEncoder`)."""
+        x = self.middle(self.conv_in(latent))
+        for i in reversed(range(len(self.levels))):
+            if fidelity is not None:
+                x = x + fidelity[i]
+            x = self.levels[i](x)
+        return self.stem(self.conv_out(F.silu(self.norm_out(x))))
+
+
+class VQVAE(nn.Module):
+    """Tokenizer: picture <-> latent <-> one map of codes per scale."""
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.latent_channels
+        self.encoder = Encoder(config)
+        self.pre_quant = nn.Conv2d(channels, channels, 3, padding=1)
+        self.quantizer = MultiScaleQuantizer(config.scales, config.vocab_size, channels, config.phi_count)
+        self.post_quant = nn.Conv2d(channels, channels, 3, padding=1)
+        self.decoder = Decoder(config)
+        self.fidelity = FidelityEncoder(config) if config.fidelity_width else None
+
+    def encode(self, image: Tensor) -> Tensor:
+        """(B, 3, S, S) in [-1, 1] to the continuous latent (B, c, N, N). Raises ValueError for another size."""
+        size = self.config.image_size
+        if image.shape[-2:] != (size, size):
+            raise ValueError(f"the tokenizer encodes {size}x{size} pictures, got {tuple(image.shape[-2:])}: resize first")
+        return self.pre_quant(self.encoder(image.to(self.pre_quant.weight.dtype)))
+
+    def decode(self, latent: Tensor, lr: Tensor | None = None) -> Tensor:
+        """Latent (B, c, h, w) to the picture (B, 3, f*h, f*w), float32, clamped to [-1, 1]."""
+        return self.decode_unclamped(latent, lr).float().clamp(-1, 1)
+
+    def decode_unclamped(self, latent: Tensor, lr: Tensor | None = None) -> Tensor:
+        """As `decode`, without the clamp, for training.
+
+        `lr` (B, 3, f*h, f*w) in [-1, 1]: the LR picture at output size, for models with a fidelity encoder.
+        """
+        dtype = self.post_quant.weight.dtype
+        features = None
+        if self.fidelity is not None and lr is not None:
+            features = self.fidelity(lr.to(dtype))
+        latent = self.post_quant(latent.to(dtype)).contiguous(memory_format=torch.channels_last)
+        return self.decoder(latent, features)
+
+    def tokenize(self, image: Tensor) -> list[Tensor]:
+        """Codes of a picture: one (B, n_k * n_k) integer tensor per scale, row-major."""
+        return self.quantizer.encode(self.encode(image)).codes

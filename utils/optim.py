@@ -1,0 +1,62 @@
+"""Optimiser groups by one rule, gradient clipping that notices broken steps, and a moving average of weights."""
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, no_decay: Sequence[str] = ()) -> list[dict]:
+    """Two AdamW groups: matrices with weight decay; 1-d parameters, biases and `no_decay` names without.
+
+    `no_decay` holds parts of names ("class_embedding", "refiner."); a parameter whose name contains one is exempt.
+    """
+    decayed, exempt = [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        plain = parameter.ndim == 1 or name.endswith("bias") or any(part in name for part in no_decay)
+        (exempt if plain else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay, "decays": True},
+            {"params": exempt, "weight_decay": 0.0, "decays": False}]
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rate: float, weight_decay: float) -> None:
+    """Set the learning rate of all groups and the weight decay of those that decay."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+        group["weight_decay"] = weight_decay if group["decays"] else 0.0
+
+
+def clipped_step(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], max_norm: float,
+                 scaler: torch.amp.GradScaler | None = None) -> float:
+    """Clip, step and clear the gradients; returns the gradient norm. A step with a non-finite norm is left out."""
+    if scaler is not None:
+        scaler.unscale_(optimizer)
+    norm = float(nn.utils.clip_grad_norm_(parameters, max_norm))
+    if scaler is not None:
+        scaler.step(optimizer)  # leaves out steps with inf/nan gradients by itself
+        scaler.update()
+    elif torch.isfinite(torch.tensor(norm)):
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+class MovingAverage:
+    """Exponential moving average of a module's weights; buffers are taken over as they are."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, iteration: int) -> None:
+        """Move towards `model`; early on faster, so that the start is forgotten."""
+        decay = min(self.decay, (1 + iteration) / (10 + iteration))
+        averaged: list[Tensor] = list(self.model.parameters())
+        torch._foreach_lerp_(averaged, [p.detach() for p in model.parameters()], 1 - decay)
+        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(theirs)
