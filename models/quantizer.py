@@ -49,9 +49,10 @@ class MultiScaleQuantizer(nn.Module):
 
     def nearest_codes(self, cells: Tensor) -> Tensor:
         """Index of the nearest codebook row (Euclidean) of each cell: (M, c) to (M,)."""
-        cells, codebook = cells.float(), self.codebook.weight.float()
-        distance = codebook.square().sum(1) - 2 * cells @ codebook.T  # |cell|^2 is the same for every row
-        return distance.argmin(1)
+        with torch.autocast(cells.device.type, enabled=False):  # rounded distances would pick other codes
+            cells, codebook = cells.float(), self.codebook.weight.float()
+            distance = codebook.square().sum(1) - 2 * cells @ codebook.T  # |cell|^2 is the same for every row
+            return distance.argmin(1)
 
     def contribution(self, embedding: Tensor, scale: int) -> Tensor:
         """What one scale adds to f_hat: its code vectors (B, c, n_k, n_k) at full size, smoothed by phi."""
@@ -60,7 +61,8 @@ class MultiScaleQuantizer(nn.Module):
             return embedding
         full = F.interpolate(embedding, size=(self.side, self.side), mode="bicubic")
         phi = self.phi[self.phi_index(scale)]
-        smooth = F.conv2d(full, phi.weight.float(), phi.bias.float(), padding=1)
+        with torch.autocast(full.device.type, enabled=False):
+            smooth = F.conv2d(full, phi.weight.float(), phi.bias.float(), padding=1)
         return (1 - PHI_RATIO) * full + PHI_RATIO * smooth
 
     def lookup(self, codes: Tensor, scale: int) -> Tensor:

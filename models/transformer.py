@@ -46,7 +46,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope: Rope, cache: LayerCache | None = None, mask: Tensor | None = None) -> Tensor:
         """x: (B, L, C). With a cache, attends to all that it holds and to x; else to x under `mask`."""
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, bias.to(x.dtype) if not torch.is_autocast_enabled(x.device.type) else bias)
+        qkv = F.linear(x, self.qkv.weight, bias)
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, L, head_dim) each
         temperature = self.log_scale.float().clamp(max=MAX_LOG_SCALE).exp()
         q = apply_rope(F.normalize(q.float(), dim=-1) * temperature, *rope).to(v.dtype)
@@ -77,6 +77,7 @@ class Block(nn.Module):
         self.attention = Attention(config.width, config.num_heads)
         self.feed_forward = FeedForward(config.width, config.ffn_ratio * config.width)
         self.drop_path = StochasticDepth(drop_path, "row")
+        self.shares_modulation = config.shared_modulation
         if config.shared_modulation:
             self.modulation_offset = nn.Parameter(torch.zeros(MODULATIONS, config.width))
         else:

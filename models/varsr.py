@@ -40,11 +40,12 @@ class RefinerNoise:
 
 @dataclass
 class Losses:
-    """Training losses; logits (B, tokens, V) and hidden (B, tokens, C) come along for metrics."""
+    """Training losses, and the share of codes predicted right; logits (B, tokens, V) come along for metrics."""
 
     total: Tensor
     cross_entropy: Tensor
     refiner: Tensor
+    accuracy: Tensor
     logits: Tensor
 
 
@@ -249,4 +250,5 @@ class VARSR(nn.Module):
             residual = quantized.residual_last.flatten(2).transpose(1, 2) - predicted
         features = hidden[:, -last:] + self._code_features(predicted)
         refiner = self.refiner.loss(residual.flatten(0, 1), features.flatten(0, 1), refiner_times, refiner_noise)
-        return Losses(cross_entropy + REFINER_LOSS_WEIGHT * refiner, cross_entropy, refiner, logits)
+        accuracy = (logits.detach().argmax(-1) == targets).float().mean()
+        return Losses(cross_entropy + REFINER_LOSS_WEIGHT * refiner, cross_entropy, refiner, accuracy, logits)

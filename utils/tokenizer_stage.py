@@ -1,7 +1,6 @@
 """Training stage of the multi-scale VQVAE: reconstruct crops through the residual quantiser."""
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from torch import Tensor
 from models.vqvae import VQVAE
 
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
+from .pairs import Sampler
+from .precision import autocast
 from .schedule import Schedule
 from .grid import write_grid
-
-Sampler = Callable[[int, torch.Generator], Tensor]  # (batch, generator) -> (B, 3, S, S) in [0, 1]
 
 PEAK_TO_PEAK = 2.0  # of pictures in [-1, 1]
 INIT_STD = 0.02
@@ -41,15 +40,6 @@ class TokenizerSettings:
     precision: str = "bf16"
     seed: int = 0
     val_batch: int = 32
-
-
-AUTOCAST_DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Autocast context for "fp32", "fp16" or "bf16"."""
-    dtype = AUTOCAST_DTYPES[precision]
-    return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
 def psnr(a: Tensor, b: Tensor) -> float:

@@ -1,0 +1,233 @@
+"""The two-stage Real-ESRGAN degradation (Wang et al. 2021) on batches of tensors, on any device.
+
+Every sample draws its own blur, noise and compression. The sizes of the resizing steps are shared by small groups
+of neighbouring samples, so that a group stays one tensor.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor
+
+from .jpeg import jpeg
+from .kernels import filter_each, gaussian_kernels, sinc_kernels
+
+DEFAULT_FILE = Path(__file__).with_name("degradation.yml")
+LEVELS = 255.0
+SMALL_KERNEL = 13  # below this size a sinc kernel may cut off lower
+SINC_CUTOFF_LARGE, SINC_CUTOFF_SMALL = torch.pi / 5, torch.pi / 3
+LUMA = (0.299, 0.587, 0.114)
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One of the two stages: blur, resize, noise, JPEG."""
+
+    blur_sigma: Range
+    sinc_prob: float
+    blur_prob: float
+    resize_prob: dict[str, float]  # up, down, keep
+    resize_range: Range
+    gaussian_noise_prob: float  # else Poisson
+    gaussian_sigma: Range  # of 255
+    poisson_scale: Range
+    gray_noise_prob: float
+    jpeg_quality: Range
+
+
+@dataclass(frozen=True)
+class DegradationConfig:
+    """Parameters of the whole degradation; see degradation.yml."""
+
+    scale: int
+    kernel_sizes: tuple[int, ...]
+    kernels: dict[str, float]
+    generalized_beta: Range
+    plateau_beta: Range
+    rotation: Range
+    resize_modes: tuple[str, ...]
+    stage1: StageConfig
+    stage2: StageConfig
+    final_sinc_prob: float
+    light_probability: float = 0.0  # share of the groups that are only reduced, slightly noised and compressed
+    light_noise_sigma: Range = field(default=(0.0, 4.0))  # of 255
+    light_jpeg_quality: Range = field(default=(80.0, 100.0))
+    group: int = 4  # neighbouring samples that share the sizes of their resizing steps
+
+    @classmethod
+    def load(cls, path: str | Path = DEFAULT_FILE, **changes: Any) -> DegradationConfig:
+        """Read the YAML file; `changes` override its fields. Raises ValueError for unknown fields."""
+        values = {**yaml.safe_load(Path(path).read_text(encoding="utf-8")), **changes}
+        for stage in ("stage1", "stage2"):
+            values[stage] = StageConfig(**values[stage])
+        for descriptive in ("final_order", "clamp_and_round"):  # said in words in the file, fixed in the code
+            values.pop(descriptive, None)
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+class _Draws:
+    """Random numbers of one call, all from one CPU generator."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def uniform(self, bounds: Range, count: int = 1) -> Tensor:
+        low, high = bounds
+        return low + (high - low) * torch.rand(count, generator=self.generator)
+
+    def chance(self, probability: float, count: int = 1) -> Tensor:
+        return torch.rand(count, generator=self.generator) < probability
+
+    def pick(self, weights: list[float], count: int = 1) -> Tensor:
+        return torch.multinomial(torch.tensor(weights), count, replacement=True, generator=self.generator)
+
+    def choice(self, options: tuple | list) -> Any:
+        return options[int(torch.randint(len(options), (1,), generator=self.generator))]
+
+
+class Degradation:
+    """HR batch in, LR batch out; configured once, random only through the generator it is given."""
+
+    def __init__(self, config: DegradationConfig | None = None) -> None:
+        self.config = config or DegradationConfig.load()
+
+    def __call__(self, hr: Tensor, generator: torch.Generator) -> Tensor:
+        """hr: (B, 3, H, W) in [0, 1]. Returns (B, 3, H / scale, W / scale) in [0, 1], rounded to 8 bits."""
+        draws = _Draws(generator)
+        return torch.cat([self._group(part.float(), draws) for part in hr.split(self.config.group)])
+
+    def and_upsample(self, hr: Tensor, generator: torch.Generator) -> Tensor:
+        """As the call, then resized back to HR size with a random mode per group, as training sees it."""
+        draws = _Draws(generator)
+        parts = []
+        for part in hr.split(self.config.group):
+            lr = self._group(part.float(), draws)
+            parts.append(_resize(lr, part.shape[-2:], draws.choice(self.config.resize_modes)).clamp(0, 1))
+        return torch.cat(parts)
+
+    def _group(self, hr: Tensor, draws: _Draws) -> Tensor:
+        config = self.config
+        target = (max(hr.shape[-2] // config.scale, 1), max(hr.shape[-1] // config.scale, 1))
+        if draws.chance(config.light_probability):
+            return self._light(hr, target, draws)
+        x = self._stage(hr, hr.shape[-2:], config.stage1, draws)
+        x = jpeg(x, draws.uniform(config.stage1.jpeg_quality, len(x)))
+        x = self._stage(x, target, config.stage2, draws)
+        quality = draws.uniform(config.stage2.jpeg_quality, len(x))
+        if draws.chance(0.5):
+            x = jpeg(self._final_resize(x, target, draws), quality)
+        else:
+            x = self._final_resize(jpeg(x, quality), target, draws)
+        return (x.clamp(0, 1) * LEVELS).round() / LEVELS
+
+    def _light(self, hr: Tensor, target: tuple[int, int], draws: _Draws) -> Tensor:
+        config = self.config
+        x = _resize(hr, target, draws.choice(("area", "bicubic")))
+        sigma = draws.uniform(config.light_noise_sigma, len(x)) / LEVELS
+        x = x + sigma.to(x)[:, None, None, None] * _normal_like(x, draws)
+        return jpeg(x.clamp(0, 1), draws.uniform(config.light_jpeg_quality, len(x)))
+
+    def _stage(self, x: Tensor, reference: tuple[int, int], stage: StageConfig, draws: _Draws) -> Tensor:
+        """Blur, resize relative to the `reference` size, add noise."""
+        kernels = self._kernels(len(x), stage, draws)
+        x = filter_each(x, kernels)
+        factor = self._resize_factor(stage, draws)
+        size = tuple(max(round(side * factor), 1) for side in reference)
+        x = _resize(x, size, draws.choice(self.config.resize_modes)).clamp(0, 1)
+        return self._noise(x, stage, draws)
+
+    def _resize_factor(self, stage: StageConfig, draws: _Draws) -> float:
+        low, high = stage.resize_range
+        kinds = {"up": (1.0, high), "down": (low, 1.0), "keep": (1.0, 1.0)}
+        names = list(stage.resize_prob)
+        kind = names[int(draws.pick([stage.resize_prob[name] for name in names]))]
+        return float(draws.uniform(kinds[kind]))
+
+    def _kernels(self, count: int, stage: StageConfig, draws: _Draws) -> Tensor:
+        """One blur kernel a sample: Gaussian family or sinc, or the identity where the sample is not blurred."""
+        config = self.config
+        canvas = max(config.kernel_sizes)
+        sizes = torch.tensor(config.kernel_sizes)[draws.pick([1.0] * len(config.kernel_sizes), count)]
+        names = list(config.kernels)
+        kinds = [names[i] for i in draws.pick([config.kernels[name] for name in names], count)]
+        isotropic = torch.tensor(["aniso" not in kind for kind in kinds])
+        plateau = torch.tensor([kind.startswith("plateau") for kind in kinds])
+        generalized = torch.tensor([kind.startswith("generalized") for kind in kinds])
+        sigma_x, sigma_y = draws.uniform(stage.blur_sigma, count), draws.uniform(stage.blur_sigma, count)
+        beta = torch.where(generalized, self._beta(config.generalized_beta, count, draws), torch.ones(count))
+        beta = torch.where(plateau, self._beta(config.plateau_beta, count, draws), beta)
+        blur = gaussian_kernels(canvas, sizes, sigma_x, torch.where(isotropic, sigma_x, sigma_y),
+                                draws.uniform(config.rotation, count), beta, plateau)
+        use_sinc = draws.chance(stage.sinc_prob, count)[:, None, None]
+        kernels = torch.where(use_sinc, self._sinc(sizes, draws), blur)
+        return torch.where(draws.chance(stage.blur_prob, count)[:, None, None], kernels, _identity(canvas))
+
+    @staticmethod
+    def _beta(bounds: Range, count: int, draws: _Draws) -> Tensor:
+        """Half of the shapes below 1 (peaked), half above (flat), as the method draws them."""
+        low, high = bounds
+        below = draws.uniform((min(low, 1.0), 1.0), count)
+        above = draws.uniform((1.0, high), count)
+        return torch.where(draws.chance(0.5, count), below, above)
+
+    @staticmethod
+    def _sinc(sizes: Tensor, draws: _Draws, lowest: float | None = None) -> Tensor:
+        count = len(sizes)
+        large = torch.full((count,), SINC_CUTOFF_LARGE if lowest is None else lowest)
+        low = torch.where(sizes < SMALL_KERNEL, torch.full((count,), SINC_CUTOFF_SMALL), large)
+        cutoff = low + (torch.pi - low) * draws.uniform((0.0, 1.0), count)
+        return sinc_kernels(int(max(sizes.max(), 21)), sizes, cutoff)
+
+    def _final_resize(self, x: Tensor, target: tuple[int, int], draws: _Draws) -> Tensor:
+        """Resize to the target size, then ring like a sharpened or over-compressed picture."""
+        config = self.config
+        x = _resize(x, target, draws.choice(config.resize_modes)).clamp(0, 1)
+        canvas = max(config.kernel_sizes)
+        sizes = torch.tensor(config.kernel_sizes)[draws.pick([1.0] * len(config.kernel_sizes), len(x))]
+        sinc = self._sinc(sizes, draws, lowest=SINC_CUTOFF_SMALL)
+        ringing = draws.chance(config.final_sinc_prob, len(x))[:, None, None]
+        return filter_each(x, torch.where(ringing, sinc, _identity(canvas))).clamp(0, 1)
+
+    @staticmethod
+    def _noise(x: Tensor, stage: StageConfig, draws: _Draws) -> Tensor:
+        """Gaussian or Poisson noise per sample, gray or coloured."""
+        count = len(x)
+        gaussian = draws.chance(stage.gaussian_noise_prob, count).to(x.device)[:, None, None, None]
+        gray = draws.chance(stage.gray_noise_prob, count).to(x.device)[:, None, None, None]
+        sigma = (draws.uniform(stage.gaussian_sigma, count) / LEVELS).to(x)[:, None, None, None]
+        scale = draws.uniform(stage.poisson_scale, count).to(x)[:, None, None, None]
+        luma = torch.tensor(LUMA, device=x.device).view(1, 3, 1, 1)
+        clean = torch.where(gray, (x * luma).sum(1, keepdim=True).expand_as(x), x)
+        normal = _normal_like(x, draws)
+        normal = torch.where(gray, normal[:, :1].expand_as(x), normal)
+        # shot noise of 8-bit counts; at these counts the Poisson law is a Gaussian of the same variance
+        shot = scale * (clean.clamp(0, 1) / (LEVELS + 1)).sqrt()
+        return (x + torch.where(gaussian, sigma, shot) * normal).clamp(0, 1)
+
+
+def _identity(canvas: int) -> Tensor:
+    kernel = torch.zeros(canvas, canvas)
+    kernel[canvas // 2, canvas // 2] = 1
+    return kernel
+
+
+def _normal_like(x: Tensor, draws: _Draws) -> Tensor:
+    return torch.randn(x.shape, generator=draws.generator).to(x.device)
+
+
+def _resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    if mode == "area":
+        return F.interpolate(x, size=size, mode="area")
+    return F.interpolate(x, size=size, mode=mode, align_corners=False)

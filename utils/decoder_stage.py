@@ -1,0 +1,187 @@
+"""Last training stage: the decoder learns from the latents that the transformer really generates.
+
+In the tokenizer stage the decoder saw latents of clean pictures only. Here transformer, refiner and encoder are
+frozen; the decoder and its fidelity features are trained on generated latents and the LR picture, first on pixels,
+then with an adversarial loss (the idea of CodeFormer, stage III, and of StableSR's feature skips).
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
+from models.varsr import VARSR
+
+from .grid import write_grid
+from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
+from .pairs import Pairs, PairSource
+from .precision import autocast
+from .schedule import Schedule
+from .transformer_stage import mean_psnr
+
+LEVELS = 255
+
+
+@dataclass(frozen=True)
+class DecoderSettings:
+    """Hyper-parameters of the decoder stage."""
+
+    batch_size: int = 8
+    fresh: int = 4  # newly generated samples per step; the rest of a batch is replayed from the pool
+    pool_size: int = 512
+    max_iters: int = 2000
+    learning_rate: float = 4e-4
+    discriminator_rate: float = 4e-4
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    warmup_iters: int = 20
+    adversarial_start: float = 0.4  # share of the iterations that are trained on pixels alone
+    adversarial_weight: float = 0.1
+    ema: float = 0.998
+    precision: str = "bf16"
+    seed: int = 0
+
+
+class SamplePool:
+    """Ring of generated samples: latents in float32, pictures in 8 bits."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.position = size, 0
+        self.latents: Tensor | None = None
+        self.pictures: Tensor | None = None
+
+    @staticmethod
+    def _pack(target: Tensor, lr: Tensor) -> Tensor:
+        return ((torch.stack([target, lr], 1) + 1) * (LEVELS / 2)).round().clamp(0, LEVELS).byte().cpu()
+
+    def add(self, latent: Tensor, target: Tensor, lr: Tensor) -> None:
+        """Store samples, the oldest making room. latent: (M, c, N, N); target, lr: (M, 3, S, S) in [-1, 1]."""
+        pictures, latent = self._pack(target, lr), latent.float().cpu().clone()
+        if self.latents is None or len(self.latents) < self.size:
+            self.latents = latent if self.latents is None else torch.cat([self.latents, latent])[:self.size]
+            self.pictures = pictures if self.pictures is None else torch.cat([self.pictures, pictures])[:self.size]
+            return
+        slots = (torch.arange(len(latent)) + self.position) % self.size
+        self.latents[slots], self.pictures[slots] = latent, pictures
+        self.position = int((self.position + len(latent)) % self.size)
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents, targets and LR pictures of `count` random samples."""
+        chosen = torch.randint(len(self.latents), (count,), generator=generator)
+        pictures = self.pictures[chosen].float() / (LEVELS / 2) - 1
+        return self.latents[chosen], pictures[:, 0], pictures[:, 1]
+
+
+class DecoderStage:
+    """See `loop.Stage`."""
+
+    def __init__(self, model: VARSR, pairs: PairSource, validation: Pairs, settings: DecoderSettings,
+                 device: torch.device) -> None:
+        self.settings, self.device, self.pairs, self.validation = settings, device, pairs, validation
+        self.model = model.to(device).channels_last().eval().requires_grad_(False)
+        vqvae = self.model.vqvae
+        self.trained = torch.nn.ModuleList([vqvae.decoder, vqvae.post_quant])
+        if vqvae.fidelity is not None:
+            self.trained.append(vqvae.fidelity)
+        self.trained.requires_grad_(True)
+        self.discriminator = PatchDiscriminator().to(device, memory_format=torch.channels_last)
+        self.optimizer = self._adam(self.trained, settings.learning_rate)
+        self.discriminator_optimizer = self._adam(self.discriminator, settings.discriminator_rate)
+        self.schedule = Schedule("cos", settings.max_iters, settings.warmup_iters)
+        self.average = MovingAverage(self.trained, settings.ema)
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.pool = SamplePool(settings.pool_size)
+
+    def _adam(self, module: torch.nn.Module, rate: float) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameter_groups(module, self.settings.weight_decay), lr=rate, betas=(0.9, 0.99),
+                                 fused=True)
+
+    @torch.no_grad()
+    def _generate(self, count: int) -> None:
+        """Put freshly generated samples into the pool."""
+        pairs = self.pairs.draw(count, self.generator, self.device)
+        seed = int(torch.randint(2 ** 31, (1,), generator=self.generator))
+        with autocast(self.device, self.settings.precision):
+            latent = self.model.generate_latent((pairs.lr + 1) / 2, pairs.labels, seed=seed)
+        self.pool.add(latent, pairs.target, pairs.lr)
+
+    def train_step(self, iteration: int) -> dict[str, float]:
+        """One decoder step and, after the pixel phase, one discriminator step."""
+        settings = self.settings
+        self._generate(settings.fresh if self.pool.latents is not None else settings.batch_size)
+        latent, target, lr = (part.to(self.device) for part in self.pool.draw(settings.batch_size, self.generator))
+        rate = self.schedule.rate(iteration)
+        set_rates(self.optimizer, settings.learning_rate * rate, settings.weight_decay)
+        set_rates(self.discriminator_optimizer, settings.discriminator_rate * rate, settings.weight_decay)
+        adversarial_phase = iteration >= settings.adversarial_start * settings.max_iters
+        with autocast(self.device, settings.precision):
+            restored = self.model.vqvae.decode_unclamped(latent, lr).float()
+        pixel = F.l1_loss(restored, target)
+        metrics = {"pixel": pixel.item()}
+        loss = pixel
+        if adversarial_phase:
+            loss = loss + self._adversarial(pixel, restored, lr, metrics)
+        loss.backward()
+        metrics["grad_norm"] = clipped_step(self.optimizer, self.trained.parameters(), settings.clip)
+        if adversarial_phase:
+            metrics["discriminator"] = self._discriminator_step(restored.detach(), target, lr)
+        self.average.update(self.trained, iteration)
+        return {"loss": loss.item(), **metrics}
+
+    def _adversarial(self, pixel: Tensor, restored: Tensor, lr: Tensor, metrics: dict[str, float]) -> Tensor:
+        """The decoder's adversarial loss, weighed against the pixel loss."""
+        self.discriminator.requires_grad_(False)
+        with autocast(self.device, self.settings.precision):
+            loss = -self.discriminator(restored, lr).float().mean()
+        weight = adaptive_weight(pixel, loss, self.model.vqvae.decoder.conv_out.weight)
+        metrics["adversarial"], metrics["adaptive_weight"] = loss.item(), weight.item()
+        return self.settings.adversarial_weight * weight * loss
+
+    def _discriminator_step(self, restored: Tensor, target: Tensor, lr: Tensor) -> float:
+        self.discriminator.requires_grad_(True)
+        with autocast(self.device, self.settings.precision):
+            logits = self.discriminator(torch.cat([target, restored]), torch.cat([lr, lr])).float()
+        loss = hinge_loss(*logits.chunk(2))
+        loss.backward()
+        clipped_step(self.discriminator_optimizer, self.discriminator.parameters(), self.settings.clip)
+        return loss.item()
+
+    @torch.no_grad()
+    def report(self, folder: Path, iteration: int) -> dict[str, float]:
+        """Restoration of held-out pairs with the averaged decoder: PSNR-Y, and a sheet LR | ours | HR."""
+        current = {name: value.clone() for name, value in self.trained.state_dict().items()}
+        self.trained.load_state_dict(self.average.model.state_dict())
+        target, lr = (self.validation.target + 1) / 2, (self.validation.lr + 1) / 2
+        with autocast(self.device, self.settings.precision):
+            restored = self.model.generate(lr)
+        self.trained.load_state_dict(current)
+        write_grid(folder / "sheets" / f"{iteration:07d}.png", [part[:8] for part in (lr, restored, target)])
+        return {"psnr_y": mean_psnr(restored, target), "psnr_y_lr": mean_psnr(lr, target)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything trained, both optimisers, the pool and the generator."""
+        return {"trained": self.trained.state_dict(), "average": self.average.model.state_dict(),
+                "discriminator": self.discriminator.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
+                "generator": self.generator.get_state(),
+                "pool": (self.pool.latents, self.pool.pictures, self.pool.position)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.trained.load_state_dict(state["trained"])
+        self.average.model.load_state_dict(state["average"])
+        self.discriminator.load_state_dict(state["discriminator"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        self.generator.set_state(state["generator"])
+        self.pool.latents, self.pool.pictures, self.pool.position = state["pool"]
+
+    def export(self, folder: Path) -> None:
+        """The model with the averaged decoder as `model.safetensors` + `config.json`, float32."""
+        self.trained.load_state_dict(self.average.model.state_dict())
+        self.model.save_pretrained(folder)

@@ -1,0 +1,109 @@
+"""Training stage of the transformer and the refiner, the tokenizer frozen (VARSR, section 3.5)."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.varsr import VARSR
+
+from .grid import write_grid
+from .metrics import psnr_y
+from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
+from .pairs import Pairs, PairSource
+from .precision import autocast
+from .schedule import Schedule
+
+# Parameters without weight decay beside biases and 1-d ones (spec of the SR stage).
+NO_DECAY = ("class_embedding", "start_position", "level_embedding", "log_scale", "modulation_offset", "refiner.")
+
+
+@dataclass(frozen=True)
+class TransformerSettings:
+    """Hyper-parameters of the SR stage; the defaults are the paper's, except for the length."""
+
+    batch_size: int = 4
+    max_iters: int = 20000
+    learning_rate: float = 5e-5
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 2.0
+    schedule: str = "lin0"
+    warmup_share: float = 0.1
+    warmup_start: float = 0.005
+    final: float = 0.01
+    ema: float = 0.999
+    precision: str = "bf16"
+    loss_scale: float = 2.0 ** 11  # initial, fp16 only
+    seed: int = 0
+    val_batch: int = 16
+
+
+class TransformerStage:
+    """See `loop.Stage`. Keeps a moving average of the weights, which is what it validates and exports."""
+
+    def __init__(self, model: VARSR, pairs: PairSource, validation: Pairs, settings: TransformerSettings,
+                 device: torch.device) -> None:
+        self.settings, self.device, self.pairs, self.validation = settings, device, pairs, validation
+        self.model = model.to(device).channels_last().train()
+        self.model.vqvae.eval().requires_grad_(False)
+        groups = parameter_groups(model, settings.weight_decay, NO_DECAY)
+        self.parameters = [p for group in groups for p in group["params"]]
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
+        self.schedule = Schedule(settings.schedule, settings.max_iters,
+                                 round(settings.warmup_share * settings.max_iters),
+                                 settings.warmup_start, settings.final)
+        self.scaler = torch.amp.GradScaler(device.type, init_scale=settings.loss_scale,
+                                           enabled=settings.precision == "fp16")
+        self.average = MovingAverage(model, settings.ema)
+        self.generator = torch.Generator().manual_seed(settings.seed)
+
+    def train_step(self, iteration: int) -> dict[str, float]:
+        """One teacher-forced step on a fresh batch of pairs."""
+        settings = self.settings
+        pairs = self.pairs.draw(settings.batch_size, self.generator, self.device)
+        set_rates(self.optimizer, settings.learning_rate * self.schedule.rate(iteration), settings.weight_decay)
+        with autocast(self.device, settings.precision):
+            losses = self.model(pairs.target, pairs.lr, pairs.labels)
+        self.scaler.scale(losses.total).backward()
+        norm = clipped_step(self.optimizer, self.parameters, settings.clip, self.scaler)
+        self.average.update(self.model, iteration)
+        return {"loss": losses.total.item(), "cross_entropy": losses.cross_entropy.item(),
+                "refiner": losses.refiner.item(), "accuracy": losses.accuracy.item(), "grad_norm": norm,
+                "lr": self.optimizer.param_groups[0]["lr"]}
+
+    @torch.no_grad()
+    def report(self, folder: Path, iteration: int) -> dict[str, float]:
+        """Free-running restoration of held-out pairs: PSNR-Y beside the LR picture's, and a sheet LR | ours | HR."""
+        target, lr = (self.validation.target + 1) / 2, (self.validation.lr + 1) / 2
+        with autocast(self.device, self.settings.precision):
+            restored = self.average.model.generate(lr)
+        write_grid(folder / "sheets" / f"{iteration:07d}.png", [part[:8] for part in (lr, restored, target)])
+        return {"psnr_y": mean_psnr(restored, target), "psnr_y_lr": mean_psnr(lr, target)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Model, average, optimiser, scaler and generator."""
+        return {"model": self.model.state_dict(), "average": self.average.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+                "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.model.load_state_dict(state["model"])
+        self.average.model.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.generator.set_state(state["generator"])
+
+    def export(self, folder: Path) -> None:
+        """The averaged model as `model.safetensors` + `config.json`, float32."""
+        self.average.model.save_pretrained(folder)
+
+
+def mean_psnr(images: Tensor, references: Tensor) -> float:
+    """Mean PSNR-Y in dB over a batch in [0, 1]."""
+    values = [psnr_y(a, b) for a, b in zip(images.float(), references.float(), strict=True)]
+    return sum(values) / len(values)
