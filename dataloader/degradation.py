@@ -59,6 +59,7 @@ class DegradationConfig:
     light_probability: float = 0.0  # share of the groups that are only reduced, slightly noised and compressed
     light_noise_sigma: Range = field(default=(0.0, 4.0))  # of 255
     light_jpeg_quality: Range = field(default=(80.0, 100.0))
+    upsample_modes: tuple[str, ...] = ("area", "bilinear", "bicubic")  # back to HR size, drawn uniformly
     group: int = 4  # neighbouring samples that share the sizes of their resizing steps
 
     @classmethod
@@ -112,7 +113,7 @@ class Degradation:
         parts = []
         for part in hr.split(self.config.group):
             lr = self._group(part.float(), draws)
-            parts.append(_resize(lr, part.shape[-2:], draws.choice(self.config.resize_modes)).clamp(0, 1))
+            parts.append(_resize(lr, part.shape[-2:], draws.choice(self.config.upsample_modes)).clamp(0, 1))
         return torch.cat(parts)
 
     def _group(self, hr: Tensor, draws: _Draws) -> Tensor:

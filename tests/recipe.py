@@ -16,6 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.config import PrefixConfig, RefinerConfig, TransformerConfig, VARSRConfig, VQVAEConfig
+from models.published import to_published
+from models.varsr import VARSR
+
 REFERENCE = Path(__file__).parent / "reference"
 CASES = REFERENCE / "cases"
 
@@ -32,6 +36,14 @@ LAWS_BY_NAME = {
     "lvl_embed.weight": (0.0, 0.05),
 }
 NORM_WEIGHT_LAW, BIAS_LAW = (1.0, 0.1), (0.0, 0.05)
+# A model of the published architecture, small enough to be written to disk in a blink.
+SMALL = VARSRConfig(
+    name="varsr-d2",
+    vqvae=VQVAEConfig(scales=(1, 2, 4), vocab_size=16, latent_channels=4, base_width=32, multipliers=(1, 2),
+                      res_blocks=1, phi_count=2),
+    transformer=TransformerConfig(depth=2, width=32, num_heads=2, drop_path=0.1 / 24 * 2,
+                                  prefix=PrefixConfig(widths=(8, 16))),
+    refiner=RefinerConfig(width=16, depth=1))
 LEVELS, ATTENTION_BIAS = "lvl_1L", "attn_bias_for_masking"
 
 
@@ -99,6 +111,17 @@ def case_weights(case_dir: str | Path, manifest: str, seed: int) -> tuple[dict[s
     transformer = Path(case_dir) / f"{manifest}.transformer.json"
     vqvae = manifest_weights(Path(case_dir) / f"{manifest}.vqvae.json", seed)
     return (manifest_weights(transformer, seed) if transformer.exists() else None), vqvae
+
+
+def config_weights(config: VARSRConfig, seed: int = 0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """As `case_weights`, for any configuration of the published architecture."""
+    with torch.device("meta"):
+        shapes = to_published(config, VARSR(config).state_dict())
+    levels = token_levels(config.vqvae.scales, config.prefix_tokens + 1)
+    buffers = {LEVELS: levels, ATTENTION_BIAS: attention_bias(levels)}
+    transformer, vqvae = ({name: buffers[name] if name in buffers else weight(name, tensor.shape, seed)
+                           for name, tensor in part.items()} for part in (shapes.transformer, shapes.vqvae))
+    return transformer, vqvae
 
 
 def write_published_checkpoint(folder: str | Path, transformer: Mapping[str, Tensor] | None,

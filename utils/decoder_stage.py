@@ -45,6 +45,7 @@ class DecoderSettings:
     ema: float = 0.998
     precision: str = "bf16"
     seed: int = 0
+    val_batch: int = 16
 
 
 class SamplePool:

@@ -89,15 +89,15 @@ class TrainLoop:
         self.states = StateFolder(config.output / "states")
         self.records = JsonLines(config.output / "log.jsonl")
         self.settings = settings
+        self.start = self._resume()
 
-    def run(self, on_step: Callable[[int, dict[str, float]], None] | None = None) -> bool:
+    def run(self, on_step: Callable[[dict[str, float]], None] | None = None) -> bool:
         """Train; True when the last iteration was reached, False when stopped by a signal (state saved)."""
-        start = self._resume()
-        self.records.write(event="start", iteration=start, **self.settings)
+        self.records.write(event="start", iteration=self.start, **self.settings)
         broken = 0
         began = time.monotonic()
         with stop_requests() as stopped:
-            for iteration in range(start, self.config.max_iters):
+            for iteration in range(self.start, self.config.max_iters):
                 metrics = self.stage.train_step(iteration)
                 broken = 0 if math.isfinite(metrics["loss"]) else broken + 1
                 if broken >= MAX_BROKEN_STEPS:
@@ -107,7 +107,7 @@ class TrainLoop:
                 done = iteration + 1
                 self._after_step(done, metrics, time.monotonic() - began)
                 if on_step is not None:
-                    on_step(done, metrics)
+                    on_step(metrics)
                 if stopped:
                     self.states.save(done, self.stage.state_dict())
                     log.info("stopped by signal %d after iteration %d, state saved", stopped[0], done)

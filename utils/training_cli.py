@@ -1,14 +1,24 @@
-"""What the training scripts share: device and preset look-up, the progress bar, the exit code."""
+"""What the training scripts share: building model and data from flags, the progress bar, the exit code."""
 from __future__ import annotations
 
+import argparse
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors.torch import load_file
 from tqdm import tqdm
 
+from dataloader.dataset import PhotoCrops
+from dataloader.degradation import Degradation, DegradationConfig
+from models.config import PRESETS
+from models.initialization import InitConfig, initialize
+from models.varsr import VARSR
+
 from .loop import LoopConfig, Stage, TrainingDiverged, TrainLoop
+from .pairs import PairSource
 
 log = logging.getLogger(__name__)
 Config = TypeVar("Config")
@@ -28,14 +38,46 @@ def preset_config(name: str, presets: Mapping[str, Config]) -> Config:
     return presets[name]
 
 
+def build_model(args: argparse.Namespace) -> VARSR:
+    """The model that `train.py` starts from: a finished one (--init), or a preset around a tokenizer (--vqvae).
+
+    Raises ValueError when neither is given, FileNotFoundError for a missing file.
+    """
+    if args.init:
+        model = VARSR.from_pretrained(args.init)
+        return model.requires_grad_(True)
+    if args.stage == "decoder":
+        raise ValueError("--stage decoder continues from a trained model: give its folder with --init")
+    if not args.vqvae:
+        raise ValueError("--stage sr needs a tokenizer: train one with train_vqvae.py and give it with --vqvae")
+    if not Path(args.vqvae).is_file():
+        raise FileNotFoundError(f"tokenizer {args.vqvae} not found: train_vqvae.py writes vqvae.safetensors")
+    model = VARSR(preset_config(args.preset, PRESETS))
+    initialize(model, InitConfig(head=args.hd, modulation=args.aln, gate=args.alng))
+    missing, unexpected = model.vqvae.load_state_dict(load_file(args.vqvae), strict=False)
+    missing = [name for name in missing if not name.startswith("fidelity.")]  # trained in the decoder stage
+    if missing or unexpected:
+        raise ValueError(f"{args.vqvae} is no tokenizer of preset {args.preset}: "
+                         f"missing {missing[:3]}, unexpected {unexpected[:3]}")
+    return model
+
+
+def training_pairs(args: argparse.Namespace, size: int) -> PairSource:
+    """Crops of the training photographs and their degradation on the fly."""
+    crops = PhotoCrops(args.data, crop_size=size)
+    negatives = PhotoCrops(args.data_neg, crop_size=size).batch if args.data_neg else None
+    config = DegradationConfig.load(light_probability=args.light, upsample_modes=tuple(args.upsample.split(",")))
+    share = args.negative_share if args.stage == "sr" else 0.0
+    return PairSource(crops.batch, Degradation(config).and_upsample, share, negatives)
+
+
 def run_stage(stage: Stage, config: LoopConfig, settings: dict[str, Any]) -> int:
     """Train a stage with a progress bar; the exit code is 0 when finished, 1 when it diverged or was stopped."""
     loop = TrainLoop(stage, config, settings)
-    with tqdm(total=config.max_iters, unit="it", dynamic_ncols=True, mininterval=5.0) as bar:
-        def advance(done: int, metrics: dict[str, float]) -> None:
-            bar.n = done
+    with tqdm(total=config.max_iters, initial=loop.start, unit="it", dynamic_ncols=True, mininterval=5.0) as bar:
+        def advance(metrics: dict[str, float]) -> None:
             bar.set_postfix({"loss": f"{metrics['loss']:.4f}"}, refresh=False)
-            bar.update(0)
+            bar.update()
         try:
             finished = loop.run(advance)
         except TrainingDiverged as error:

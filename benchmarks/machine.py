@@ -1,0 +1,59 @@
+"""What a benchmark needs to know of the machine: its description, its GEMM rate, a process's peak memory."""
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+GEMM_SIZES = {"cpu": 2048, "cuda": 8192}
+GEMM_SECONDS = 2.0
+KILO = 1024
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device, so that a clock can be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Best rate in FLOP/s of large square matrix products, over a few seconds."""
+    size = GEMM_SIZES.get(device.type, GEMM_SIZES["cpu"])
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best, began = float("inf"), time.perf_counter()
+    while time.perf_counter() - began < GEMM_SECONDS:
+        start = time.perf_counter()
+        a @ b
+        synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size ** 3 / best
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: peak allocation on a GPU, peak resident size of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * KILO
+
+
+def describe(device: torch.device) -> dict[str, str | int]:
+    """Processor, threads and library versions, for the result files."""
+    facts: dict[str, str | int] = {"torch": torch.__version__, "python": platform.python_version(),
+                                   "threads": torch.get_num_threads(), "cpu": _cpu_name()}
+    if device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+    return facts
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()

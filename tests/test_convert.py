@@ -1,0 +1,63 @@
+"""The converter's command line."""
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from recipe import SMALL, config_weights, write_published_checkpoint
+from safetensors.torch import load_file
+
+from models.unpickle import load_pickle
+from models.varsr import VARSR
+from utils.convert import main
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    return write_published_checkpoint(tmp_path / "published", *config_weights(SMALL))
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16),
+                                             ("fp16", torch.float16)])
+def test_published_becomes_a_folder(tmp_path: Path, published: Path, name: str, dtype: torch.dtype):
+    output = tmp_path / "out"
+    assert main([str(published), str(output), "--dtype", name]) == 0
+    assert sorted(path.name for path in output.iterdir()) == ["config.json", "model.safetensors"]
+    written = load_file(output / "model.safetensors")
+    assert {tensor.dtype for key, tensor in written.items() if not key.endswith("code_usage")} == {dtype}
+    before, after = VARSR.from_pretrained(published, dtype=dtype), VARSR.from_pretrained(output, dtype=dtype)
+    assert before.config == after.config
+    assert all(torch.equal(tensor, after.state_dict()[key]) for key, tensor in before.state_dict().items())
+
+
+def test_there_and_back(tmp_path: Path, published: Path):
+    assert main([str(published), str(tmp_path / "ours")]) == 0
+    assert main([str(tmp_path / "ours"), str(tmp_path / "back"), "--published"]) == 0
+    for file, key in (("VARSR.pth", "var_wo_ddp"), ("VQVAE.pth", "vae_local")):
+        before = load_pickle(published.parent / file)["trainer"][key]
+        after = load_pickle(tmp_path / "back" / file)["trainer"][key]
+        assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_failures_are_one_line_and_exit_code_one(tmp_path: Path, published: Path, capsys: pytest.CaptureFixture):
+    published.write_bytes(published.read_bytes()[:1000])
+    assert main([str(published), str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and "VARSR.pth" in error
+    assert not (tmp_path / "out").exists()
+    assert main([str(tmp_path / "none.pth"), str(tmp_path / "out")]) == 1
+
+
+def test_published_files_are_always_fp32(tmp_path: Path):
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), str(tmp_path / "out"), "--published", "--dtype", "bf16"])
+
+
+def test_help_does_not_import_torch():
+    root = Path(__file__).parents[1]
+    code = ("import sys; from utils.convert import parse_args; parse_args(['a', 'b']); "
+            "sys.exit('torch' in sys.modules)")
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

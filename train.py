@@ -1,0 +1,100 @@
+"""Train VARSR on pictures that are degraded while it trains.
+
+Two stages: `--stage sr` trains transformer and refiner on a frozen tokenizer (train_vqvae.py makes one), then
+`--stage decoder` fits the decoder to what they generate.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import sys
+from pathlib import Path
+
+PRECISIONS = {0: "fp32", 1: "fp16", 2: "bf16"}
+VALIDATION_SEED = 12345
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line; flags keep the names of the published one where it has them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--stage", choices=("sr", "decoder"), default="sr")
+    add("--preset", default="varsr-tiny", help="model preset (models/config.py) for --stage sr")
+    add("--vqvae", help="tokenizer for --stage sr: vqvae.safetensors of train_vqvae.py")
+    add("--init", help="model folder to start from (needed for --stage decoder)")
+    add("--data", default="trainset", help="folder of photographs, searched recursively")
+    add("--data_neg", help="folder of low-quality pictures for guidance; without it degraded pictures serve")
+    add("--negative_share", type=float, default=0.1, help="share of pairs that teach the low-quality class")
+    add("--light", type=float, default=0.0, help="share of light degradations among the heavy ones")
+    add("--upsample", default="area,bilinear,bicubic", help="how LR pictures are resized back, drawn uniformly")
+    add("--output", default="runs/train", help="folder for states, log, sheets and the finished model")
+    add("--max_iters", type=int, default=20000)
+    add("--batch_size", type=int, default=4)
+    add("--tblr", type=float, help="peak learning rate (the stage's own by default)")
+    add("--twd", type=float, default=0.05, help="weight decay")
+    add("--tclip", type=float, default=2.0, help="gradient clip")
+    add("--wp", type=float, default=0.1, help="warm-up, share of the iterations")
+    add("--wp0", type=float, default=0.005, help="first learning rate, share of the peak")
+    add("--wpe", type=float, default=0.01, help="last learning rate, share of the peak")
+    add("--sche", default="lin0", help="schedule: cos, lin, lin0, lin00, exp")
+    add("--hd", type=float, default=0.02, help="initial factor of the head")
+    add("--aln", type=float, default=0.5, help="initial factor of the class modulations")
+    add("--alng", type=float, default=1e-5, help="initial factor of their gates")
+    add("--ema", type=float, default=0.999, help="decay of the weights' moving average, which is the result")
+    add("--fp16", type=int, choices=tuple(PRECISIONS), default=2, help="0: fp32, 1: fp16, 2: bf16")
+    add("--device", default="auto")
+    add("--seed", type=int, default=0)
+    add("--report_every", type=int, default=500, help="iterations between validations and sheets")
+    add("--save_every", type=int, default=500, help="iterations between saved states")
+    add("--no_resume", action="store_true", help="start over instead of resuming from --output")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, build, train."""
+    args = build_parser().parse_args(argv)
+    import torch
+
+    from utils.loop import LoopConfig
+    from utils.training_cli import build_model, run_stage, training_device, training_pairs
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.manual_seed(args.seed)
+    try:
+        model = build_model(args)
+        pairs = training_pairs(args, model.config.image_size)
+        device = training_device(args.device)
+        stage, settings = _build_stage(args, model, pairs, device)
+    except (ValueError, OSError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    loop = LoopConfig(Path(args.output), args.max_iters, report_every=args.report_every,
+                      save_every=args.save_every, resume=not args.no_resume)
+    return run_stage(stage, loop, {"stage": args.stage, "model": model.config.name, **dataclasses.asdict(settings)})
+
+
+def _build_stage(args, model, pairs, device):
+    """The stage object and its settings from the command line."""
+    import torch
+
+    from utils.decoder_stage import DecoderSettings, DecoderStage
+    from utils.transformer_stage import TransformerSettings, TransformerStage
+    shared = {"batch_size": args.batch_size, "max_iters": args.max_iters, "precision": PRECISIONS[args.fp16],
+              "seed": args.seed, "ema": args.ema}
+    if args.tblr is not None:
+        shared["learning_rate"] = args.tblr
+    if args.stage == "sr":
+        stage_class = TransformerStage
+        settings = TransformerSettings(weight_decay=args.twd, clip=args.tclip, schedule=args.sche,
+                                       warmup_share=args.wp, warmup_start=args.wp0, final=args.wpe, **shared)
+    else:
+        stage_class = DecoderStage
+        settings = DecoderSettings(**shared)
+    generator = torch.Generator().manual_seed(VALIDATION_SEED)
+    validation = pairs.draw(settings.val_batch, generator, device)
+    return stage_class(model, pairs, validation, settings, device), settings
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""Flags that the generating scripts share, and what they mean. Imports torch only once the flags are parsed."""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from models.varsr import VARSR
+
+    from .restore import RestoreSettings
+
+CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
+PUBLISHED, EMBEDDED = CHECKPOINTS / "VARSR.pth", CHECKPOINTS / "varsr-tiny"
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+CPU_BF16_FLAGS = ("avx512_bf16", "amx_bf16")
+
+
+def bounded(kind: type, low: float | None = None, high: float | None = None,
+            open_low: bool = False) -> Callable[[str], float]:
+    """An argparse type that refuses values outside [low, high] and says which are valid."""
+    def parse(text: str) -> float:
+        value = kind(text)
+        below = low is not None and (value <= low if open_low else value < low)
+        if below or (high is not None and value > high) or value != value:
+            left = "any" if low is None else f"{'more than' if open_low else 'at least'} {low:g}"
+            right = "" if high is None else f" and at most {high:g}"
+            raise argparse.ArgumentTypeError(f"{text} is out of range: must be {left}{right}")
+        return value
+    parse.__name__ = kind.__name__
+    return parse
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with exit code 1 as for every other mistake in the input."""
+
+    def error(self, message: str) -> None:
+        self.exit(1, f"{self.prog}: {message}\n")
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Model, device and precision."""
+    parser.add_argument("--model", help="model folder, published VARSR.pth or hub id (default: checkpoints/VARSR.pth "
+                                        "if it is there, else the embedded model)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
+    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto",
+                        help="auto: bf16 (GPU, or a CPU that computes in it), else fp16 on a GPU, fp32 on a CPU")
+
+
+def add_generation_flags(parser: argparse.ArgumentParser) -> None:
+    """Sampling; unset flags leave the model's own defaults."""
+    add = parser.add_argument
+    add("--cfg", type=bounded(float, 0), help="guidance strength (default: the model's own; published 6.0)")
+    add("--top_k", type=bounded(int, 0), help="sample from the k likeliest codes; 1: the likeliest, 0: all")
+    add("--top_p", type=bounded(float, 0, 1, open_low=True), help="sample from the nucleus of this mass")
+    add("--scale", type=bounded(float, 1, 16), help="up-scaling factor (default: the model's own, 4)")
+    add("--seed", type=bounded(int, 0), default=0, help="the same seed gives the same pictures (default: 0)")
+    add("--batch_size", type=bounded(int, 1), default=4, help="windows generated at a time (default: %(default)s)")
+    add("--color_fix", choices=("adain", "wavelet", "none"), default="wavelet",
+        help="colours after the LR picture (default: %(default)s)")
+
+
+def choose_device(name: str) -> torch.device:
+    """A device by name; "auto" is the GPU if there is one. Raises ValueError where it does not exist."""
+    import torch
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """A floating-point type by name; "auto" is the fastest that the device computes in."""
+    import torch
+    if name != "auto":
+        return getattr(torch, DTYPES[name])
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and cpu_computes_bf16() else torch.float32
+
+
+def cpu_computes_bf16(info: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor has bfloat16 matrix instructions (told by Linux alone)."""
+    if not info.exists():
+        return False
+    flags = next((line for line in info.read_text().splitlines() if line.startswith("flags")), "")
+    return any(flag in flags.split() for flag in CPU_BF16_FLAGS)
+
+
+def load_model(args: argparse.Namespace) -> tuple[VARSR, str]:
+    """The model that the flags ask for, and a line that says which it is.
+
+    Raises ValueError or FileNotFoundError with the remedy.
+    """
+    from models.varsr import VARSR
+    device = choose_device(args.device)
+    dtype = choose_dtype(args.dtype, device)
+    source = args.model or (PUBLISHED if PUBLISHED.is_file() else EMBEDDED)
+    model = VARSR.from_pretrained(source, device=device, dtype=dtype)
+    precision = next(short for short, name in DTYPES.items() if f"torch.{name}" == str(dtype))
+    note = "" if args.model or source == PUBLISHED else " (embedded model; put the published VARSR.pth and VQVAE.pth "\
+        "into checkpoints/ for the full one)"
+    return model, f"model {source}, {device}, {precision}{note}"
+
+
+def restore_settings(args: argparse.Namespace, model: VARSR) -> RestoreSettings:
+    """Restoration settings: the model's own, overridden by the flags that were given."""
+    from .restore import RestoreSettings
+    given = {name: getattr(args, name) for name in ("cfg", "top_k", "top_p", "scale")
+             if getattr(args, name) is not None}
+    generation = dataclasses.replace(model.config.generation, **given)
+    return RestoreSettings(generation, seed=args.seed, batch_size=args.batch_size, color_fix=args.color_fix)
+
+
+def set_up_logging() -> None:
+    """Log lines as plain text on stderr, beside the progress bar."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("httpx", "huggingface_hub", "PIL"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
