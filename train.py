@@ -38,6 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--wp0", type=float, default=0.005, help="first learning rate, share of the peak")
     add("--wpe", type=float, default=0.01, help="last learning rate, share of the peak")
     add("--sche", default="lin0", help="schedule: cos, lin, lin0, lin00, exp")
+    add("--error_rate", type=float, default=0.0, help="share of codes replaced by wrong ones in the inputs, at most")
+    add("--scale_balance", type=float, default=0.0, help="share of the cross-entropy that weighs all scales alike")
     add("--hd", type=float, default=0.02, help="initial factor of the head")
     add("--aln", type=float, default=0.5, help="initial factor of the class modulations")
     add("--alng", type=float, default=1e-5, help="initial factor of their gates")
@@ -87,12 +89,13 @@ def _build_stage(args, model, pairs, device):
     if args.stage == "sr":
         stage_class = TransformerStage
         settings = TransformerSettings(weight_decay=args.twd, clip=args.tclip, schedule=args.sche,
-                                       warmup_share=args.wp, warmup_start=args.wp0, final=args.wpe, **shared)
+                                       warmup_share=args.wp, warmup_start=args.wp0, final=args.wpe, error_rate=args.error_rate,
+                                       scale_balance=args.scale_balance, **shared)
     else:
         stage_class = DecoderStage
         settings = DecoderSettings(**shared)
     generator = torch.Generator().manual_seed(VALIDATION_SEED)
-    validation = pairs.draw(settings.val_batch, generator, device)
+    validation = pairs.positives_only().draw(settings.val_batch, generator, device)
     return stage_class(model, pairs, validation, settings, device), settings
 
 

@@ -19,9 +19,12 @@ from .kernels import filter_each, gaussian_kernels, sinc_kernels
 
 DEFAULT_FILE = Path(__file__).with_name("degradation.yml")
 LEVELS = 255.0
+POISSON_COUNTS = 256.0  # photons that make white
 SMALL_KERNEL = 13  # below this size a sinc kernel may cut off lower
 SINC_CUTOFF_LARGE, SINC_CUTOFF_SMALL = torch.pi / 5, torch.pi / 3
 LUMA = (0.299, 0.587, 0.114)
+RESIZE_MODES = ("area", "bilinear", "bicubic")
+KERNEL_KINDS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
 
 Range = tuple[float, float]
 
@@ -64,16 +67,33 @@ class DegradationConfig:
 
     @classmethod
     def load(cls, path: str | Path = DEFAULT_FILE, **changes: Any) -> DegradationConfig:
-        """Read the YAML file; `changes` override its fields. Raises ValueError for unknown fields."""
+        """Read the YAML file; `changes` override its fields. Raises ValueError for missing or unknown fields."""
         values = {**yaml.safe_load(Path(path).read_text(encoding="utf-8")), **changes}
-        for stage in ("stage1", "stage2"):
-            values[stage] = StageConfig(**values[stage])
         for descriptive in ("final_order", "clamp_and_round"):  # said in words in the file, fixed in the code
             values.pop(descriptive, None)
         try:
+            for stage in ("stage1", "stage2"):
+                values[stage] = StageConfig(**values[stage])
             return cls(**values)
+        except KeyError as error:
+            raise ValueError(f"{path}: {error} is missing") from error
         except TypeError as error:
             raise ValueError(f"{path}: {error}") from error
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values that no degradation can have."""
+        if self.scale < 1 or self.group < 1:
+            raise ValueError(f"scale and group must be at least 1, got {self.scale} and {self.group}")
+        if not 0 <= self.light_probability <= 1:
+            raise ValueError(f"light_probability must be in [0, 1], got {self.light_probability}")
+        if not self.kernel_sizes or any(size < 1 or size % 2 == 0 for size in self.kernel_sizes):
+            raise ValueError(f"kernel_sizes must be odd and positive, got {self.kernel_sizes}")
+        unknown = {*self.resize_modes, *self.upsample_modes} - set(RESIZE_MODES)
+        if unknown or not self.resize_modes or not self.upsample_modes:
+            raise ValueError(f"resizing modes must be some of {RESIZE_MODES}, got {sorted(unknown) or 'none'}")
+        unknown = set(self.kernels) - set(KERNEL_KINDS)
+        if unknown:
+            raise ValueError(f"kernels must be some of {KERNEL_KINDS}, got {sorted(unknown)}")
 
 
 class _Draws:
@@ -103,12 +123,18 @@ class Degradation:
         self.config = config or DegradationConfig.load()
 
     def __call__(self, hr: Tensor, generator: torch.Generator) -> Tensor:
-        """hr: (B, 3, H, W) in [0, 1]. Returns (B, 3, H / scale, W / scale) in [0, 1], rounded to 8 bits."""
+        """hr: (B, 3, H, W) in [0, 1], any float type and device. Returns (B, 3, H // scale, W // scale) float32 on its
+        device, in [0, 1] and rounded to 8 bits. `generator`: a CPU one, so that devices agree on what is drawn.
+
+        Raises ValueError for another shape.
+        """
+        _check(hr)
         draws = _Draws(generator)
         return torch.cat([self._group(part.float(), draws) for part in hr.split(self.config.group)])
 
     def and_upsample(self, hr: Tensor, generator: torch.Generator) -> Tensor:
-        """As the call, then resized back to HR size with a random mode per group, as training sees it."""
+        """As the call, then resized back to HR size with a random mode per group, as training sees it: (B, 3, H, W)."""
+        _check(hr)
         draws = _Draws(generator)
         parts = []
         for part in hr.split(self.config.group):
@@ -132,8 +158,12 @@ class Degradation:
         return (x.clamp(0, 1) * LEVELS).round() / LEVELS
 
     def _light(self, hr: Tensor, target: tuple[int, int], draws: _Draws) -> Tensor:
+        """A good reduction, slight noise, slight compression."""
         config = self.config
-        x = _resize(hr, target, draws.choice(("area", "bicubic")))
+        if draws.chance(0.5):
+            x = _resize(hr, target, "area")
+        else:  # as picture programs do it
+            x = F.interpolate(hr, size=target, mode="bicubic", align_corners=False, antialias=True)
         sigma = draws.uniform(config.light_noise_sigma, len(x)) / LEVELS
         x = x + sigma.to(x)[:, None, None, None] * _normal_like(x, draws)
         return jpeg(x.clamp(0, 1), draws.uniform(config.light_jpeg_quality, len(x)))
@@ -170,7 +200,7 @@ class Degradation:
         blur = gaussian_kernels(canvas, sizes, sigma_x, torch.where(isotropic, sigma_x, sigma_y),
                                 draws.uniform(config.rotation, count), beta, plateau)
         use_sinc = draws.chance(stage.sinc_prob, count)[:, None, None]
-        kernels = torch.where(use_sinc, self._sinc(sizes, draws), blur)
+        kernels = torch.where(use_sinc, self._sinc(canvas, sizes, draws), blur)
         return torch.where(draws.chance(stage.blur_prob, count)[:, None, None], kernels, _identity(canvas))
 
     @staticmethod
@@ -182,12 +212,13 @@ class Degradation:
         return torch.where(draws.chance(0.5, count), below, above)
 
     @staticmethod
-    def _sinc(sizes: Tensor, draws: _Draws, lowest: float | None = None) -> Tensor:
+    def _sinc(canvas: int, sizes: Tensor, draws: _Draws, lowest: float | None = None) -> Tensor:
+        """Low-pass kernels (B, canvas, canvas); `lowest`: the lowest cutoff of large kernels, if not the usual one."""
         count = len(sizes)
         large = torch.full((count,), SINC_CUTOFF_LARGE if lowest is None else lowest)
         low = torch.where(sizes < SMALL_KERNEL, torch.full((count,), SINC_CUTOFF_SMALL), large)
         cutoff = low + (torch.pi - low) * draws.uniform((0.0, 1.0), count)
-        return sinc_kernels(int(max(sizes.max(), 21)), sizes, cutoff)
+        return sinc_kernels(canvas, sizes, cutoff)
 
     def _final_resize(self, x: Tensor, target: tuple[int, int], draws: _Draws) -> Tensor:
         """Resize to the target size, then ring like a sharpened or over-compressed picture."""
@@ -195,7 +226,7 @@ class Degradation:
         x = _resize(x, target, draws.choice(config.resize_modes)).clamp(0, 1)
         canvas = max(config.kernel_sizes)
         sizes = torch.tensor(config.kernel_sizes)[draws.pick([1.0] * len(config.kernel_sizes), len(x))]
-        sinc = self._sinc(sizes, draws, lowest=SINC_CUTOFF_SMALL)
+        sinc = self._sinc(canvas, sizes, draws, lowest=SINC_CUTOFF_SMALL)
         ringing = draws.chance(config.final_sinc_prob, len(x))[:, None, None]
         return filter_each(x, torch.where(ringing, sinc, _identity(canvas))).clamp(0, 1)
 
@@ -211,9 +242,14 @@ class Degradation:
         clean = torch.where(gray, (x * luma).sum(1, keepdim=True).expand_as(x), x)
         normal = _normal_like(x, draws)
         normal = torch.where(gray, normal[:, :1].expand_as(x), normal)
-        # shot noise of 8-bit counts; at these counts the Poisson law is a Gaussian of the same variance
-        shot = scale * (clean.clamp(0, 1) / (LEVELS + 1)).sqrt()
+        # shot noise of 256 counts at white; at these counts the Poisson law is a Gaussian of the same variance
+        shot = scale * (clean.clamp(0, 1) / POISSON_COUNTS).sqrt()
         return (x + torch.where(gaussian, sigma, shot) * normal).clamp(0, 1)
+
+
+def _check(hr: Tensor) -> None:
+    if hr.ndim != 4 or hr.shape[1] != 3 or not hr.shape[0] or not hr.is_floating_point():
+        raise ValueError(f"expected pictures (B, 3, H, W) of a float type in [0, 1], got {tuple(hr.shape)} {hr.dtype}")
 
 
 def _identity(canvas: int) -> Tensor:

@@ -27,6 +27,7 @@ from .hub import (
     download_model,
     parse_hub_id,
 )
+from .mapped import MappedFile
 from .published import (
     CODE_USAGE,
     REBUILT,
@@ -41,7 +42,7 @@ from .published import (
     vqvae_to_published,
 )
 from .unpickle import CheckpointError, load_pickle
-from .varsr import VARSR
+from .varsr import FULL_PRECISION, VARSR
 from .vqvae import VQVAE
 from .weights_file import DTYPE_NAMES, finite, read_safetensors, replacing, write_safetensors
 
@@ -51,21 +52,21 @@ __all__ = ["CheckpointError", "Matching", "export_published", "load_matching", "
 TRANSFORMER_FILES = (TRANSFORMER_FILE, "VARSR_C2I.pth", "var_d24.pth")  # what a folder is searched for, in order
 TOKENIZER_FILES = (TOKENIZER_FILE, "vae_ch160v4096z32.pth")
 LISTED_NAMES = 8  # names per kind in an error message
-FULL_PRECISION = "code_usage"  # running counts, which a 16-bit type cannot hold
 
 State = dict[str, Tensor]
 
 
-def load_pretrained(source: str | PathLike, *, revision: str | None = None, cache_dir: str | PathLike | None = None,
+def load_pretrained(source: str | PathLike, *, dtype: torch.dtype | None = None, revision: str | None = None,
+                    cache_dir: str | PathLike | None = None,
                     local_files_only: bool = False) -> tuple[VARSRConfig, State]:
-    """Configuration and checked tensors (our names, on the CPU, in the file's types) of a model.
+    """Configuration and checked tensors (our names, on the CPU) of a model, in `dtype` or the file's own types.
 
     source: a folder of ours; a folder with `VARSR.pth`, or such a file itself, its tokenizer beside it as `VQVAE.pth`
     or inside it; or a hub id: `qyp2000/VARSR`, `qyp2000/VARSR/VARSR_C2I.pth`, or a repository in our format.
     Raises FileNotFoundError or CheckpointError; the message names the file and the remedy.
     """
     path = _locate(source, revision, cache_dir, local_files_only)
-    return _load_folder(path) if path.is_dir() else _load_published(path)
+    return _load_folder(path, dtype) if path.is_dir() else _load_published(path, dtype)
 
 
 def _locate(source: str | PathLike, revision: str | None, cache_dir: str | PathLike | None,
@@ -92,7 +93,7 @@ def _locate(source: str | PathLike, revision: str | None, cache_dir: str | PathL
     return download_model(*hub_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only)
 
 
-def _load_folder(folder: Path) -> tuple[VARSRConfig, State]:
+def _load_folder(folder: Path, dtype: torch.dtype | None = None) -> tuple[VARSRConfig, State]:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} does not exist: a model folder holds {CONFIG_FILE} and "
@@ -103,11 +104,11 @@ def _load_folder(folder: Path) -> tuple[VARSRConfig, State]:
     except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
     tensors = read_safetensors(folder / WEIGHTS_FILE)
-    _check(expected, tensors, str(folder / WEIGHTS_FILE))
-    return config, tensors
+    _check(expected, tensors, folder / WEIGHTS_FILE)
+    return config, _convert(tensors, dtype, folder / WEIGHTS_FILE)
 
 
-def _load_published(path: Path) -> tuple[VARSRConfig, State]:
+def _load_published(path: Path, dtype: torch.dtype | None) -> tuple[VARSRConfig, State]:
     parts = split_published(load_pickle(path), str(path))
     if parts.transformer is None:
         raise CheckpointError(f"{path} is a tokenizer file (VQVAE) and holds no transformer: give {TRANSFORMER_FILE} "
@@ -122,9 +123,9 @@ def _load_published(path: Path) -> tuple[VARSRConfig, State]:
                                 f"beside {path.name}")
     config = infer_config(parts.transformer, parts.vqvae, str(path))
     expected = to_published(config, _meta_state(config))
-    _check(expected.transformer, parts.transformer, str(path))
-    _check(expected.vqvae, parts.vqvae, str(tokenizer or path))
-    return config, from_published(config, parts.transformer, parts.vqvae)
+    _check(expected.transformer, parts.transformer, path)
+    _check(expected.vqvae, parts.vqvae, tokenizer or path)
+    return config, _convert(from_published(config, parts.transformer, parts.vqvae), dtype, path)
 
 
 def _tokenizer_beside(path: Path) -> Path | None:
@@ -157,11 +158,11 @@ def load_vqvae(source: str | PathLike, scales: Sequence[int] | None = None, *, d
         published = _tokenizer_tensors(path)
         config = infer_vqvae_config(published, None if scales is None else tuple(scales), str(path))
         expected = {f"vqvae.{name}": tensor for name, tensor in _on_meta(VQVAE, config).state_dict().items()}
-        _check(vqvae_to_published(expected), published, str(path))
+        _check(vqvae_to_published(expected), published, path)
         tensors = vqvae_from_published(config, published)
     vqvae = _on_meta(VQVAE, config)
-    state = {name.removeprefix("vqvae."): tensor.to(device, dtype) for name, tensor in tensors.items()
-             if name.startswith("vqvae.")}
+    state = {name.removeprefix("vqvae."): tensor.to(device, _type(name, tensor, dtype))
+             for name, tensor in tensors.items() if name.startswith("vqvae.")}
     vqvae.load_state_dict(state, strict=True, assign=True)
     return vqvae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
@@ -176,12 +177,30 @@ def _meta_state(config: VARSRConfig) -> State:
     return _on_meta(VARSR, config).state_dict()
 
 
-def _check(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> None:
+def _convert(tensors: State, dtype: torch.dtype | None, path: Path) -> State:
+    """Convert floating tensors of a file in place of the originals, one at a time."""
+    file = MappedFile(path)
+    for name, tensor in tensors.items():
+        wanted = _type(name, tensor, dtype)
+        if tensor.dtype != wanted:
+            tensors[name] = tensor.to(wanted)
+            file.release(tensor)
+    return tensors
+
+
+def _type(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """Type of one of our tensors in a model of `dtype`."""
+    if dtype is None or not tensor.is_floating_point():
+        return tensor.dtype
+    return torch.float32 if name.startswith(FULL_PRECISION) else dtype
+
+
+def _check(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
     """Compare names, shapes, kinds and values with what a configuration asks for; CheckpointError lists all faults.
 
     Tensors of published files that are rebuilt anyway may be absent, and code usage may have any number of rows.
     """
-    faults = _Faults(source)
+    faults, file = _Faults(str(path)), MappedFile(path)
     for name, wanted in expected.items():
         if name not in tensors:
             if name != CODE_USAGE and not REBUILT.fullmatch(name):
@@ -196,6 +215,7 @@ def _check(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source
             faults.misshapen.append(f"{name} {tuple(tensor.shape)} instead of {tuple(wanted.shape)}")
         elif not REBUILT.fullmatch(name) and not finite(tensor):
             faults.not_finite.append(name)
+        file.release(tensor)
     faults.unknown += [name for name in tensors if name not in expected]
     faults.report(expected)
 
@@ -306,8 +326,7 @@ def write_folder(config: VARSRConfig, tensors: Mapping[str, Tensor], folder: str
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    dtypes = {name: tensor.dtype if dtype is None or not tensor.is_floating_point()
-              else torch.float32 if name.endswith(FULL_PRECISION) else dtype for name, tensor in tensors.items()}
+    dtypes = {name: _type(name, tensor, dtype) for name, tensor in tensors.items()}
     with replacing(folder / WEIGHTS_FILE) as temporary:
         write_safetensors(temporary, tensors, dtypes)
     with replacing(folder / CONFIG_FILE) as temporary:

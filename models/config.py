@@ -94,6 +94,7 @@ class TransformerConfig:
     rope_base: float = 10000.0
     rope_extent: float = 32.0  # every scale's grid spans [0, rope_extent) (VARSR, scale-aligned RoPE)
     prefix: PrefixConfig | None = field(default_factory=PrefixConfig)
+    prefix_injection: bool = False  # also add the prefix, area-resized to each scale, to that scale's tokens
 
     def __post_init__(self) -> None:
         _require(self.width % self.num_heads == 0,
@@ -232,8 +233,8 @@ PRESETS: dict[str, VARSRConfig] = {
         name="varsr-tiny",
         vqvae=VQVAEConfig(scales=(1, 2, 3, 5, 8, 12, 16), vocab_size=1024, latent_channels=16, base_width=64,
                           multipliers=(1, 2), res_blocks=1, stem=4, fidelity_width=64),
-        transformer=TransformerConfig(depth=6, width=256, num_heads=4, drop_path=0.0, shared_modulation=True,
-                                      prefix=PrefixConfig(widths=(96, 256), stem=4)),
+        transformer=TransformerConfig(depth=4, width=256, num_heads=4, drop_path=0.0, shared_modulation=True,
+                                      prefix=PrefixConfig(widths=(96, 256), stem=4), prefix_injection=True),
         refiner=RefinerConfig(width=256, depth=2),
         generation=GenerationConfig(cfg=0.0, top_k=1, top_p=1.0)),
     # For tests and dry runs: seconds on one core.

@@ -24,6 +24,7 @@ class Quantized:
     codes: list[Tensor]
     f_hat: Tensor  # sum over all scales
     residual_last: Tensor  # what was left over before the last scale's codes were subtracted
+    inputs: Tensor | None = None  # teacher-forcing inputs of scales 2..K, (B, n_2^2 + ... + n_K^2, c)
 
 
 class MultiScaleQuantizer(nn.Module):
@@ -83,28 +84,28 @@ class MultiScaleQuantizer(nn.Module):
         return codes.unflatten(0, (rest.shape[0], side * side))
 
     @torch.no_grad()
-    def encode(self, latent: Tensor) -> Quantized:
-        """Quantise a latent (B, c, N, N) scale by scale."""
+    def encode(self, latent: Tensor, error_rate: float = 0.0) -> Quantized:
+        """Quantise a latent (B, c, N, N) scale by scale.
+
+        error_rate: for training, how often at most a code is exchanged for another picture's before the sum goes on
+        (each picture and scale draws its own rate up to this). `codes` are then what corrects the errors so far, so
+        that a model trained on them learns to recover from its own mistakes (the idea of Infinity, section 3.3).
+        """
         rest = latent.float()
         f_hat = torch.zeros_like(rest)
-        codes = []
+        codes, inputs = [], []
         for scale in range(len(self.scales)):
             residual_last = rest
             codes.append(self.quantize_scale(rest, scale))
-            added = self.contribution(self.lookup(codes[-1], scale), scale)
+            used = codes[-1]
+            if error_rate:
+                rates = error_rate * torch.rand(len(used), 1, device=used.device)
+                used = torch.where(torch.rand(used.shape, device=used.device) < rates, used.roll(1, 0), used)
+            added = self.contribution(self.lookup(used, scale), scale)
             f_hat, rest = f_hat + added, rest - added
-        return Quantized(codes, f_hat, residual_last)
-
-    @torch.no_grad()
-    def teacher_inputs(self, codes: Sequence[Tensor]) -> Tensor:
-        """Inputs of scales 2..K given all codes: (B, n_2^2 + ... + n_K^2, c) float32."""
-        f_hat = codes[0].new_zeros((len(codes[0]), self.codebook.embedding_dim, self.side, self.side),
-                                   dtype=torch.float32)
-        inputs = []
-        for scale in range(len(self.scales) - 1):
-            f_hat = f_hat + self.contribution(self.lookup(codes[scale], scale), scale)
-            inputs.append(self.next_input(f_hat, scale + 1))
-        return torch.cat(inputs, dim=1)
+            if scale + 1 < len(self.scales):
+                inputs.append(self.next_input(f_hat, scale + 1))
+        return Quantized(codes, f_hat, residual_last, torch.cat(inputs, dim=1))
 
     def forward(self, latent: Tensor, commitment: float) -> tuple[Tensor, Tensor, Quantized]:
         """Training pass with straight-through gradients.

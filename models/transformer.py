@@ -180,15 +180,25 @@ class VARTransformer(nn.Module):
             if prefix is None:
                 raise ValueError("this model restores pictures: it needs an LR picture (for class-to-image, "
                                  "load a class-to-image model)")
+            if self.config.prefix_injection:
+                tokens = tokens + self.injected(prefix, 0)
             tokens = torch.cat([prefix, tokens.to(prefix.dtype)], dim=1)
         elif prefix is not None:
             raise ValueError("this is a class-to-image model: it takes no LR picture")
         return tokens + self.start_position + self.level_embedding.weight[0]
 
-    def scale_tokens(self, inputs: Tensor, scale: int) -> Tensor:
+    def scale_tokens(self, inputs: Tensor, scale: int, prefix: Tensor | None = None) -> Tensor:
         """Tokens of a scale >= 1 (0-based) from its inputs (B, n_k^2, c): (B, n_k^2, C)."""
         inputs = inputs.to(self.token_embedding.weight.dtype)
-        return self.token_embedding(inputs) + self.level_embedding.weight[scale]
+        tokens = self.token_embedding(inputs) + self.level_embedding.weight[scale]
+        return tokens + self.injected(prefix, scale) if self.config.prefix_injection else tokens
+
+    def injected(self, prefix: Tensor, scale: int) -> Tensor:
+        """The prefix (B, N^2, C) area-resized to a scale: (B, n_k^2, C). With it, a token need not first learn to
+        find its own place in the prefix, which is most of what a small model can learn in a short training."""
+        side = self.scales[-1]
+        grid = prefix.transpose(1, 2).unflatten(2, (side, side))
+        return F.adaptive_avg_pool2d(grid, self.scales[scale]).flatten(2).transpose(1, 2)
 
     def forward_level(self, x: Tensor, level: int, modulations: Sequence[Tensor], cache: KVCache) -> Tensor:
         """Run the blocks over one level's tokens (B, L, C) with everything before it in the cache."""
@@ -207,11 +217,10 @@ class VARTransformer(nn.Module):
 
         Returns hidden states (B, n_1^2 + ... + n_K^2, C) and logits (B, same, V) in float32.
         """
-        level = torch.repeat_interleave(torch.arange(1, len(self.scales), device=inputs.device),
-                                        torch.tensor(self.level_lengths[1:], device=inputs.device))
-        later = self.token_embedding(inputs) + self.level_embedding(level)
         start = self.start_tokens(labels, prefix)
-        x = torch.cat([start, later.to(start.dtype)], dim=1)
+        later = [self.scale_tokens(part, scale, prefix).to(start.dtype)
+                 for scale, part in enumerate(inputs.split(self.level_lengths[1:], dim=1), start=1)]
+        x = torch.cat([start, *later], dim=1)
         mask, rope = self.attention_mask(x.device), self.rope()
         modulations, head_modulation = self.modulations(labels)
         for block, modulation in zip(self.blocks, modulations, strict=True):

@@ -17,6 +17,7 @@ from .vqvae import VQVAE
 
 CONDITIONAL_CLASS = 0  # super-resolution rows: high quality
 REFINER_LOSS_WEIGHT = 2.0
+FULL_PRECISION = "vqvae.quantizer."  # small, and its sums over the scales must not be rounded
 
 
 @dataclass
@@ -68,7 +69,7 @@ class VARSR(nn.Module):
         Raises FileNotFoundError or CheckpointError with the file and the remedy.
         """
         from .checkpoint import load_pretrained
-        config, tensors = load_pretrained(source, revision=revision, cache_dir=cache_dir,
+        config, tensors = load_pretrained(source, dtype=dtype, revision=revision, cache_dir=cache_dir,
                                           local_files_only=local_files_only)
         return cls.from_tensors(config, tensors, dtype, device)
 
@@ -80,7 +81,8 @@ class VARSR(nn.Module):
             model = cls(config)
         for name in list(tensors):
             tensor = tensors[name]
-            tensors[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
+            kept = torch.float32 if name.startswith(FULL_PRECISION) else dtype
+            tensors[name] = tensor.to(device, kept if tensor.is_floating_point() else None)
         model.load_state_dict(tensors, strict=True, assign=True)
         tensors.clear()
         model.transformer.reset_rope(torch.device(device))
@@ -145,7 +147,9 @@ class VARSR(nn.Module):
 
         modulations, head_modulation = transformer.modulations(rows)  # once per generation, not per scale
         cache = transformer.new_cache(len(rows), self.dtype, self.device)
-        x = transformer.start_tokens(rows, self._prefix(lr, len(rows) // len(labels)))
+        copies = len(rows) // len(labels)
+        prefix = self._prefix(lr, copies)
+        x = transformer.start_tokens(rows, prefix)
         f_hat = torch.zeros(len(labels), self.config.vqvae.latent_channels, quantizer.side, quantizer.side,
                             device=self.device)
         for k, side in enumerate(scales):
@@ -165,7 +169,7 @@ class VARSR(nn.Module):
                 on_scale(ScaleStep(k, side, logits, codes, f_hat))
             if k + 1 < len(scales):
                 inputs = quantizer.next_input(f_hat, k + 1)
-                x = transformer.scale_tokens(inputs.repeat(len(rows) // len(labels), 1, 1), k + 1)
+                x = transformer.scale_tokens(inputs.repeat(copies, 1, 1), k + 1, prefix)
         return f_hat + self._refine(hidden, embedding, strength if guided else None, noise, refiner_noise)
 
     def progress(self, scale: int) -> float:
@@ -231,19 +235,20 @@ class VARSR(nn.Module):
         return self.transformer.token_embedding(embedding.to(self.transformer.token_embedding.weight.dtype))
 
     def forward(self, image: Tensor, lr: Tensor | None, labels: Tensor, refiner_times: Tensor | None = None,
-                refiner_noise: Tensor | None = None) -> Losses:
+                refiner_noise: Tensor | None = None, error_rate: float = 0.0, scale_balance: float = 0.0) -> Losses:
         """Teacher-forced training losses (VARSR, section 3.5).
 
         image: HR (B, 3, S, S) in [-1, 1]; lr: the same size, in [-1, 1], or None (class-to-image); labels: (B,).
         `refiner_times` and `refiner_noise` replace the refiner loss's random draws (`DiffusionRefiner.loss`).
+        error_rate: see `MultiScaleQuantizer.encode`. scale_balance: share of the cross-entropy that weighs every
+        scale alike, whatever its number of tokens (0 in the paper: all tokens alike).
         """
         with torch.no_grad():
-            quantized = self.vqvae.quantizer.encode(self.vqvae.encode(image))
-            inputs = self.vqvae.quantizer.teacher_inputs(quantized.codes)
+            quantized = self.vqvae.quantizer.encode(self.vqvae.encode(image), error_rate)
         prefix = None if lr is None else self.transformer.prefix_encoder(lr)
-        hidden, logits = self.transformer(labels, inputs, prefix)
+        hidden, logits = self.transformer(labels, quantized.inputs, prefix)
         targets = torch.cat(quantized.codes, dim=1)
-        cross_entropy = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        cross_entropy = self._cross_entropy(logits, targets, scale_balance)
         last = self.config.vqvae.side ** 2
         with torch.no_grad():
             predicted = self.vqvae.quantizer.codebook(logits[:, -last:].argmax(-1)).float()
@@ -252,3 +257,11 @@ class VARSR(nn.Module):
         refiner = self.refiner.loss(residual.flatten(0, 1), features.flatten(0, 1), refiner_times, refiner_noise)
         accuracy = (logits.detach().argmax(-1) == targets).float().mean()
         return Losses(cross_entropy + REFINER_LOSS_WEIGHT * refiner, cross_entropy, refiner, accuracy, logits)
+
+    def _cross_entropy(self, logits: Tensor, targets: Tensor, scale_balance: float) -> Tensor:
+        """Cross-entropy of logits (B, L, V) and codes (B, L): the mean over tokens, mixed with the mean over scales."""
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+        if not scale_balance:
+            return losses.mean()
+        by_scale = [part.mean() for part in losses.split([side * side for side in self.config.vqvae.scales], dim=1)]
+        return (1 - scale_balance) * losses.mean() + scale_balance * torch.stack(by_scale).mean()

@@ -5,6 +5,7 @@ import argparse
 import json
 import os
 import pickle
+import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -28,8 +29,9 @@ from models.checkpoint import (
 )
 from models.config import PRESETS
 from models.hub import parse_hub_id
+from models.mapped import MappedFile
 from models.unpickle import load_pickle
-from models.varsr import VARSR
+from models.varsr import FULL_PRECISION, VARSR
 
 
 @pytest.fixture
@@ -68,7 +70,8 @@ def test_published_pair_loads_from_file_and_folder(tmp_path: Path, parts):
 
 def test_dtype_is_applied_and_rope_computed(tmp_path: Path, parts):
     model = VARSR.from_pretrained(write_published_checkpoint(tmp_path, *parts), dtype=torch.bfloat16)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype is (torch.float32 if name.startswith(FULL_PRECISION) else torch.bfloat16)
     assert torch.equal(model.transformer.rope_cos, VARSR(SMALL).transformer.rope_cos)
 
 
@@ -265,7 +268,7 @@ def test_safetensors_round_trip(tmp_path: Path, small: VARSR, dtype: torch.dtype
     loaded = VARSR.from_pretrained(tmp_path / "model")
     assert loaded.config == SMALL
     for name, tensor in small.state_dict().items():
-        expected = tensor if dtype is None else tensor.to(dtype).float()
+        expected = tensor if dtype is None or name.startswith(FULL_PRECISION) else tensor.to(dtype).float()
         assert torch.equal(loaded.state_dict()[name], expected), name
 
 
@@ -409,3 +412,17 @@ def test_a_missing_local_file_says_where_to_get_it():
         load_pretrained("checkpoints/none/VARSR.pth")
     with pytest.raises(FileNotFoundError, match="check the path"):
         load_pretrained("/nowhere/at/all")
+
+
+# --- memory ---
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_released_pages_read_the_same_again(tmp_path: Path, mapped: bool):
+    path = tmp_path / "x.pth"
+    torch.save({"a": torch.arange(100_000.0), "b": torch.ones(3)}, path)
+    tensors = torch.load(path, weights_only=True, mmap=mapped)
+    file = MappedFile(path)
+    assert bool(file.ranges) == (mapped and sys.platform == "linux")
+    for tensor in tensors.values():
+        file.release(tensor)
+    assert torch.equal(tensors["a"], torch.arange(100_000.0)) and torch.equal(tensors["b"], torch.ones(3))

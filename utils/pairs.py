@@ -48,3 +48,7 @@ class PairSource:
             target = torch.where(negative.to(device)[:, None, None, None], lr, target)
         labels = torch.where(negative, LOW_QUALITY, HIGH_QUALITY)
         return Pairs(target * 2 - 1, lr * 2 - 1, labels.to(device))
+
+    def positives_only(self) -> PairSource:
+        """The same source without negatives, for validation."""
+        return PairSource(self.sample, self.degrade)

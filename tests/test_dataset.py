@@ -1,0 +1,206 @@
+"""Crops of photographs: range, determinism, the cache, broken files."""
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from dataloader.dataset import NEGATIVE, POSITIVE, PhotoCrops, PublishedCrops, local_detail
+from dataloader.pyramid import PyramidCache, find_images, read_rgb
+
+
+def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+    """Noise: every crop has detail and is unlike every other one."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "trainset"
+    (root / "deep" / "er").mkdir(parents=True)
+    picture(200, 300, 0).save(root / "a.png")
+    picture(150, 100, 1).save(root / "deep" / "er" / "b.webp", lossless=True)
+    return root
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_batch_shape_range_and_determinism(folder):
+    crops = PhotoCrops(folder, 32)
+    batch = crops.batch(6, generator(3))
+    assert batch.shape == (6, 3, 32, 32) and batch.dtype == torch.float32
+    assert batch.min() >= 0 and batch.max() <= 1
+    assert torch.equal(batch, PhotoCrops(folder, 32).batch(6, generator(3)))
+    assert not torch.equal(batch, crops.batch(6, generator(4)))
+
+
+def test_resuming_from_a_generator_state_continues_exactly(folder):
+    crops = PhotoCrops(folder, 32)
+    source = generator(1)
+    crops.batch(3, source)
+    state = source.get_state()
+    expected = crops.batch(3, source)
+    assert torch.equal(crops.batch(3, torch.Generator().set_state(state)), expected)
+
+
+def test_crops_are_cut_from_the_photograph_in_all_eight_orientations(tmp_path):
+    root = tmp_path / "photos"
+    root.mkdir()
+    pixels = np.zeros((9, 9, 3), dtype=np.uint8)
+    pixels[..., 0], pixels[..., 1] = np.mgrid[:9, :9] * 20
+    Image.fromarray(pixels).save(root / "ramp.png")
+    crops = PhotoCrops(root, 8, level_weights=(1,), min_detail=0)
+    batch = (crops.batch(200, generator()) * 255).round().int()
+    seen = set()
+    for crop in batch:
+        down, right = crop[:, 1, 0] - crop[:, 0, 0], crop[:, 0, 1] - crop[:, 0, 0]
+        seen.add((*down[:2].tolist(), *right[:2].tolist()))
+        assert {abs(int(v)) for v in (*down[:2], *right[:2])} == {0, 20}
+        assert crop[:2].amax() <= 160
+    assert len(seen) == 8
+
+
+def test_levels_are_area_averages(tmp_path):
+    picture(64, 48).save(tmp_path / "a.png")
+    files = PyramidCache(tmp_path / "cache", 3).level_files(tmp_path / "a.png")
+    full, half, quarter = (np.load(file).astype(float) for file in files)
+    assert np.array_equal(full, np.asarray(Image.open(tmp_path / "a.png")))
+    for level, factor in ((half, 2), (quarter, 4)):
+        mean = full.reshape(64 // factor, factor, 48 // factor, factor, 3).mean((1, 3))
+        assert np.abs(level - mean).max() <= 1
+
+
+def test_small_levels_are_left_out(folder):
+    crops = PhotoCrops(folder, 60, level_weights=(1, 1))
+    assert sorted(len(files) for files in crops._levels) == [2]  # halves are below 120 pixels
+    assert PhotoCrops(folder, 50, level_weights=(0, 1)).batch(2, generator()).shape == (2, 3, 50, 50)
+
+
+def test_cache_is_reused_and_follows_changes(folder):
+    cache = folder.parent / ".cache" / "photo-pyramids"
+    first = PhotoCrops(folder, 32).batch(4, generator())
+    written = {file: file.stat().st_mtime_ns for file in cache.iterdir()}
+    assert len(written) == 8 and not list(cache.glob("*.part"))
+    PhotoCrops(folder, 32)
+    assert {file: file.stat().st_mtime_ns for file in cache.iterdir()} == written
+    picture(200, 300, 9).save(folder / "a.png")
+    os.utime(folder / "a.png", ns=(time.time_ns(), time.time_ns() + 10**9))
+    assert not torch.equal(PhotoCrops(folder, 32).batch(4, generator()), first)
+
+
+def test_broken_and_small_pictures_are_skipped_by_name(folder, caplog):
+    whole = (folder / "a.png").read_bytes()
+    (folder / "cut.png").write_bytes(whole[:len(whole) // 2])
+    (folder / "text.jpg").write_text("no picture")
+    picture(10, 300).save(folder / "narrow.png")
+    (folder / "notes.txt").write_text("not looked at")
+    with caplog.at_level(logging.WARNING):
+        crops = PhotoCrops(folder, 32)
+    assert sorted(path.name for path in crops.skipped) == ["cut.png", "narrow.png", "text.jpg"]
+    assert all(name in caplog.text for name in ("cut.png", "narrow.png", "text.jpg"))
+    assert crops.batch(8, generator()).shape == (8, 3, 32, 32)
+
+
+def test_flat_crops_are_mostly_drawn_anew(tmp_path):
+    root = tmp_path / "photos"
+    root.mkdir()
+    pixels = np.linspace(0, 255, 400).astype(np.uint8)[None, :, None].repeat(400, 0).repeat(3, 2)
+    pixels[:, 200:] = np.asarray(picture(400, 200))  # half smooth sky, half detail
+    Image.fromarray(pixels).save(root / "a.png")
+
+    def detailed(**options) -> float:
+        batch = PhotoCrops(root, 32, level_weights=(1,), **options).batch(150, generator())
+        return float(((batch.std(dim=(2, 3))).mean(1) > 0.1).float().mean())
+    assert detailed(min_detail=0) < 0.7
+    assert detailed() > 0.85
+
+
+def test_local_detail_is_what_averaging_by_four_loses():
+    crop = np.asarray(picture(35, 50)).astype(np.uint8)
+    luma = (crop[:32, :48] @ np.array((0.299, 0.587, 0.114))) / 255
+    blocks = luma.reshape(8, 4, 12, 4).transpose(0, 2, 1, 3).reshape(96, 16)
+    assert local_detail(crop) == pytest.approx(np.sqrt(blocks.var(axis=1).mean()), rel=1e-3)
+    ramp = np.arange(64, dtype=np.uint8)[None, :, None].repeat(64, 0).repeat(3, 2)
+    assert local_detail(ramp) < 0.005 < ramp.std() / 255
+
+
+def test_nothing_usable_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="dataloader.photos"):
+        PhotoCrops(tmp_path / "absent", 32)
+    with pytest.raises(FileNotFoundError, match="no picture"):
+        PhotoCrops(tmp_path, 32)
+    with pytest.raises(FileNotFoundError, match="no pictures"):
+        PublishedCrops(tmp_path)
+    with pytest.raises(ValueError, match="crop_size"):
+        PhotoCrops(tmp_path, 0)
+
+
+def test_hidden_files_are_no_pictures(tmp_path):
+    (tmp_path / ".debs").mkdir()
+    picture(8, 8).save(tmp_path / ".debs" / "a.png")
+    picture(8, 8).save(tmp_path / "b.PNG")
+    assert find_images(tmp_path) == [tmp_path / "b.PNG"]
+
+
+def test_reading_turns_pictures_upright_and_lays_them_on_white(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    picture(10, 20).save(tmp_path / "turned.png", exif=exif)
+    assert read_rgb(tmp_path / "turned.png").size == (10, 20)
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert read_rgb(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_published_crops_follow_the_recipe(folder):
+    negative = folder.parent / "trainset_neg"
+    negative.mkdir()
+    picture(80, 120, 5).save(negative / "n.png")
+    data = PublishedCrops(folder, 64, negative_root=negative, seed=2)
+    assert [label for _, label in data] == [POSITIVE, POSITIVE, NEGATIVE]
+    # independent: 200x300 to a short side of 80 is 80x120, the middle 64x64 starts at row 8, column 28
+    resized = Image.open(folder / "a.png").resize((120, 80), Image.Resampling.LANCZOS)
+    expected = np.asarray(resized)[8:72, 28:92].transpose(2, 0, 1) / 255
+    crop = data[0][0].numpy()
+    assert min(np.abs(crop - expected).max(), np.abs(crop[..., ::-1] - expected).max()) < 1e-6
+    resized = Image.open(negative / "n.png").resize((96, 64), Image.Resampling.LANCZOS)
+    expected = np.asarray(resized)[:, 16:80].transpose(2, 0, 1) / 255
+    crop = data[2][0].numpy()
+    assert min(np.abs(crop - expected).max(), np.abs(crop[..., ::-1] - expected).max()) < 1e-6
+
+
+def test_published_crops_depend_on_seed_epoch_and_index_only(folder):
+    data = PublishedCrops(folder, 32, seed=1)
+    flips = []
+    for epoch in range(12):
+        data.set_epoch(epoch)
+        flips.append(torch.equal(data[0][0], data[0][0]) and data[0][0][0, 0, 0].item())
+    assert len(set(flips)) == 2
+    data.set_epoch(3)
+    again = PublishedCrops(folder, 32, seed=1)
+    again.set_epoch(3)
+    batch, labels = next(iter(DataLoader(again, batch_size=2, num_workers=1)))
+    assert torch.equal(batch, torch.stack([data[0][0], data[1][0]])) and labels.tolist() == [0, 0]
+    with pytest.raises(IndexError):
+        data[2]
+
+
+def test_published_crops_batch_and_broken_pictures(folder, caplog):
+    (folder / "aa.png").write_bytes(b"broken")
+    data = PublishedCrops(folder, 32)
+    assert len(data) == 3
+    assert torch.isfinite(data[1][0]).all() and "aa.png" in caplog.text
+    batch = data.batch(5, generator(7))
+    assert batch.shape == (5, 3, 32, 32) and torch.equal(batch, data.batch(5, generator(7)))
+    for path in find_images(folder):
+        path.write_bytes(b"broken")
+    with pytest.raises(FileNotFoundError, match="none of the 3"):
+        data[0]

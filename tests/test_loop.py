@@ -1,0 +1,103 @@
+"""Training loop: exact resume, stop requests, broken states, diverging losses."""
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from utils.loop import LoopConfig, TrainingDiverged, TrainLoop
+from utils.train_state import StateFolder, save_atomically
+
+
+class Regression:
+    """A stage of ten lines: fits a line to noisy points drawn from its own generator."""
+
+    def __init__(self, break_from: int = 10_000, stop_at: int = -1) -> None:
+        torch.manual_seed(0)
+        self.model = torch.nn.Linear(3, 1)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.05)
+        self.generator = torch.Generator().manual_seed(1)
+        self.break_from, self.stop_at, self.losses, self.exported = break_from, stop_at, [], False
+
+    def train_step(self, iteration: int) -> dict[str, float]:
+        x = torch.randn(8, 3, generator=self.generator)
+        loss = (self.model(x) - x.sum(1, keepdim=True) - torch.randn(1)).square().mean()  # global generator too
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.losses.append(loss.item())
+        if iteration == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"loss": float("nan") if iteration >= self.break_from else loss.item()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+
+    def report(self, folder: Path, iteration: int) -> dict[str, float]:
+        return {"weight": float(self.model.weight.detach().sum())}
+
+    def export(self, folder: Path) -> None:
+        self.exported = True
+
+
+def loop(stage: Regression, folder: Path, iters: int = 20) -> TrainLoop:
+    return TrainLoop(stage, LoopConfig(folder, iters, log_every=1, report_every=7, save_every=5), {"note": "test"})
+
+
+def test_a_stopped_run_continues_bit_for_bit(tmp_path: Path) -> None:
+    whole = Regression()
+    assert loop(whole, tmp_path / "a").run() and whole.exported
+    stopped = Regression(stop_at=11)
+    assert not loop(stopped, tmp_path / "b").run() and not stopped.exported
+    resumed = Regression()
+    assert loop(resumed, tmp_path / "b").run()
+    assert stopped.losses + resumed.losses == whole.losses
+    assert torch.equal(whole.model.weight, resumed.model.weight)
+
+
+def test_a_truncated_state_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = Regression()
+    loop(whole, tmp_path / "a").run()
+    stopped = Regression(stop_at=11)
+    loop(stopped, tmp_path / "b").run()
+    newest = StateFolder(tmp_path / "b" / "states").files()[-1]
+    newest.write_bytes(newest.read_bytes()[:100])
+    resumed = Regression()
+    loop(resumed, tmp_path / "b").run()
+    assert newest.name in caplog.text
+    assert torch.equal(whole.model.weight, resumed.model.weight)
+
+
+def test_a_diverged_run_stops_and_keeps_its_state(tmp_path: Path) -> None:
+    with pytest.raises(TrainingDiverged, match="10 steps"):
+        loop(Regression(break_from=6), tmp_path).run()
+    assert [path.name for path in StateFolder(tmp_path / "states").files()] == ["state-00000005.pt",
+                                                                                "state-00000010.pt"]
+
+
+def test_log_lines_are_json(tmp_path: Path) -> None:
+    loop(Regression(break_from=6), tmp_path, iters=12).run()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines[0]["event"] == "start" and lines[0]["note"] == "test"
+    assert [line["iteration"] for line in lines if line["event"] == "train"] == list(range(1, 13))
+    assert [line["iteration"] for line in lines if line["event"] == "report"] == [7, 12]
+
+
+def test_a_failed_write_leaves_the_old_state(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    save_atomically({"value": 1}, path)
+    with pytest.raises(Exception, match="pickle"):
+        save_atomically({"value": lambda: 0}, path)
+    assert torch.load(path)["value"] == 1
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,143 @@
+"""The photo lists and the assembly of photographs out of packages."""
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dataloader import photos, sample_set, sources
+from dataloader.photos import HELD_OUT, PHOTO_LIST, assemble
+from dataloader.sources import PackagedPhoto, SourceError, download_deb, extract, read_names, read_photo_list
+
+SAMPLE_SET = Path(__file__).parent.parent / "testset" / "sample"
+needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not installed")
+
+
+@pytest.fixture
+def packages(tmp_path: Path) -> Path:
+    """A folder with one package `some-wallpapers` of two pictures and a copyright file."""
+    tree = tmp_path / "tree"
+    pictures = tree / "usr/share/backgrounds"
+    pictures.mkdir(parents=True)
+    for name, size in (("a.png", (40, 30)), ("b.png", (20, 20))):
+        Image.new("RGB", size, "teal").save(pictures / name)
+    licence = tree / "usr/share/doc/some-wallpapers"
+    licence.mkdir(parents=True)
+    (licence / "copyright").write_text("License: CC0-1.0\n")
+    control = tree / "DEBIAN"
+    control.mkdir()
+    (control / "control").write_text("Package: some-wallpapers\nVersion: 1\nArchitecture: all\n"
+                                     "Maintainer: Nobody <nobody@example.org>\nDescription: pictures\n")
+    folder = tmp_path / "debs"
+    folder.mkdir()
+    subprocess.run(["dpkg-deb", "--root-owner-group", "--build", str(tree), str(folder / "some-wallpapers_1_all.deb")],
+                   check=True, capture_output=True)
+    return folder
+
+
+def listed(name: str, width: int, height: int, package: str = "some-wallpapers") -> PackagedPhoto:
+    return PackagedPhoto(package, f"usr/share/backgrounds/{name}", width, height)
+
+
+def test_shipped_list_is_complete_and_unambiguous():
+    entries = read_photo_list(PHOTO_LIST)
+    assert len(entries) == 38
+    assert len({entry.local_path for entry in entries}) == 38
+    assert read_names(HELD_OUT) <= {entry.name for entry in entries}
+    assert sum(entry.width * entry.height for entry in entries) == pytest.approx(225e6, rel=0.01)
+
+
+def test_sample_set_comes_from_held_out_photos_only():
+    listed_names = {entry.name for entry in read_photo_list(PHOTO_LIST)}
+    used = {sample.source for sample in sample_set.SAMPLES} & listed_names
+    assert used == read_names(HELD_OUT)
+
+
+@pytest.mark.parametrize("line", ["no-colon 10x10", "pkg:usr/a.jpg", "pkg:../a.jpg 10x10", "pkg:/a.jpg 10x10"])
+def test_malformed_lines_are_named(tmp_path, line):
+    path = tmp_path / "list.txt"
+    path.write_text(f"# comment\n\n{line}\n")
+    with pytest.raises(ValueError, match="line 3"):
+        read_photo_list(path)
+
+
+@needs_dpkg
+def test_assembles_skips_held_out_and_keeps_what_is_there(tmp_path, packages):
+    output = tmp_path / "out"
+    entries = [listed("a.png", 40, 30), listed("b.png", 20, 20)]
+    result = assemble(entries, output, held_out=frozenset({"b.png"}), debs=packages)
+    assert (result.written, result.present, result.held_out, result.problems) == (1, 0, 1, [])
+    assert Image.open(output / "some-wallpapers/backgrounds/a.png").size == (40, 30)
+    assert (output / "some-wallpapers/copyright").read_text() == "License: CC0-1.0\n"
+    assert not (output / "some-wallpapers/backgrounds/b.png").exists()
+    shutil.rmtree(packages)  # a second run needs nothing
+    assert assemble(entries[:1], output, debs=packages).present == 1
+
+
+@needs_dpkg
+def test_wrong_size_missing_file_and_missing_package_are_reported(tmp_path, packages):
+    output = tmp_path / "out"
+    entries = [listed("a.png", 41, 30), listed("b.png", 20, 20), listed("c.png", 9, 9), listed("d.png", 9, 9, "absent")]
+    result = assemble(entries, output, debs=packages)
+    assert result.written == 1
+    assert len(result.problems) == 3
+    assert any("41x30" in problem for problem in result.problems)
+    assert any("c.png" in problem for problem in result.problems)
+    assert any("absent" in problem for problem in result.problems)
+    assert not (output / "some-wallpapers/backgrounds/a.png").exists()
+
+
+@needs_dpkg
+def test_damaged_package_is_an_error(tmp_path, packages):
+    deb = next(packages.glob("*.deb"))
+    deb.write_bytes(deb.read_bytes()[:-40])
+    with pytest.raises(SourceError, match="damaged"):
+        extract(deb, {"usr/share/backgrounds/a.png": tmp_path / "a.png"})
+
+
+def test_missing_tools_are_explained(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources.shutil, "which", lambda name: None)
+    with pytest.raises(SourceError, match="apt-get not found.*--debs"):
+        download_deb("some-wallpapers", tmp_path)
+    with pytest.raises(SourceError, match="dpkg-deb not found"):
+        extract(tmp_path / "some.deb", {})
+
+
+def test_command_reports_problems(tmp_path, capsys):
+    path = tmp_path / "list.txt"
+    path.write_text("absent:usr/share/a.png 9x9\n")
+    assert photos.main(["--list", str(path), "--debs", str(tmp_path), "--output", str(tmp_path / "out")]) == 1
+    assert "absent" in capsys.readouterr().err
+    assert photos.main(["--list", str(tmp_path / "no.txt")]) == 1
+
+
+def test_sample_set_is_whole():
+    """Every HR picture has an LR one of a quarter of its side, and together they are small."""
+    hr = {path.name: Image.open(path).size for path in (SAMPLE_SET / "HR").iterdir()}
+    lr = {path.name: Image.open(path).size for path in (SAMPLE_SET / "LR").iterdir()}
+    assert set(hr) == set(lr) == {f"{sample.name}.png" for sample in sample_set.SAMPLES}
+    assert all(lr[name] == (width // 4, height // 4) for name, (width, height) in hr.items())
+    assert sum(path.stat().st_size for path in SAMPLE_SET.rglob("*.png")) < 6e6
+
+
+def test_sample_set_is_what_the_script_makes(tmp_path):
+    """For the pictures whose sources scikit-image ships."""
+    pytest.importorskip("skimage")
+    folder = sample_set.scikit_image_folder()
+    for index, sample in enumerate(sample_set.SAMPLES):
+        if sample.name != "cat":
+            continue
+        hr, lr = sample_set.make_pair(sample, folder / sample.source, sample_set.SEED + index)
+        assert hr.tobytes() == Image.open(SAMPLE_SET / "HR/cat.png").tobytes()
+        stored = Image.open(SAMPLE_SET / "LR/cat.png")
+        differing = sum(abs(a - b) > 1 for a, b in zip(lr.tobytes(), stored.tobytes()))
+        assert differing < len(stored.tobytes()) / 100  # other processors may round differently
+
+
+def test_cut_must_fit(tmp_path):
+    Image.new("RGB", (50, 50)).save(tmp_path / "small.png")
+    with pytest.raises(ValueError, match="does not fit"):
+        sample_set.cut(sample_set.Sample("small", "small.png", (64, 64)), tmp_path / "small.png")

@@ -1,0 +1,72 @@
+"""The residual quantiser against plain loops and its own invariants."""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from models.quantizer import MultiScaleQuantizer
+
+
+def quantizer(scales: tuple[int, ...] = (1, 2, 4), vocab: int = 16, channels: int = 3) -> MultiScaleQuantizer:
+    torch.manual_seed(0)
+    return MultiScaleQuantizer(scales, vocab, channels, phi_count=4).requires_grad_(False)
+
+
+def test_phi_of_the_published_scales() -> None:
+    """Ten scales, four phi: the ties at scales 2 and 7 fall as numpy's arg-min decides, the first tick or so."""
+    ten = quantizer((1, 2, 3, 4, 6, 9, 13, 18, 24, 32))
+    assert [ten.phi_index(k) for k in range(10)][:2] == [0, 0]
+    assert [ten.phi_index(k) for k in (3, 4, 5, 6)] == [1, 1, 2, 2]
+    assert [ten.phi_index(k) for k in (8, 9)] == [3, 3]
+
+
+def test_nearest_codes_equal_brute_force() -> None:
+    q = quantizer()
+    cells = torch.randn(50, 3)
+    expected = torch.stack([(q.codebook.weight - cell).square().sum(1).argmin() for cell in cells])
+    assert torch.equal(q.nearest_codes(cells), expected)
+
+
+def test_nothing_is_lost_between_code_sum_and_rest() -> None:
+    q = quantizer()
+    latent = torch.randn(2, 3, 4, 4)
+    result = q.encode(latent)
+    last = q.lookup(result.codes[-1], 2)
+    torch.testing.assert_close(result.f_hat + (result.residual_last - last), latent)
+
+
+def test_teacher_inputs_follow_the_partial_sums() -> None:
+    q = quantizer()
+    result = q.encode(torch.randn(2, 3, 4, 4))
+    codes = result.codes
+    f_hat = q.contribution(q.lookup(codes[0], 0), 0)
+    second = F.adaptive_avg_pool2d(f_hat, 2).flatten(2).transpose(1, 2)
+    f_hat = f_hat + q.contribution(q.lookup(codes[1], 1), 1)
+    third = F.adaptive_avg_pool2d(f_hat, 4).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(result.inputs, torch.cat([second, third], 1))
+
+
+def test_training_pass_agrees_with_encode_and_is_straight_through() -> None:
+    q = quantizer().requires_grad_(True)
+    latent = torch.randn(2, 3, 4, 4, requires_grad=True)
+    through, loss, result = q(latent, 0.25)
+    plain = q.encode(latent)
+    torch.testing.assert_close(through.detach(), plain.f_hat)
+    assert all(torch.equal(a, b) for a, b in zip(result.codes, plain.codes))
+    gradient, = torch.autograd.grad(through.sum(), latent, retain_graph=True)
+    assert torch.equal(gradient, torch.ones_like(latent))
+    loss.backward()
+    assert q.codebook.weight.grad.abs().sum() > 0 and latent.grad.abs().sum() > 0
+
+
+def test_dead_codes_move_onto_residuals() -> None:
+    q = quantizer(vocab=64)
+    with torch.no_grad():
+        q.codebook.weight[32:] = 100.0  # far from every latent
+    latent = torch.randn(8, 3, 4, 4)
+    for _ in range(50):
+        q(latent, 0.25)
+    before = (q.encode(latent).f_hat - latent).square().mean()
+    moved = q.revive_dead_codes(latent, threshold=0.01, generator=torch.Generator().manual_seed(0))
+    assert moved >= 32 and q.codebook.weight.abs().max() < 50
+    assert (q.encode(latent).f_hat - latent).square().mean() < before

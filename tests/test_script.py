@@ -1,0 +1,109 @@
+"""test_varsr.py as its users run it: folders, failures, metrics, refusals."""
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import small_model
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import test_varsr as script  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    small_model().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture()
+def testset(tmp_path: Path) -> Path:
+    """Two LR pictures of different aspect, one with HR, and a broken file."""
+    random = np.random.default_rng(0)
+    for folder, name, size in (("LR", "a", (8, 8)), ("LR", "b", (12, 9)), ("HR", "a", (32, 32))):
+        (tmp_path / "set" / folder).mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "set" / folder / f"{name}.png")
+    (tmp_path / "set" / "LR" / "broken.png").write_bytes(b"nonsense")
+    return tmp_path
+
+
+def run(*flags: object) -> int:
+    return script.main([str(flag) for flag in flags])
+
+
+def test_a_folder_with_a_broken_file(weights: Path, testset: Path, capsys: pytest.CaptureFixture) -> None:
+    out, sheet = testset / "out", testset / "sheet.png"
+    code = run("-i", testset / "set" / "LR", "-o", out, "--model", weights, "--dtype", "fp32", "--sheet", sheet)
+    assert code == 1  # because of broken.png, which did not stop the others
+    assert sorted(p.name for p in out.iterdir()) == ["a.png", "b.png", "metrics.csv"]
+    assert Image.open(out / "b.png").size == (48, 36) and Image.open(sheet).width > 600
+    printed = capsys.readouterr().out
+    assert "2 restored" in printed and "1 failed" in printed and "broken.png" in printed and str(weights) in printed
+    with open(out / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["picture"] for row in rows] == ["a.png", "mean"]
+    assert 0 < float(rows[0]["psnr_y"]) < 60 and rows[0]["psnr_y"] == rows[1]["psnr_y"]
+
+
+def test_same_flags_same_bytes_and_skipping(weights: Path, testset: Path, capsys: pytest.CaptureFixture) -> None:
+    source = testset / "set" / "LR" / "b.png"
+    flags = ("-i", source, "--model", weights, "--seed", 3, "--top_k", 5, "--cfg", 1, "--dtype", "fp32")
+    assert run(*flags, "-o", testset / "x") == 0 and run(*flags, "-o", testset / "y", "--batch_size", 1) == 0
+    first, second = (np.asarray(Image.open(testset / f / "b.png"), dtype=int) for f in "xy")
+    assert np.abs(first - second).max() <= 1
+    before = (testset / "x" / "b.png").stat().st_mtime_ns
+    assert run(*flags, "-o", testset / "x", "--skip_existing") == 0
+    assert (testset / "x" / "b.png").stat().st_mtime_ns == before and "1 skipped" in capsys.readouterr().out
+
+
+def test_the_default_layout(weights: Path, testset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (testset / "set" / "LR" / "broken.png").unlink()
+    (testset / "set").rename(testset / "mine")
+    (testset / "testset").mkdir()
+    (testset / "mine").rename(testset / "testset" / "mine")
+    monkeypatch.setattr(script, "__file__", str(testset / "test_varsr.py"))
+    assert run("--model", weights, "--dtype", "fp32") == 0
+    results = testset / "testset" / "mine" / "VARPrediction"
+    assert sorted(p.name for p in results.iterdir()) == ["a.png", "b.png", "metrics.csv"]
+
+
+@pytest.mark.parametrize("flags, said", [
+    (("-i", "nowhere"), "nowhere"), (("-i", "LR", "--model", "/no/such/model"), "/no/such/model"),
+    (("-o", "out"), "--input"), (("-i", "LR", "--device", "tpu9"), "tpu9"),
+])
+def test_mistakes_are_one_line(testset: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch,
+                               flags: tuple, said: str) -> None:
+    monkeypatch.chdir(testset / "set")
+    assert run(*flags) == 1
+    error = capsys.readouterr().err.strip()
+    assert said in error and "\n" not in error
+
+
+@pytest.mark.parametrize("flag, value", [("--cfg", "-1"), ("--top_p", "0"), ("--top_k", "-2"), ("--batch_size", "0"),
+                                         ("--scale", "0.5"), ("--dtype", "int3")])
+def test_flags_out_of_range_are_refused(flag: str, value: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(flag, value)
+    error = capsys.readouterr().err.strip()
+    assert stop.value.code == 1 and flag in error and "\n" not in error
+
+
+def test_two_pictures_with_one_result_name(testset: Path, weights: Path, capsys: pytest.CaptureFixture) -> None:
+    Image.new("RGB", (8, 8)).save(testset / "set" / "LR" / "a.jpg")
+    assert run("-i", testset / "set" / "LR", "-o", testset / "out", "--model", weights) == 1
+    assert "both be written" in capsys.readouterr().err and not (testset / "out").exists()
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys, runpy; sys.argv = ['test_varsr.py', '--help']\ntry:\n runpy.run_path('test_varsr.py', " \
+           "run_name='__main__')\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)

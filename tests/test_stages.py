@@ -1,0 +1,130 @@
+"""The three training stages on the debug preset: they learn, resume exactly and export what from_pretrained reads."""
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.config import PRESETS
+from models.initialization import initialize
+from models.varsr import VARSR
+from models.vqvae import VQVAE
+from utils.decoder_stage import DecoderSettings, DecoderStage
+from utils.optim import parameter_groups
+from utils.pairs import PairSource
+from utils.tokenizer_stage import TokenizerSettings, TokenizerStage
+from utils.transformer_stage import NO_DECAY, TransformerSettings, TransformerStage
+
+CPU = torch.device("cpu")
+
+
+def blobs(count: int, generator: torch.Generator) -> Tensor:
+    """Smooth random pictures (B, 3, 32, 32) in [0, 1]."""
+    coarse = torch.rand(count, 3, 4, 4, generator=generator)
+    return torch.nn.functional.interpolate(coarse, size=32, mode="bicubic").clamp(0, 1)
+
+
+def blur(hr: Tensor, generator: torch.Generator) -> Tensor:
+    small = torch.nn.functional.avg_pool2d(hr, 4)
+    noisy = small + 0.02 * torch.randn(small.shape, generator=generator)
+    return torch.nn.functional.interpolate(noisy, size=hr.shape[-2:], mode="bilinear").clamp(0, 1)
+
+
+def pairs() -> PairSource:
+    return PairSource(blobs, blur, negative_share=0.25)
+
+
+def fresh_model() -> VARSR:
+    torch.manual_seed(0)
+    config = PRESETS["varsr-debug"]
+    model = VARSR(dataclasses.replace(config, vqvae=dataclasses.replace(config.vqvae, fidelity_width=8)))
+    initialize(model)
+    return model
+
+
+def tokenizer_stage() -> TokenizerStage:
+    torch.manual_seed(0)
+    settings = TokenizerSettings(batch_size=8, max_iters=60, warmup_iters=5, learning_rate=3e-3, precision="fp32",
+                                 revive_every=10)
+    validation = blobs(8, torch.Generator().manual_seed(9))
+    return TokenizerStage(VQVAE(PRESETS["varsr-debug"].vqvae), blobs, validation, settings, CPU)
+
+
+def transformer_stage() -> TransformerStage:
+    settings = TransformerSettings(batch_size=8, max_iters=40, learning_rate=3e-3, precision="fp32")
+    return TransformerStage(fresh_model(), pairs(), pairs().draw(4, torch.Generator().manual_seed(9), CPU),
+                            settings, CPU)
+
+
+def decoder_stage() -> DecoderStage:
+    settings = DecoderSettings(batch_size=4, fresh=2, pool_size=8, max_iters=20, warmup_iters=2, precision="fp32",
+                               learning_rate=2e-3)
+    return DecoderStage(fresh_model(), PairSource(blobs, blur), pairs().draw(4, torch.Generator().manual_seed(9), CPU),
+                        settings, CPU)
+
+
+STAGES = {"tokenizer": tokenizer_stage, "transformer": transformer_stage, "decoder": decoder_stage}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_it_learns(name: str) -> None:
+    stage = STAGES[name]()
+    key = {"tokenizer": "pixel", "transformer": "loss", "decoder": "pixel"}[name]
+    values = [stage.train_step(i)[key] for i in range(stage.settings.max_iters)]
+    assert sum(values[-5:]) < 0.9 * sum(values[:5])
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_it_resumes_exactly(name: str, tmp_path: Path) -> None:
+    stage = STAGES[name]()
+    for i in range(3):
+        stage.train_step(i)
+    torch.save(stage.state_dict(), tmp_path / "state.pt")
+    torch.manual_seed(5)
+    expected = [stage.train_step(i)["loss"] for i in range(3, 6)]
+    again = STAGES[name]()
+    again.load_state_dict(torch.load(tmp_path / "state.pt"))
+    torch.manual_seed(5)
+    assert [again.train_step(i)["loss"] for i in range(3, 6)] == expected
+
+
+@pytest.mark.parametrize("name", ["transformer", "decoder"])
+def test_the_result_loads(name: str, tmp_path: Path) -> None:
+    stage = STAGES[name]()
+    stage.train_step(0)
+    report = stage.report(tmp_path, 1)
+    assert set(report) >= {"psnr_y", "psnr_y_lr"} and list((tmp_path / "sheets").glob("*.png"))
+    stage.export(tmp_path)
+    assert VARSR.from_pretrained(tmp_path).config == stage.model.config
+
+
+def test_the_decoder_stage_trains_the_decoder_alone() -> None:
+    stage = decoder_stage()
+    before = {name: value.clone() for name, value in stage.model.state_dict().items()}
+    for i in range(12):  # past the start of the adversarial phase
+        metrics = stage.train_step(i)
+    assert "adversarial" in metrics and "discriminator" in metrics
+    changed = {name.split(".")[1] for name, value in stage.model.state_dict().items()
+               if not torch.equal(value, before[name])}
+    assert changed == {"decoder", "post_quant", "fidelity"}
+
+
+def test_weight_decay_groups_follow_the_rule() -> None:
+    model = fresh_model()
+    decayed, exempt = parameter_groups(model.transformer, 0.05, NO_DECAY)
+    names = {id(p): name for name, p in model.transformer.named_parameters()}
+    assert {names[id(p)] for p in decayed["params"]} >= {"blocks.0.attention.qkv.weight", "token_embedding.weight"}
+    assert {names[id(p)] for p in exempt["params"]} >= {
+        "start_position", "class_embedding.weight", "level_embedding.weight", "blocks.0.attention.log_scale",
+        "head.bias"}
+    assert len(decayed["params"]) + len(exempt["params"]) == len(names)
+
+
+def test_negatives_without_their_own_pictures_are_their_lr() -> None:
+    drawn = PairSource(blobs, blur, negative_share=0.5).draw(16, torch.Generator().manual_seed(0), CPU)
+    assert 0 < drawn.labels.sum() < 16
+    for target, lr, label in zip(drawn.target, drawn.lr, drawn.labels):
+        assert torch.equal(target, lr) == bool(label)

@@ -1,0 +1,93 @@
+"""Cache against mask, positions, and what a token may see."""
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models.cache import LayerCache
+from models.config import PRESETS
+from models.rope import apply_rope, grid_angles
+from models.varsr import VARSR
+
+
+@pytest.fixture()
+def sequence(model: VARSR, pictures: torch.Tensor):
+    transformer = model.transformer
+    labels = torch.tensor([0, 1, 0])
+    tokens = sum(side * side for side in transformer.scales[1:])
+    inputs = torch.randn(3, tokens, model.config.vqvae.latent_channels, generator=torch.Generator().manual_seed(2))
+    prefix = transformer.prefix_encoder(pictures * 2 - 1)
+    return labels, inputs, prefix
+
+
+def test_cached_levels_equal_the_masked_pass(model: VARSR, sequence) -> None:
+    """Scale by scale with a cache and all at once under the block-causal mask are one computation."""
+    transformer = model.transformer
+    labels, inputs, prefix = sequence
+    hidden, logits = transformer(labels, inputs, prefix)
+    modulations, head = transformer.modulations(labels)
+    cache = transformer.new_cache(3, torch.float32, inputs.device)
+    outputs = [transformer.forward_level(transformer.start_tokens(labels, prefix), 0, modulations, cache)[:, -1:]]
+    parts = inputs.split([side * side for side in transformer.scales[1:]], dim=1)
+    for k, part in enumerate(parts, start=1):
+        outputs.append(transformer.forward_level(transformer.scale_tokens(part, k), k, modulations, cache))
+    torch.testing.assert_close(torch.cat(outputs, 1), hidden, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(transformer.logits(hidden, head), logits)
+
+
+def test_a_token_sees_its_own_and_earlier_scales_only(model: VARSR, sequence) -> None:
+    labels, inputs, prefix = sequence
+    _, before = model.transformer(labels, inputs, prefix)
+    changed = inputs.clone()
+    changed[:, -1] += 1  # one token of the last scale
+    _, after = model.transformer(labels, changed, prefix)
+    last = model.transformer.scales[-1] ** 2
+    assert torch.equal(before[:, :-last], after[:, :-last])
+    assert (before[:, -last:] != after[:, -last:]).any(-1).all()  # the whole scale sees it
+
+
+def test_checkpointing_changes_nothing(sequence) -> None:
+    from conftest import small_model
+    model = small_model().train().requires_grad_(True)
+    gradients = []
+    for checkpointing in (False, True):
+        model.zero_grad()
+        model.transformer.checkpointing = checkpointing
+        model.transformer(*sequence)[1].square().mean().backward()
+        gradients.append(model.transformer.blocks[0].attention.qkv.weight.grad.clone())
+    torch.testing.assert_close(*gradients)
+
+
+def test_rope_depends_on_relative_position_only() -> None:
+    angles = grid_angles(8, 16, 10000.0, 32.0)
+    torch.manual_seed(0)
+    q, k = torch.randn(16), torch.randn(16)
+
+    def score(a: int, b: int) -> float:
+        turn = lambda x, i: apply_rope(x.view(1, 1, 1, 16), angles[i:i + 1].cos(), angles[i:i + 1].sin())  # noqa: E731
+        return float((turn(q, a) * turn(k, b)).sum())
+    assert score(9, 18) == pytest.approx(score(27, 36), abs=1e-4)
+    assert score(9, 18) != pytest.approx(score(9, 27), abs=1e-3)
+
+
+def test_scales_are_aligned() -> None:
+    """A coarse cell stands where the top left of its fine cells does."""
+    coarse, fine = grid_angles(4, 16, 10000.0, 32.0), grid_angles(8, 16, 10000.0, 32.0)
+    torch.testing.assert_close(coarse.view(4, 4, -1), fine.view(8, 8, -1)[::2, ::2])
+
+
+def test_a_full_cache_says_so() -> None:
+    cache = LayerCache(1, 1, 2, 4, torch.float32, torch.device("cpu"))
+    cache.append(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4))
+    with pytest.raises(ValueError, match="one generation"):
+        cache.append(torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 4))
+
+
+@pytest.mark.parametrize("preset", ["varsr-d24", "varsr-d24-c2i", "varsr-tiny"])
+def test_presets_build(preset: str) -> None:
+    with torch.device("meta"):
+        model = VARSR(PRESETS[preset])
+    if preset == "varsr-d24":
+        millions = sum(p.numel() for m in (model.transformer, model.refiner) for p in m.parameters()) / 1e6
+        assert millions == pytest.approx(1101.9, abs=0.1)
+        assert sum(p.numel() for p in model.vqvae.parameters()) / 1e6 == pytest.approx(108.9, abs=0.1)
