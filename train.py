@@ -88,9 +88,9 @@ def _build_stage(args, model, pairs, device):
         shared["learning_rate"] = args.tblr
     if args.stage == "sr":
         stage_class = TransformerStage
-        settings = TransformerSettings(weight_decay=args.twd, clip=args.tclip, schedule=args.sche,
-                                       warmup_share=args.wp, warmup_start=args.wp0, final=args.wpe, error_rate=args.error_rate,
-                                       scale_balance=args.scale_balance, **shared)
+        settings = TransformerSettings(
+            weight_decay=args.twd, clip=args.tclip, schedule=args.sche, warmup_share=args.wp, warmup_start=args.wp0,
+            final=args.wpe, error_rate=args.error_rate, scale_balance=args.scale_balance, **shared)
     else:
         stage_class = DecoderStage
         settings = DecoderSettings(**shared)

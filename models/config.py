@@ -37,6 +37,7 @@ class VQVAEConfig:
     stem: int = 1  # pixel-unshuffle factor before the first convolution
     phi_count: int = 4  # shared refinement convolutions of the quantiser
     fidelity_width: int = 0  # width of the decoder's LR features (fidelity.py); 0: the decoder sees the latent alone
+    fidelity_blocks: int = 3  # residual blocks of these features per resolution level
 
     def __post_init__(self) -> None:
         _require(len(self.scales) > 1, f"scales needs at least two sides, got {self.scales}")
@@ -232,7 +233,7 @@ PRESETS: dict[str, VARSRConfig] = {
     "varsr-tiny": VARSRConfig(
         name="varsr-tiny",
         vqvae=VQVAEConfig(scales=(1, 2, 3, 5, 8, 12, 16), vocab_size=1024, latent_channels=16, base_width=64,
-                          multipliers=(1, 2), res_blocks=1, stem=4, fidelity_width=64),
+                          multipliers=(1, 2), res_blocks=1, stem=4, fidelity_width=96),
         transformer=TransformerConfig(depth=4, width=256, num_heads=4, drop_path=0.0, shared_modulation=True,
                                       prefix=PrefixConfig(widths=(96, 256), stem=4), prefix_injection=True),
         refiner=RefinerConfig(width=256, depth=2),

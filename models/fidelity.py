@@ -12,6 +12,18 @@ from torch import Tensor, nn
 from .config import VQVAEConfig
 
 
+class ConvBlock(nn.Module):
+    """x + conv(SiLU(conv(SiLU(x)))), without norms: fidelity is about absolute levels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
+
+
 class FidelityEncoder(nn.Module):
     """LR picture (B, 3, H, W) in [-1, 1] to one feature map per decoder level, shaped as that level's input.
 
@@ -24,8 +36,8 @@ class FidelityEncoder(nn.Module):
         coarsest = len(widths) - 1
         self.stem = nn.PixelUnshuffle(config.stem)
         self.conv_in = nn.Conv2d(3 * config.stem ** 2, width, 3, padding=1)
-        self.blocks = nn.ModuleList(
-            nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2)) for _ in widths)
+        self.levels = nn.ModuleList(
+            nn.Sequential(*(ConvBlock(width) for _ in range(config.fidelity_blocks))) for _ in widths)
         self.downs = nn.ModuleList(nn.Conv2d(width, width, 3, stride=2, padding=1) for _ in range(coarsest))
         self.outs = nn.ModuleList(
             nn.Conv2d(width, widths[min(i + 1, coarsest)], 1) for i in range(len(widths)))
@@ -37,8 +49,8 @@ class FidelityEncoder(nn.Module):
         """Feature maps fine to coarse: entry i has the resolution of decoder level i."""
         x = self.conv_in(self.stem(lr))
         features = []
-        for i, (first, second) in enumerate(self.blocks):
-            x = x + second(F.silu(first(F.silu(x))))
+        for i, level in enumerate(self.levels):
+            x = level(x)
             features.append(self.outs[i](x))
             if i < len(self.downs):
                 x = self.downs[i](x)

@@ -142,7 +142,8 @@ class VARSR(nn.Module):
         labels = self._labels(lr, labels)
         noise = Noise(self._seeds(seed, len(labels)), self.device)
         guided = options.cfg > 0
-        rows = torch.cat([labels, torch.full_like(labels, self.config.transformer.class_rows - 1)]) if guided else labels
+        unconditional = torch.full_like(labels, self.config.transformer.class_rows - 1)
+        rows = torch.cat([labels, unconditional]) if guided else labels
         scales, transformer, quantizer = self.config.vqvae.scales, self.transformer, self.vqvae.quantizer
 
         modulations, head_modulation = transformer.modulations(rows)  # once per generation, not per scale
@@ -187,7 +188,8 @@ class VARSR(nn.Module):
             size = self.config.image_size
             if lr is None or lr.ndim != 4 or tuple(lr.shape[1:]) != (3, size, size):
                 shape = None if lr is None else tuple(lr.shape)
-                raise ValueError(f"lr must be (B, 3, {size}, {size}), the LR picture resized to output size; got {shape}")
+                raise ValueError(f"lr must be (B, 3, {size}, {size}), the LR picture resized to output size; "
+                                 f"got {shape}")
             if labels is None:
                 labels = torch.full((len(lr),), CONDITIONAL_CLASS, dtype=torch.long)
             if len(labels) != len(lr):

@@ -173,7 +173,8 @@ class VQVAE(nn.Module):
         """(B, 3, S, S) in [-1, 1] to the continuous latent (B, c, N, N). Raises ValueError for another size."""
         size = self.config.image_size
         if image.shape[-2:] != (size, size):
-            raise ValueError(f"the tokenizer encodes {size}x{size} pictures, got {tuple(image.shape[-2:])}: resize first")
+            raise ValueError(f"the tokenizer encodes {size}x{size} pictures, got {tuple(image.shape[-2:])}: "
+                             "resize first")
         return self.pre_quant(self.encoder(image.to(self.pre_quant.weight.dtype)))
 
     def decode(self, latent: Tensor, lr: Tensor | None = None) -> Tensor:

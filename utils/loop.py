@@ -105,7 +105,7 @@ class TrainLoop:
                         f"the loss was not finite for {broken} steps (iteration {iteration}): lower the learning "
                         f"rate and run again, {self.states.folder} holds the last good state")
                 done = iteration + 1
-                self._after_step(done, metrics, time.monotonic() - began)
+                self._after_step(done, metrics, time.monotonic() - began, healthy=not broken)
                 if on_step is not None:
                     on_step(metrics)
                 if stopped:
@@ -124,7 +124,7 @@ class TrainLoop:
         log.info("resumed after iteration %d", state["iteration"])
         return state["iteration"]
 
-    def _after_step(self, done: int, metrics: dict[str, float], seconds: float) -> None:
+    def _after_step(self, done: int, metrics: dict[str, float], seconds: float, healthy: bool) -> None:
         last = done == self.config.max_iters
         if done % self.config.log_every == 0 or last:
             self.records.write(event="train", iteration=done, seconds=round(seconds, 2), **metrics)
@@ -132,5 +132,5 @@ class TrainLoop:
             report = self.stage.report(self.config.output, done)
             self.records.write(event="report", iteration=done, **report)
             log.info("iteration %d: %s", done, ", ".join(f"{k} {v:.4g}" for k, v in report.items()))
-        if done % self.config.save_every == 0 or last:
+        if healthy and (done % self.config.save_every == 0 or last):
             self.states.save(done, self.stage.state_dict())

@@ -43,8 +43,8 @@ def _row(pictures: Mapping[str, Tensor], layout: SheetLayout) -> Image.Image:
     shown_height = round(layout.column * height / width)
     side = min(layout.detail, height, width)
     top, left = detail_corner(reference, side)
-    row = Image.new("RGB", ((layout.column + layout.gap) * len(pictures), shown_height + layout.column + 2 * layout.gap),
-                    BACKGROUND)
+    size = ((layout.column + layout.gap) * len(pictures), shown_height + layout.column + 2 * layout.gap)
+    row = Image.new("RGB", size, BACKGROUND)
     for i, picture in enumerate(pictures.values()):
         x = i * (layout.column + layout.gap)
         whole = to_pillow(picture)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from models.vqvae import VQVAE
 
+from .grid import write_grid
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
 from .pairs import Sampler
 from .precision import autocast
 from .schedule import Schedule
-from .grid import write_grid
 
 PEAK_TO_PEAK = 2.0  # of pictures in [-1, 1]
 INIT_STD = 0.02
