@@ -112,7 +112,9 @@ def main(argv: list[str] | None = None) -> int:
 
     from benchmarks.machine import describe, gemm_rate, peak_memory, synchronize
     from models.varsr import VARSR
+    from utils.allocator import keep_freed_memory
 
+    keep_freed_memory()  # as the scripts do
     device, dtype = torch.device(args.device), getattr(torch, DTYPES[args.dtype])
     rate = gemm_rate(device, dtype)
     start = time.perf_counter()

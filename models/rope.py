@@ -31,7 +31,7 @@ def rope_table(scales: Sequence[int], prefix_side: int, head_dim: int, base: flo
     return angles.cos(), angles.sin()
 
 
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate neighbouring channel pairs of x (B, H, L, head_dim) by the angles (L, head_dim/2)."""
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+def rotate(x: Tensor, rotations: Tensor) -> Tensor:
+    """Rotate neighbouring channel pairs of x (..., head_dim), float32, by complex (..., head_dim/2) factors."""
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotations).flatten(-2)

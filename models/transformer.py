@@ -5,7 +5,6 @@ the first scale; the tokens of scale k see everything up to and including their 
 """
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -14,47 +13,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
+from .attention import Attention
 from .cache import KVCache, LayerCache
 from .config import PrefixConfig, TransformerConfig, VQVAEConfig
-from .rope import apply_rope, rope_table
+from .rope import rope_table
 
 NORM_EPS = 1e-6
-MAX_LOG_SCALE = math.log(100.0)  # bound of the learned attention temperature
-INITIAL_LOG_SCALE = math.log(4.0)
 MODULATIONS = 6  # gamma1, gamma2, scale1, scale2, shift1, shift2
-
-Rope = tuple[Tensor, Tensor]  # cosines, sines of the tokens at hand: (L, head_dim/2)
-
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Affine-free LayerNorm of x, then the class's scale and shift (DiT, section 3.2)."""
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), 1 + scale)
-
-
-class Attention(nn.Module):
-    """Multi-head attention with normalised queries and keys and a learned temperature per head (VAR, 3.3)."""
-
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.q_bias = nn.Parameter(torch.zeros(width))
-        self.v_bias = nn.Parameter(torch.zeros(width))
-        self.log_scale = nn.Parameter(torch.full((1, num_heads, 1, 1), INITIAL_LOG_SCALE))
-        self.out = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, rope: Rope, cache: LayerCache | None = None, mask: Tensor | None = None) -> Tensor:
-        """x: (B, L, C). With a cache, attends to all that it holds and to x; else to x under `mask`."""
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, bias)
-        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, L, head_dim) each
-        temperature = self.log_scale.float().clamp(max=MAX_LOG_SCALE).exp()
-        q = apply_rope(F.normalize(q.float(), dim=-1) * temperature, *rope).to(v.dtype)
-        k = apply_rope(F.normalize(k.float(), dim=-1), *rope).to(v.dtype)
-        if cache is not None:
-            k, v = cache.append(k, v)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
-        return self.out(attended.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -83,7 +52,7 @@ class Block(nn.Module):
         else:
             self.modulation = nn.Linear(config.width, MODULATIONS * config.width)
 
-    def forward(self, x: Tensor, modulation: Tensor, rope: Rope, cache: LayerCache | None = None,
+    def forward(self, x: Tensor, modulation: Tensor, rope: Tensor, cache: LayerCache | None = None,
                 mask: Tensor | None = None) -> Tensor:
         """x: (B, L, C); modulation: (B, 6, 1, C)."""
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation.unbind(1)
@@ -105,8 +74,7 @@ class PrefixEncoder(nn.Module):
         self.conv_out = nn.Conv2d(config.widths[-1], width, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
-        image = image.to(self.conv_in.weight.dtype).contiguous(memory_format=torch.channels_last)
-        x = F.silu(self.conv_in(self.stem(image)))
+        x = F.silu(self.conv_in(self.stem(image.to(self.conv_in.weight.dtype))))
         for block in self.blocks:
             x = F.silu(block(x))
         return self.conv_out(x).flatten(2).transpose(1, 2)
@@ -153,9 +121,9 @@ class VARTransformer(nn.Module):
         start = sum(lengths[:level])
         return slice(start, start + lengths[level])
 
-    def rope(self, tokens: slice = slice(None)) -> Rope:
-        """Cosines and sines of a stretch of the sequence."""
-        return self.rope_cos[tokens], self.rope_sin[tokens]
+    def rope(self, tokens: slice = slice(None)) -> Tensor:
+        """Rotations cos + i·sin of a stretch of the sequence: (L, head_dim/2) complex64."""
+        return torch.complex(self.rope_cos[tokens], self.rope_sin[tokens])
 
     def new_cache(self, batch: int, dtype: torch.dtype, device: torch.device) -> KVCache:
         """An empty cache for one generation of `batch` rows."""

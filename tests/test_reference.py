@@ -49,6 +49,16 @@ def check_close(actual: Tensor, expected: Tensor, tolerance: float = RELATIVE) -
     assert difference <= tolerance * expected.abs().max(), f"off by {difference:.3g}"
 
 
+def check_refined(actual: Tensor, expected: Tensor) -> None:
+    """Relative error in the Euclidean norm.
+
+    Ten guided steps amplify the rounding of single tokens: on the `sr` case a float64 run differs from the expected
+    numbers by up to 0.9e-4 of their peak (3e-6 in this norm), so that a bound on the peak would test luck.
+    """
+    error = torch.linalg.vector_norm(actual.reshape(expected.shape) - expected)
+    assert error <= RELATIVE * torch.linalg.vector_norm(expected), f"off by {error:.3g}"
+
+
 def check_codes(actual: Tensor, expected: Tensor, margin: float) -> None:
     equal = (actual == expected.reshape(actual.shape)).float().mean()
     assert equal == 1 if margin > MARGIN else equal >= 0.99
@@ -102,7 +112,7 @@ def test_generate(name: str, tmp_path: Path) -> None:
     for step in steps:
         check_step(step, expected)
     refined = (latent - steps[-1].f_hat).permute(0, 2, 3, 1).flatten(0, 2)
-    check_close(refined, expected["refined"])
+    check_refined(refined, expected["refined"])
     image = model.decode(latent, lr)
     assert (image - expected["image"]).abs().max() <= IMAGE
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 from conftest import small_model
 from PIL import Image
+
+from models.varsr import VARSR
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -86,6 +89,16 @@ def test_mistakes_are_one_line(testset: Path, capsys: pytest.CaptureFixture, mon
     assert run(*flags) == 1
     error = capsys.readouterr().err.strip()
     assert said in error and "\n" not in error
+
+
+def test_a_class_to_image_model_is_refused(testset: Path, capsys: pytest.CaptureFixture) -> None:
+    model = small_model()
+    config = dataclasses.replace(
+        model.config, transformer=dataclasses.replace(model.config.transformer, prefix=None, class_rows=4))
+    VARSR(config).save_pretrained(testset / "c2i")
+    assert run("-i", testset / "set" / "LR", "-o", testset / "out", "--model", testset / "c2i") == 1
+    error = capsys.readouterr().err.strip()
+    assert "class-to-image" in error and "\n" not in error and not (testset / "out").exists()
 
 
 @pytest.mark.parametrize("flag, value", [("--cfg", "-1"), ("--top_p", "0"), ("--top_k", "-2"), ("--batch_size", "0"),

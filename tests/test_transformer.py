@@ -4,9 +4,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from models.attention import attend
 from models.cache import LayerCache
 from models.config import PRESETS
-from models.rope import apply_rope, grid_angles
+from models.rope import grid_angles, rotate
 from models.varsr import VARSR
 
 
@@ -58,14 +59,25 @@ def test_checkpointing_changes_nothing(sequence) -> None:
     torch.testing.assert_close(*gradients)
 
 
+def test_one_head_at_a_time_agrees_with_sdpa() -> None:
+    """The path for bf16 on CPUs against PyTorch's own attention in float64, on keys that a cache would hold."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, length, 16).bfloat16() for length in (5, 9, 9))
+    expected = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double(), scale=1.0)
+    torch.testing.assert_close(attend(q, k, v).double(), expected, atol=0.02, rtol=0.02)
+    mask = torch.ones(5, 9, dtype=torch.bool).tril()
+    masked = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double(), mask, scale=1.0)
+    torch.testing.assert_close(attend(q, k, v, mask).double(), masked, atol=0.02, rtol=0.02)
+
+
 def test_rope_depends_on_relative_position_only() -> None:
     angles = grid_angles(8, 16, 10000.0, 32.0)
     torch.manual_seed(0)
     q, k = torch.randn(16), torch.randn(16)
 
     def score(a: int, b: int) -> float:
-        turn = lambda x, i: apply_rope(x.view(1, 1, 1, 16), angles[i:i + 1].cos(), angles[i:i + 1].sin())  # noqa: E731
-        return float((turn(q, a) * turn(k, b)).sum())
+        turned = [rotate(x, torch.polar(torch.ones(8), angles[i])) for x, i in ((q, a), (k, b))]
+        return float((turned[0] * turned[1]).sum())
     assert score(9, 18) == pytest.approx(score(27, 36), abs=1e-4)
     assert score(9, 18) != pytest.approx(score(9, 27), abs=1e-3)
 

@@ -97,15 +97,21 @@ def cpu_computes_bf16(info: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def load_model(args: argparse.Namespace) -> tuple[VARSR, str]:
-    """The model that the flags ask for, and a line that says which it is.
+    """The super-resolution model that the flags ask for, and a line that says which it is.
 
     Raises ValueError or FileNotFoundError with the remedy.
     """
+    from models.checkpoint import require_kind
     from models.varsr import VARSR
+
+    from .allocator import keep_freed_memory
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
+    if device.type == "cpu":
+        keep_freed_memory()
     source = args.model or (PUBLISHED if PUBLISHED.is_file() else EMBEDDED)
     model = VARSR.from_pretrained(source, device=device, dtype=dtype)
+    require_kind(model.config, True, source)
     precision = next(short for short, name in DTYPES.items() if f"torch.{name}" == str(dtype))
     note = "" if args.model or source == PUBLISHED else " (embedded model; put the published VARSR.pth and VQVAE.pth "\
         "into checkpoints/ for the full one)"

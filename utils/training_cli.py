@@ -17,6 +17,7 @@ from models.config import PRESETS
 from models.initialization import InitConfig, initialize
 from models.varsr import VARSR
 
+from .allocator import keep_freed_memory
 from .loop import LoopConfig, Stage, TrainingDiverged, TrainLoop
 from .pairs import PairSource
 
@@ -73,6 +74,7 @@ def training_pairs(args: argparse.Namespace, size: int) -> PairSource:
 
 def run_stage(stage: Stage, config: LoopConfig, settings: dict[str, Any]) -> int:
     """Train a stage with a progress bar; the exit code is 0 when finished, 1 when it diverged or was stopped."""
+    keep_freed_memory()
     loop = TrainLoop(stage, config, settings)
     with tqdm(total=config.max_iters, initial=loop.start, unit="it", dynamic_ncols=True, mininterval=5.0) as bar:
         def advance(metrics: dict[str, float]) -> None:

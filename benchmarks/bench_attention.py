@@ -1,0 +1,63 @@
+"""Time the published model's attention, all heads at once against head by head: `python benchmarks/bench_attention.py`.
+
+The result decided how `models.attention.attend` works on CPUs.
+"""
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.machine import describe, gemm_rate
+
+ROWS, HEADS, HEAD_DIM = 2, 24, 64  # one guided picture
+SHAPES = ((1025, 1025), (576, 2240), (1024, 3264))  # queries, keys
+RUNS = 5
+TERA, MILLI = 1e12, 1e-3
+
+
+def head_by_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Plain products, whose scores fit the cache."""
+    result = torch.empty_like(q)
+    for row in range(q.shape[0]):
+        for head in range(q.shape[1]):
+            result[row, head] = (q[row, head] @ k[row, head].t()).softmax(-1) @ v[row, head]
+    return result
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Best of a few runs."""
+    best = float("inf")
+    for _ in range(RUNS):
+        start = time.perf_counter()
+        function()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+@torch.inference_mode()
+def main() -> int:
+    """Print a table."""
+    cpu = torch.device("cpu")
+    print(describe(cpu))
+    for dtype in (torch.float32, torch.bfloat16):
+        rate = gemm_rate(cpu, dtype)
+        print(f"{dtype}, GEMM rate {rate / TERA:.3f} TFLOP/s")
+        for queries, keys in SHAPES:
+            q, k, v = (torch.randn(ROWS, HEADS, length, HEAD_DIM).to(dtype) for length in (queries, keys, keys))
+            limit = 4 * ROWS * HEADS * queries * keys * HEAD_DIM / rate
+            together = seconds(lambda: F.scaled_dot_product_attention(q, k, v, scale=1.0))  # noqa: B023
+            single = seconds(lambda: head_by_head(q, k, v))  # noqa: B023
+            print(f"{queries:5d} queries, {keys:5d} keys: SDPA {together / MILLI:6.1f} ms, "
+                  f"head by head {single / MILLI:6.1f} ms, limit {limit / MILLI:6.1f} ms")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""Multi-head attention with normalised queries and keys, rotary positions and a learned temperature per head."""
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .cache import LayerCache
+from .rope import rotate
+
+MAX_LOG_SCALE = math.log(100.0)  # bound of the learned attention temperature
+INITIAL_LOG_SCALE = math.log(4.0)
+NORM_FLOOR = 1e-12  # as F.normalize
+QUERY_CHUNK = 512  # queries whose scores fit the cache of one CPU core
+
+
+class Attention(nn.Module):
+    """Self-attention of the transformer's blocks (VAR, section 3.3; positions: VARSR, section 3.3)."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.log_scale = nn.Parameter(torch.full((1, num_heads, 1, 1), INITIAL_LOG_SCALE))
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, rope: Tensor, cache: LayerCache | None = None,
+                mask: Tensor | None = None) -> Tensor:
+        """x: (B, L, C); rope: (L, head_dim/2) complex rotations.
+
+        With a cache, attends to all that it holds and to x; else to x under `mask` (L, L).
+        """
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3 * self.num_heads, -1))  # (B, L, 3H, head_dim)
+        q, k = self._positioned(qkv[:, :, :2 * self.num_heads], rope).to(qkv.dtype).transpose(1, 2).chunk(2, dim=1)
+        v = qkv[:, :, 2 * self.num_heads:].transpose(1, 2)  # (B, H, L, head_dim)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
+
+    def _positioned(self, qk: Tensor, rope: Tensor) -> Tensor:
+        """Queries and keys (B, L, 2H, head_dim) of unit length, queries times the temperature, rotated; float32."""
+        qk = qk.float()
+        temperature = self.log_scale.float().flatten().clamp(max=MAX_LOG_SCALE).exp()
+        lengths = torch.cat([temperature, torch.ones_like(temperature)])[:, None]
+        norms = torch.linalg.vector_norm(qk, dim=-1, keepdim=True).clamp(min=NORM_FLOOR)
+        return rotate(qk * (lengths / norms), rope[:, None])
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q kᵀ) v of (B, H, L, head_dim) queries over (B, H, M, head_dim) keys, without a 1/sqrt(d) factor.
+
+    PyTorch's bf16 attention runs at a third of the matrix rate on CPUs; one head at a time, with scores that fit the
+    cache, plain products are a third faster (benchmarks/bench_attention.py).
+    """
+    plain = q.device.type == "cpu" and q.dtype == torch.bfloat16 and mask is None and not q.requires_grad
+    if not plain:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+    result = torch.empty_like(q)
+    for row in range(q.shape[0]):
+        for head in range(q.shape[1]):
+            keys, values = k[row, head].t(), v[row, head]
+            for start in range(0, q.shape[2], QUERY_CHUNK):
+                chunk = slice(start, start + QUERY_CHUNK)
+                result[row, head, chunk] = (q[row, head, chunk] @ keys).softmax(-1) @ values
+    return result
