@@ -30,7 +30,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: Tensor, cache: LayerCache | None = None,
                 mask: Tensor | None = None) -> Tensor:
-        """x: (B, L, C); rope: (L, head_dim/2) complex rotations.
+        """x: (B, L, C); rope: complex rotations (L, head_dim/2), or (B, L, head_dim/2) where rows differ.
 
         With a cache, attends to all that it holds and to x; else to x under `mask` (L, L).
         """
@@ -48,7 +48,7 @@ class Attention(nn.Module):
         temperature = self.log_scale.float().flatten().clamp(max=MAX_LOG_SCALE).exp()
         lengths = torch.cat([temperature, torch.ones_like(temperature)])[:, None]
         norms = torch.linalg.vector_norm(qk, dim=-1, keepdim=True).clamp(min=NORM_FLOOR)
-        return rotate(qk * (lengths / norms), rope[:, None])
+        return rotate(qk * (lengths / norms), rope.unsqueeze(-2))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -5,7 +5,7 @@ the first scale; the tokens of scale k see everything up to and including their 
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torchvision.ops import StochasticDepth
 from .attention import Attention
 from .cache import KVCache, LayerCache
 from .config import PrefixConfig, TransformerConfig, VQVAEConfig
+from .fastvar import ATTENTION, FEED_FORWARD, TokenPruner, Update
 from .rope import rope_table
 
 NORM_EPS = 1e-6
@@ -38,6 +39,14 @@ class FeedForward(nn.Module):
         return self.project(F.gelu(self.expand(x), approximate="tanh"))
 
 
+PartUpdate = Callable[[str, Tensor, Update], Tensor]  # part's name, its input, the part
+
+
+def update_all(part: str, tokens: Tensor, update: Update) -> Tensor:
+    """Run a part of a block on all tokens."""
+    return update(tokens, None)
+
+
 class Block(nn.Module):
     """Attention and feed-forward, both gated and modulated by the class (adaptive layer norm)."""
 
@@ -53,11 +62,17 @@ class Block(nn.Module):
             self.modulation = nn.Linear(config.width, MODULATIONS * config.width)
 
     def forward(self, x: Tensor, modulation: Tensor, rope: Tensor, cache: LayerCache | None = None,
-                mask: Tensor | None = None) -> Tensor:
-        """x: (B, L, C); modulation: (B, 6, 1, C)."""
+                mask: Tensor | None = None, update: PartUpdate = update_all) -> Tensor:
+        """x: (B, L, C); modulation: (B, 6, 1, C); `update` may leave tokens out of either part (`fastvar.py`)."""
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation.unbind(1)
-        x = x + self.drop_path(self.attention(modulate(x, scale1, shift1), rope, cache, mask) * gamma1)
-        return x + self.drop_path(self.feed_forward(modulate(x, scale2, shift2)) * gamma2)
+
+        def attend(tokens: Tensor, chosen: Tensor | None) -> Tensor:
+            return self.attention(tokens, rope if chosen is None else rope[chosen], cache, mask) * gamma1
+
+        def feed(tokens: Tensor, chosen: Tensor | None) -> Tensor:
+            return self.feed_forward(tokens) * gamma2
+        x = x + self.drop_path(update(ATTENTION, modulate(x, scale1, shift1), attend))
+        return x + self.drop_path(update(FEED_FORWARD, modulate(x, scale2, shift2), feed))
 
 
 class PrefixEncoder(nn.Module):
@@ -168,11 +183,17 @@ class VARTransformer(nn.Module):
         grid = prefix.transpose(1, 2).unflatten(2, (side, side))
         return F.adaptive_avg_pool2d(grid, self.scales[scale]).flatten(2).transpose(1, 2)
 
-    def forward_level(self, x: Tensor, level: int, modulations: Sequence[Tensor], cache: KVCache) -> Tensor:
+    def forward_level(self, x: Tensor, level: int, modulations: Sequence[Tensor], cache: KVCache,
+                      pruner: TokenPruner | None = None) -> Tensor:
         """Run the blocks over one level's tokens (B, L, C) with everything before it in the cache."""
         rope = self.rope(self.level_slice(level))
-        for block, modulation, layer in zip(self.blocks, modulations, cache.layers, strict=True):
-            x = block(x, modulation, rope, layer)
+        if pruner is not None:
+            pruner.start_level(level)
+        for i, (block, modulation, layer) in enumerate(zip(self.blocks, modulations, cache.layers, strict=True)):
+            if pruner is None:
+                x = block(x, modulation, rope, layer)
+            else:
+                x = pruner.run(block, i, x, modulation, rope, layer)
         return x
 
     def attention_mask(self, device: torch.device) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import GenerationConfig, VARSRConfig
+from .fastvar import FastVARConfig, TokenPruner
 from .refiner import DiffusionRefiner
 from .sampling import Noise, guide, gumbel_mixture, sample_codes
 from .transformer import VARTransformer
@@ -114,17 +115,18 @@ class VARSR(nn.Module):
     @torch.inference_mode()
     def generate(self, lr: Tensor | None = None, labels: Tensor | None = None,
                  options: GenerationConfig | None = None, seed: int | Sequence[int] = 0,
-                 on_scale: Callable[[ScaleStep], None] | None = None,
-                 refiner_noise: RefinerNoise | None = None) -> Tensor:
+                 on_scale: Callable[[ScaleStep], None] | None = None, refiner_noise: RefinerNoise | None = None,
+                 fastvar: FastVARConfig | None = None) -> Tensor:
         """Restore a batch of LR pictures, or draw pictures of classes.
 
         lr: (B, 3, S, S) in [0, 1], S = `config.image_size`: the LR picture already resized to the output size
             (None for class-to-image). labels: (B,) class of each row (SR: high quality by default).
         options: sampling settings, the model's own by default. seed: one for the batch (row i uses seed + i) or one
             a row; a row's result depends on its own seed alone, not on the batch around it.
+        fastvar: token pruning, none by default.
         Returns (B, 3, S, S) float32 in [0, 1]. Raises ValueError for inputs that do not fit the model.
         """
-        latent = self.generate_latent(lr, labels, options, seed, on_scale, refiner_noise)
+        latent = self.generate_latent(lr, labels, options, seed, on_scale, refiner_noise, fastvar)
         return self.decode(latent, lr)
 
     @torch.inference_mode()
@@ -136,8 +138,8 @@ class VARSR(nn.Module):
     @torch.inference_mode()
     def generate_latent(self, lr: Tensor | None = None, labels: Tensor | None = None,
                         options: GenerationConfig | None = None, seed: int | Sequence[int] = 0,
-                        on_scale: Callable[[ScaleStep], None] | None = None,
-                        refiner_noise: RefinerNoise | None = None) -> Tensor:
+                        on_scale: Callable[[ScaleStep], None] | None = None, refiner_noise: RefinerNoise | None = None,
+                        fastvar: FastVARConfig | None = None) -> Tensor:
         """As `generate`, without the decoder: the refined latent (B, c, N, N) float32."""
         options = options or self.config.generation
         labels = self._labels(lr, labels)
@@ -149,13 +151,14 @@ class VARSR(nn.Module):
 
         modulations, head_modulation = transformer.modulations(rows)  # once per generation, not per scale
         cache = transformer.new_cache(len(rows), self.dtype, self.device)
+        pruner = None if fastvar is None else TokenPruner(fastvar, scales)
         copies = len(rows) // len(labels)
         prefix = self._prefix(lr, copies)
         x = transformer.start_tokens(rows, prefix)
         f_hat = torch.zeros(len(labels), self.config.vqvae.latent_channels, quantizer.side, quantizer.side,
                             device=self.device)
         for k, side in enumerate(scales):
-            hidden = transformer.forward_level(x, k, modulations, cache)
+            hidden = transformer.forward_level(x, k, modulations, cache, pruner)
             hidden = hidden[:, -side * side:]  # no head on prefix tokens
             logits = transformer.logits(hidden, head_modulation)
             strength = self.guidance(options.cfg, k)

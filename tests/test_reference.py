@@ -17,6 +17,7 @@ from torch import Tensor
 
 from models.checkpoint import load_vqvae
 from models.config import GenerationConfig
+from models.fastvar import FastVARConfig
 from models.published import published_name
 from models.varsr import VARSR, RefinerNoise, ScaleStep
 from utils.color import adain_color_fix, wavelet_color_fix
@@ -86,11 +87,23 @@ def test_the_folder_holds_every_kind_of_case() -> None:
     assert all(cases_of(kind) for kind in ("generate", "vqvae", "train", "color", "schedule"))
 
 
+def fastvar_of(settings: dict, model: VARSR) -> FastVARConfig | None:
+    """The case's token pruning, its plan checked against the case's counts."""
+    if "fastvar" not in settings:
+        return None
+    values = dict(settings["fastvar"])
+    ratios = {int(side): ratio for side, ratio in values.pop("drop_ratio").items()}
+    config = FastVARConfig(ratios, **values)
+    depth = model.config.transformer.depth
+    counts = [[side, layer, config.kept(side, layer), side * side] for side in ratios for layer in range(depth)
+              if config.kept(side, layer) < side * side]
+    assert counts == settings["kept"]
+    return config
+
+
 @pytest.mark.parametrize("name", cases_of("generate"))
 def test_generate(name: str, tmp_path: Path) -> None:
     settings, expected = settings_of(name), arrays_of(name)
-    if "fastvar" in settings:
-        pytest.skip("FastVAR token pruning is not implemented yet")
     model = load_case(settings, tmp_path)
     side, batch = settings["patch_nums"][-1], settings["batch"]
     lr = labels = None
@@ -102,7 +115,7 @@ def test_generate(name: str, tmp_path: Path) -> None:
                          expected["noise_steps"].view(-1, batch, side * side, expected["noise_init"].shape[-1]))
     steps = []
     latent = model.generate_latent(lr, labels, GenerationConfig(cfg=settings["cfg"], top_k=settings["top_k"]),
-                                   on_scale=steps.append, refiner_noise=noise)
+                                   on_scale=steps.append, refiner_noise=noise, fastvar=fastvar_of(settings, model))
     if "prefix" in expected:
         with torch.no_grad():
             check_close(model.transformer.prefix_encoder(lr * 2 - 1), expected["prefix"])

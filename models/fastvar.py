@@ -1,0 +1,155 @@
+"""FastVAR token pruning (Guo et al., 2025, "FastVAR: Linear Visual Autoregressive Modeling via Cached Token Pruning").
+
+At the large scales most tokens hardly change from block to block. A pruned block computes the tokens that stand out
+from the mean alone; the others take what the same block gave for the previous scale, resized. Off unless a
+`FastVARConfig` is given to `VARSR.generate`.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cache import LayerCache
+
+# Tokens (B, K, C) and their places (B, K), or None for all of them, to what is added to them (B, K, C).
+Update = Callable[[Tensor, Tensor | None], Tensor]
+
+ATTENTION, FEED_FORWARD, WHOLE = "attention", "feed_forward", "block"  # what a choice of tokens is for
+SEPARATE, SHARED = "separate", "shared"
+MODES = (SEPARATE, SHARED)
+
+
+@dataclass(frozen=True)
+class FastVARConfig:
+    """Which tokens are dropped where.
+
+    mode "separate": attention and feed-forward choose tokens for themselves (the fork's way). "shared": one choice a
+    block for both, and the maps of the previous scale are resized all together.
+    """
+
+    drop_ratios: Mapping[int, float] = field(default_factory=dict)  # by side of the scale; others are not pruned
+    later_layer_start: int = 3  # blocks before this one are not pruned
+    min_keep: int = 64  # tokens
+    mode: str = SEPARATE
+
+    def __post_init__(self) -> None:
+        for side, ratio in self.drop_ratios.items():
+            if not 0 <= ratio < 1:
+                raise ValueError(f"drop ratio of side {side} must be at least 0 and less than 1, got {ratio}")
+        if self.later_layer_start < 0 or self.min_keep < 1:
+            raise ValueError(f"later_layer_start must be at least 0 and min_keep at least 1, "
+                             f"got {self.later_layer_start} and {self.min_keep}")
+        if self.mode not in MODES:
+            raise ValueError(f"unknown FastVAR mode {self.mode!r}: choose one of {', '.join(MODES)}")
+
+    @classmethod
+    def for_last(cls, scales: Sequence[int], ratios: Sequence[float], **options: object) -> FastVARConfig:
+        """Ratios of the last len(ratios) scales, the last scale's last. Raises ValueError for more than there are."""
+        if len(ratios) >= len(scales):
+            raise ValueError(f"{len(ratios)} drop ratios for a model of {len(scales)} scales: give at most "
+                             f"{len(scales) - 1}, the first scale cannot be pruned")
+        return cls(dict(zip(scales[len(scales) - len(ratios):], ratios)), **options)
+
+    def kept(self, side: int, layer: int) -> int:
+        """Tokens that a block computes of the side² of a scale."""
+        total = side * side
+        if layer < self.later_layer_start:
+            return total
+        return min(max(total - int(total * self.drop_ratios.get(side, 0.0)), self.min_keep), total)
+
+    def plan(self, scales: Sequence[int], depth: int) -> list[PrunedScale]:
+        """What is pruned of a model's scales (the first never is)."""
+        found = []
+        for side in scales[1:]:
+            layers = sum(self.kept(side, layer) < side * side for layer in range(depth))
+            if layers:
+                found.append(PrunedScale(side, layers, self.kept(side, depth - 1), side * side))
+        return found
+
+
+@dataclass(frozen=True)
+class PrunedScale:
+    """One row of a pruning plan: `layers` blocks compute `kept` of `total` tokens."""
+
+    side: int
+    layers: int
+    kept: int
+    total: int
+
+
+def select(tokens: Tensor, keep: int) -> Tensor:
+    """Places (B, keep), ascending, of the tokens (B, L, C) that are farthest from their mean."""
+    tokens = tokens.float()
+    distance = (tokens - tokens.mean(1, keepdim=True)).square().sum(-1)
+    return distance.topk(keep, dim=1, sorted=False).indices.sort(dim=1).values
+
+
+def resize_map(tokens: Tensor, side: int) -> Tensor:
+    """A token map (B, n², C), area-resized to (B, side², C)."""
+    old = round(tokens.shape[1] ** 0.5)
+    grid = tokens.transpose(1, 2).unflatten(2, (old, old))
+    return F.adaptive_avg_pool2d(grid, side).flatten(2).transpose(1, 2)
+
+
+class TokenPruner:
+    """The pruning of one generation: what every block gave at the previous scale lives here and ends with it."""
+
+    def __init__(self, config: FastVARConfig, scales: Sequence[int]) -> None:
+        self.config, self.scales = config, tuple(scales)
+        self.level = 0
+        self.previous: dict[tuple[int, str], Tensor] = {}
+
+    def start_level(self, level: int) -> None:
+        """Called before the blocks of a level."""
+        self.level = level
+        if self.config.mode == SHARED and self._prunes(level) and self.previous:
+            keys, maps = zip(*self.previous.items())
+            resized = resize_map(torch.cat(maps), self.scales[level])
+            self.previous = dict(zip(keys, resized.chunk(len(keys))))
+
+    def _prunes(self, level: int) -> bool:
+        return 0 < level < len(self.scales) and self.config.drop_ratios.get(self.scales[level], 0.0) > 0
+
+    def run(self, block: Callable[..., Tensor], layer: int, x: Tensor, modulation: Tensor, rope: Tensor,
+            cache: LayerCache) -> Tensor:
+        """One block over the tokens x (B, L, C) of the current level."""
+        def separately(part: str, tokens: Tensor, update: Update) -> Tensor:
+            # The fork's cache holds attention outputs gated in place, and gates them again when it restores them.
+            gate = modulation[:, 0] if part == ATTENTION else None
+            return self.apply(layer, part, tokens, tokens, update, gate)
+
+        def change(tokens: Tensor, chosen: Tensor | None) -> Tensor:
+            rotations = rope if chosen is None else rope[chosen]
+            return block(tokens, modulation, rotations, cache) - tokens
+
+        if self.config.mode == SEPARATE:
+            return block(x, modulation, rope, cache, update=separately)
+        return x + self.apply(layer, WHOLE, F.layer_norm(x, x.shape[-1:]), x, change)
+
+    def apply(self, layer: int, part: str, scored: Tensor, tokens: Tensor, update: Update,
+              restored_gate: Tensor | None = None) -> Tensor:
+        """`update` of the tokens (B, L, C) that stand out in `scored` (B, L, C); resized old values for the others.
+
+        restored_gate: (B, 1, C), multiplies the old values.
+        """
+        side = self.scales[self.level]
+        total = side * side
+        keep = self.config.kept(side, layer) if self.level else total
+        old = self.previous.pop((layer, part), None)
+        if keep == total or old is None:
+            result = update(tokens, None)
+        else:
+            chosen = select(scored, keep)
+            places = chosen[..., None].expand(-1, -1, tokens.shape[-1])
+            if old.shape[1] != total:
+                old = resize_map(old, side)
+            if restored_gate is not None:
+                old = old * restored_gate
+            result = old.scatter(1, places, update(tokens.gather(1, places), chosen))
+        if self._prunes(self.level + 1) and layer >= self.config.later_layer_start:
+            self.previous[layer, part] = result[:, -total:]  # without the prefix
+        return result
