@@ -106,50 +106,62 @@ class TokenPruner:
     def start_level(self, level: int) -> None:
         """Called before the blocks of a level."""
         self.level = level
-        if self.config.mode == SHARED and self._prunes(level) and self.previous:
+        if self.config.mode == SHARED and self.previous:
             keys, maps = zip(*self.previous.items())
             resized = resize_map(torch.cat(maps), self.scales[level])
             self.previous = dict(zip(keys, resized.chunk(len(keys))))
 
-    def _prunes(self, level: int) -> bool:
-        return 0 < level < len(self.scales) and self.config.drop_ratios.get(self.scales[level], 0.0) > 0
-
     def run(self, block: Callable[..., Tensor], layer: int, x: Tensor, modulation: Tensor, rope: Tensor,
             cache: LayerCache) -> Tensor:
         """One block over the tokens x (B, L, C) of the current level."""
+        if self.config.mode == SHARED:
+            return self._run_shared(block, layer, x, modulation, rope, cache)
+
         def separately(part: str, tokens: Tensor, update: Update) -> Tensor:
             # The fork's cache holds attention outputs gated in place, and gates them again when it restores them.
             gate = modulation[:, 0] if part == ATTENTION else None
-            return self.apply(layer, part, tokens, tokens, update, gate)
+            return self._update(layer, part, tokens, update, gate)
+        return block(x, modulation, rope, cache, update=separately)
 
-        def change(tokens: Tensor, chosen: Tensor | None) -> Tensor:
-            rotations = rope if chosen is None else rope[chosen]
-            return block(tokens, modulation, rotations, cache) - tokens
-
-        if self.config.mode == SEPARATE:
-            return block(x, modulation, rope, cache, update=separately)
-        return x + self.apply(layer, WHOLE, F.layer_norm(x, x.shape[-1:]), x, change)
-
-    def apply(self, layer: int, part: str, scored: Tensor, tokens: Tensor, update: Update,
-              restored_gate: Tensor | None = None) -> Tensor:
-        """`update` of the tokens (B, L, C) that stand out in `scored` (B, L, C); resized old values for the others.
-
-        restored_gate: (B, 1, C), multiplies the old values.
-        """
-        side = self.scales[self.level]
-        total = side * side
-        keep = self.config.kept(side, layer) if self.level else total
+    def _update(self, layer: int, part: str, tokens: Tensor, update: Update, restored_gate: Tensor | None) -> Tensor:
+        """`update` of the tokens (B, L, C) that stand out, resized old values times `restored_gate` for the others."""
         old = self.previous.pop((layer, part), None)
-        if keep == total or old is None:
+        if old is None or not self._prunes(self.level, layer):
             result = update(tokens, None)
         else:
-            chosen = select(scored, keep)
-            places = chosen[..., None].expand(-1, -1, tokens.shape[-1])
-            if old.shape[1] != total:
-                old = resize_map(old, side)
+            chosen, places = self._choose(tokens, layer)
+            old = resize_map(old, self.scales[self.level])
             if restored_gate is not None:
                 old = old * restored_gate
             result = old.scatter(1, places, update(tokens.gather(1, places), chosen))
-        if self._prunes(self.level + 1) and layer >= self.config.later_layer_start:
-            self.previous[layer, part] = result[:, -total:]  # without the prefix
+        self._remember(layer, part, result)
         return result
+
+    def _run_shared(self, block: Callable[..., Tensor], layer: int, x: Tensor, modulation: Tensor, rope: Tensor,
+                    cache: LayerCache) -> Tensor:
+        """The whole block on one choice of tokens; the others change as their place did at the previous scale."""
+        old = self.previous.pop((layer, WHOLE), None)
+        if old is None or not self._prunes(self.level, layer):
+            result = block(x, modulation, rope, cache)
+        else:
+            chosen, places = self._choose(F.layer_norm(x, x.shape[-1:]), layer)
+            result = (x + old).scatter(1, places, block(x.gather(1, places), modulation, rope[chosen], cache))
+        if self._prunes(self.level + 1, layer):
+            self._remember(layer, WHOLE, result - x)
+        return result
+
+    def _choose(self, scored: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Places (B, K) of the kept tokens, and the same spread over the channels."""
+        chosen = select(scored, self.config.kept(self.scales[self.level], layer))
+        return chosen, chosen[..., None].expand(-1, -1, scored.shape[-1])
+
+    def _prunes(self, level: int, layer: int) -> bool:
+        if not 0 < level < len(self.scales):
+            return False
+        side = self.scales[level]
+        return self.config.kept(side, layer) < side * side
+
+    def _remember(self, layer: int, part: str, result: Tensor) -> None:
+        """Keep a block's result (B, L, C), without the prefix, if the next scale will want it."""
+        if self._prunes(self.level + 1, layer):
+            self.previous[layer, part] = result[:, -self.scales[self.level] ** 2:]

@@ -4,8 +4,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -38,3 +40,22 @@ def pictures(model: VARSR) -> torch.Tensor:
     """Three LR pictures at output size, in [0, 1]."""
     size = model.config.image_size
     return torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    small_model().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture()
+def testset(tmp_path: Path) -> Path:
+    """Two LR pictures of different aspect, one with HR, and a broken file."""
+    random = np.random.default_rng(0)
+    for folder, name, size in (("LR", "a", (8, 8)), ("LR", "b", (12, 9)), ("HR", "a", (32, 32))):
+        (tmp_path / "set" / folder).mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "set" / folder / f"{name}.png")
+    (tmp_path / "set" / "LR" / "broken.png").write_bytes(b"nonsense")
+    return tmp_path

@@ -20,25 +20,6 @@ sys.path.insert(0, str(ROOT))
 import test_varsr as script  # noqa: E402
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    small_model().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture()
-def testset(tmp_path: Path) -> Path:
-    """Two LR pictures of different aspect, one with HR, and a broken file."""
-    random = np.random.default_rng(0)
-    for folder, name, size in (("LR", "a", (8, 8)), ("LR", "b", (12, 9)), ("HR", "a", (32, 32))):
-        (tmp_path / "set" / folder).mkdir(parents=True, exist_ok=True)
-        pixels = random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "set" / folder / f"{name}.png")
-    (tmp_path / "set" / "LR" / "broken.png").write_bytes(b"nonsense")
-    return tmp_path
-
-
 def run(*flags: object) -> int:
     return script.main([str(flag) for flag in flags])
 

@@ -21,15 +21,16 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 CPU_BF16_FLAGS = ("avx512_bf16", "amx_bf16")
 
 
-def bounded(kind: type, low: float | None = None, high: float | None = None,
-            open_low: bool = False) -> Callable[[str], float]:
-    """An argparse type that refuses values outside [low, high] and says which are valid."""
+def bounded(kind: type, low: float | None = None, high: float | None = None, open_low: bool = False,
+            open_high: bool = False) -> Callable[[str], float]:
+    """An argparse type that refuses values outside [low, high] (ends excluded if open) and says which are valid."""
     def parse(text: str) -> float:
         value = kind(text)
         below = low is not None and (value <= low if open_low else value < low)
-        if below or (high is not None and value > high) or value != value:
+        above = high is not None and (value >= high if open_high else value > high)
+        if below or above or value != value:
             left = "any" if low is None else f"{'more than' if open_low else 'at least'} {low:g}"
-            right = "" if high is None else f" and at most {high:g}"
+            right = "" if high is None else f" and {'less than' if open_high else 'at most'} {high:g}"
             raise argparse.ArgumentTypeError(f"{text} is out of range: must be {left}{right}")
         return value
     parse.__name__ = kind.__name__

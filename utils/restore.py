@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.config import GenerationConfig
-from models.varsr import VARSR
+from models.fastvar import FastVARConfig
+from models.varsr import VARSR, ScaleStep
 
 from .color import COLOR_FIXES
 from .windows import Blend, Window, WindowGrid
 
 Progress = Callable[[int], None]  # called with the number of windows just finished
+ScaleExport = Callable[[int, Tensor], None]  # called with a scale's side and the picture (3, H, W) after it
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class RestoreSettings:
     seed: int = 0
     batch_size: int = 4
     color_fix: str = "wavelet"
+    fastvar: FastVARConfig | None = None  # token pruning
+    export_max: int = 0  # largest side of the scales whose pictures `restore` hands out, beside the last one's
 
 
 def upsample(lr: Tensor, scale: float) -> Tensor:
@@ -58,26 +62,51 @@ def _batches(grid: WindowGrid, batch_size: int) -> Iterator[list[Window]]:
         yield places[start:start + batch_size]
 
 
-def restore(model: VARSR, lr: Tensor, settings: RestoreSettings, progress: Progress | None = None) -> Tensor:
+def restore(model: VARSR, lr: Tensor, settings: RestoreSettings, progress: Progress | None = None,
+            export: ScaleExport | None = None) -> Tensor:
     """Restore an LR picture (3, h, w) in [0, 1] to (3, round(h·scale), round(w·scale)), float32 on the CPU.
 
     Outputs larger than the model's window are made of overlapping windows, smaller ones are padded and cropped; the
     aspect is never changed. The result depends on the picture, the settings' seed and options, not on batch_size.
+    export: called at the end with the picture after each scale up to `settings.export_max`, then with the result as
+    the last scale's.
     """
     if settings.color_fix not in COLOR_FIXES:
         raise ValueError(f"unknown colour fix {settings.color_fix!r}: choose one of {', '.join(COLOR_FIXES)}")
     guide = upsample(lr, settings.generation.scale)
-    height, width = guide.shape[-2:]
     padded = pad_to(guide, model.config.image_size)
-    grid = window_grid(model, height, width)
-    blend = Blend(grid)
+    grid = window_grid(model, *guide.shape[-2:])
+    sides = [side for side in model.config.vqvae.scales[:-1] if side <= settings.export_max] if export else []
+    blends = {side: Blend(grid) for side in (*sides, model.config.vqvae.side)}
     for places in _batches(grid, settings.batch_size):
         windows = torch.stack([grid.cut(padded, place) for place in places])
-        seeds = [window_seed(settings.seed, place) for place in places]
-        restored = model.generate(windows, options=settings.generation, seed=seeds)
-        for place, values in zip(places, restored, strict=True):
-            blend.add(place, values)
+        for side, pictures in _generate(model, windows, places, settings, sides).items():
+            for place, values in zip(places, pictures, strict=True):
+                blends[side].add(place, values)
         if progress is not None:
             progress(len(places))
-    result = blend.result()[:, :height, :width]
-    return COLOR_FIXES[settings.color_fix](result, guide)
+    results = {side: _finish(blend, guide, settings.color_fix) for side, blend in blends.items()}
+    if export is not None:
+        for side, picture in results.items():
+            export(side, picture)
+    return results[model.config.vqvae.side]
+
+
+def _generate(model: VARSR, windows: Tensor, places: list[Window], settings: RestoreSettings,
+              sides: Sequence[int]) -> dict[int, Tensor]:
+    """Pictures of a batch of windows after the scales of these sides, and the finished ones, by side."""
+    latents: dict[int, Tensor] = {}
+
+    def keep(step: ScaleStep) -> None:
+        if step.side in sides:
+            latents[step.side] = step.f_hat
+    seeds = [window_seed(settings.seed, place) for place in places]
+    finished = model.generate(windows, options=settings.generation, seed=seeds, on_scale=keep,
+                              fastvar=settings.fastvar)
+    return {**{side: model.decode(latent, windows) for side, latent in latents.items()},
+            model.config.vqvae.side: finished}
+
+
+def _finish(blend: Blend, guide: Tensor, color_fix: str) -> Tensor:
+    height, width = guide.shape[-2:]
+    return COLOR_FIXES[color_fix](blend.result()[:, :height, :width], guide)

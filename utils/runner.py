@@ -22,7 +22,8 @@ from .sheet import comparison_sheet
 log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.csv"
-Restorer = Callable[[Tensor, Progress], Tensor]  # LR picture (3, h, w) and a progress callback to the restored one
+# Job, its LR picture (3, h, w) and a progress callback to pictures by sheet label, the result first.
+Restorer = Callable[[Job, Tensor, Progress], dict[str, Tensor]]
 
 
 @dataclass
@@ -112,12 +113,13 @@ class Runner:
             done += windows
             bar.set_postfix_str(f"{job.source.name}, window {done}")
 
-        restored = self.restorer(lr, advance)
+        results = self.restorer(job, lr, advance)
+        restored = next(iter(results.values()))
         write_image(job.output, restored)
         bicubic = upsample(lr, self.scale)
         reference = read_image(job.reference) if job.reference else None
         if self.sheet is not None:
-            pictures = {"bicubic": bicubic, "VARSR": restored}
+            pictures = {"bicubic": bicubic, **results}
             if reference is not None and reference.shape == restored.shape:
                 pictures["HR"] = reference
             self.sheet_rows[job.source.stem] = pictures

@@ -1,0 +1,68 @@
+"""test_varsr_fastvar.py as its users run it."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import test_varsr as plain_script
+import test_varsr_fastvar as script
+
+PRUNE = ("--fastvar", "--fastvar_min_keep", 2, "--fastvar_later_layer_start", 1)
+
+
+def run(testset: Path, weights: Path, output: str, *flags: object, main=script.main) -> int:
+    source = testset / "set" / "LR" / "b.png"
+    return main([str(flag) for flag in ("-i", source, "-o", testset / output, "--model", weights, "--dtype", "fp32",
+                                        *flags)])
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path), dtype=int)
+
+
+def test_off_it_is_test_varsr(testset: Path, weights: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run(testset, weights, "x") == 0 and run(testset, weights, "y", main=plain_script.main) == 0
+    assert (pixels(testset / "x" / "b.png") == pixels(testset / "y" / "b.png")).all()
+    assert "FastVAR off" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", ["separate", "shared"])
+def test_the_report_and_the_comparison(testset: Path, weights: Path, mode: str, capsys: pytest.CaptureFixture) -> None:
+    sheet = testset / "sheet.png"
+    assert run(testset, weights, "x", *PRUNE, "--fastvar_mode", mode, "--compare", "--sheet", sheet) == 0
+    printed = capsys.readouterr().out
+    assert "side 2: 1 of 2 layers pruned, 3 of 4 tokens" in printed  # 4 - int(4 * 0.4)
+    assert "side 4: 1 of 2 layers pruned, 12 of 16 tokens" in printed  # 16 - int(16 * 0.3)
+    assert " s saved" in printed and "PSNR-Y between them" in printed and sheet.exists()
+    assert run(testset, weights, "y", *PRUNE, "--fastvar_mode", mode, "--fastvar_quiet") == 0
+    assert "layers pruned" not in capsys.readouterr().out
+    assert (pixels(testset / "x" / "b.png") == pixels(testset / "y" / "b.png")).all()
+
+
+def test_more_scales_than_two(testset: Path, weights: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run(testset, weights, "x", *PRUNE, "--fastvar_ratios", 0, 0.5) == 0
+    printed = capsys.readouterr().out
+    assert "side 2" not in printed and "8 of 16" in printed
+    assert run(testset, weights, "x", *PRUNE, "--fastvar_ratios", 0, 0.5, 0.5) == 1
+    assert "at most 2" in capsys.readouterr().err
+
+
+def test_pictures_after_every_scale(testset: Path, weights: Path) -> None:
+    assert run(testset, weights, "x", "--export_intermediate", "--intermediate_max", 1) == 0
+    scales = testset / "x" / "b_scales"
+    assert sorted(p.name for p in scales.iterdir()) == ["side1.png", "side4.png"]
+    assert (pixels(scales / "side4.png") == pixels(testset / "x" / "b.png")).all()
+    assert pixels(scales / "side1.png").shape == (36, 48, 3)
+
+
+@pytest.mark.parametrize("flag", ["--fastvar_last_ratio", "--fastvar_second_last_ratio", "--fastvar_ratios"])
+def test_ratios_out_of_range_are_refused(flag: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        script.main([flag, "1.0"])
+    assert stop.value.code == 1 and "less than 1" in capsys.readouterr().err
