@@ -1,7 +1,7 @@
 """Train VARSR on pictures that are degraded while it trains.
 
-Two stages: `--stage sr` trains transformer and refiner on a frozen tokenizer (train_vqvae.py makes one), then
-`--stage decoder` fits the decoder to what they generate.
+`--stage sr` trains transformer and refiner on a frozen tokenizer (train_vqvae.py makes one), then `--stage decoder`
+fits the decoder to what they generate. `--stage c2i` trains class-to-image on trainset/{class}/*.
 """
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line; flags keep the names of the published one where it has them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--stage", choices=("sr", "decoder"), default="sr")
-    add("--preset", default="varsr-tiny", help="model preset (models/config.py) for --stage sr")
-    add("--vqvae", help="tokenizer for --stage sr: vqvae.safetensors of train_vqvae.py")
+    add("--stage", choices=("sr", "decoder", "c2i"), default="sr")
+    add("--preset", default="varsr-tiny", help="model preset (models/config.py) where there is no --init")
+    add("--vqvae", help="tokenizer where there is no --init: vqvae.safetensors of train_vqvae.py")
     add("--init", help="model folder to start from (needed for --stage decoder)")
-    add("--data", default="trainset", help="folder of photographs, searched recursively")
+    add("--data", default="trainset", help="folder of photographs, searched recursively (c2i: a folder a class)")
     add("--data_neg", help="folder of low-quality pictures for guidance; without it degraded pictures serve")
     add("--negative_share", type=float, default=0.1, help="share of pairs that teach the low-quality class")
     add("--light", type=float, default=0.0, help="share of light degradations among the heavy ones")
@@ -59,13 +59,16 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     from utils.loop import LoopConfig
-    from utils.training_cli import build_model, run_stage, training_device, training_pairs
+    from utils.training_cli import build_class_to_image, build_model, run_stage, training_device, training_pairs
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.manual_seed(args.seed)
     try:
-        model = build_model(args)
-        pairs = training_pairs(args, model.config.image_size)
+        if args.stage == "c2i":
+            model, pairs = build_class_to_image(args)
+        else:
+            model = build_model(args)
+            pairs = training_pairs(args, model.config.image_size)
         device = training_device(args.device)
         stage, settings = _build_stage(args, model, pairs, device)
     except (ValueError, OSError) as error:
@@ -86,7 +89,7 @@ def _build_stage(args, model, pairs, device):
               "seed": args.seed, "ema": args.ema}
     if args.tblr is not None:
         shared["learning_rate"] = args.tblr
-    if args.stage == "sr":
+    if args.stage != "decoder":
         stage_class = TransformerStage
         settings = TransformerSettings(
             weight_decay=args.twd, clip=args.tclip, schedule=args.sche, warmup_share=args.wp, warmup_start=args.wp0,

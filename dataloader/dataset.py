@@ -36,13 +36,14 @@ class PhotoCrops:
 
     def __init__(self, root: str | os.PathLike, crop_size: int, *, cache: str | os.PathLike | None = None,
                  level_weights: Sequence[float] = LEVEL_WEIGHTS, min_detail: float = 0.012,
-                 flat_probability: float = 0.1) -> None:
+                 flat_probability: float = 0.1, symmetries: int = 8) -> None:
         """Decode what is not in the cache yet (about a second for 10 megapixels, once).
 
         root: searched recursively. cache: folder for decoded photographs (4 bytes a pixel); by default
         `.cache/photo-pyramids` beside `root`. level_weights: how often level i (reduced 2^i times) is drawn; a
         reduced photograph only counts where its short side is at least twice the crop. min_detail: a crop whose
-        `local_detail` is lower is drawn anew (up to 3 times), except with flat_probability.
+        `local_detail` is lower is drawn anew (up to 3 times), except with flat_probability. symmetries: 8 for all
+        flips and quarter turns, 2 for mirroring alone, 1 for none.
         Broken or too small pictures are skipped with a warning and listed in `skipped`.
 
         Raises FileNotFoundError when nothing usable is found, ValueError for bad settings.
@@ -52,6 +53,7 @@ class PhotoCrops:
                              f"got {crop_size} and {tuple(level_weights)}")
         root = Path(root)
         self.crop_size, self.min_detail, self.flat_probability = crop_size, min_detail, flat_probability
+        self.symmetries = symmetries
         self.skipped: list[Path] = []
         pyramid = PyramidCache(cache or root.resolve().parent / CACHE_FOLDER, len(level_weights))
         levels: list[list[tuple[Path, int, int]]] = [[] for _ in level_weights]  # (file, height, width)
@@ -108,7 +110,7 @@ class PhotoCrops:
             crop = np.asarray(pixels[top:top + self.crop_size, left:left + self.crop_size])
             if attempt == MAX_DRAWS - 1 or flat < self.flat_probability or self._has_detail(crop):
                 break
-        return _turned(crop, int(turn * 8))
+        return _turned(crop, int(turn * self.symmetries))
 
     def _has_detail(self, crop: np.ndarray) -> bool:
         return local_detail(crop) >= self.min_detail
@@ -133,7 +135,7 @@ def _pick(ends: list[float], share: float) -> int:
 
 
 def _turned(crop: np.ndarray, symmetry: int) -> np.ndarray:
-    """One of the 8 flips and quarter turns of a square."""
+    """One of the 8 flips and quarter turns of a square: 0 as it is, 1 mirrored."""
     if symmetry & 1:
         crop = crop[:, ::-1]
     if symmetry & 2:

@@ -151,12 +151,20 @@ class VARSRConfig:
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     refiner: RefinerConfig = field(default_factory=RefinerConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+    class_names: tuple[str, ...] = ()  # of a class-to-image model, where they are known
 
     def __post_init__(self) -> None:
         prefix = self.transformer.prefix
         _require(prefix is None or prefix.downsampling == self.vqvae.downsampling,
                  f"the prefix encoder down-samples by {prefix and prefix.downsampling}, "
                  f"the VQVAE by {self.vqvae.downsampling}: they must agree")
+        _require(not self.class_names or len(self.class_names) == self.num_classes,
+                 f"{len(self.class_names)} class names for {self.num_classes} classes")
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that can be asked for: all rows but the unconditional one."""
+        return self.transformer.class_rows - 1
 
     @property
     def image_size(self) -> int:
@@ -238,6 +246,15 @@ PRESETS: dict[str, VARSRConfig] = {
                                       prefix=PrefixConfig(widths=(96, 256), stem=4), prefix_injection=True),
         refiner=RefinerConfig(width=256, depth=2),
         generation=GenerationConfig(cfg=0.0, top_k=1, top_p=1.0)),
+    # The embedded class-to-image model (docs/embedded_model.md); class_rows follows the training data.
+    "varsr-tiny-c2i": VARSRConfig(
+        name="varsr-tiny-c2i",
+        vqvae=VQVAEConfig(scales=(1, 2, 3, 5, 8, 12, 16), vocab_size=1024, latent_channels=16, base_width=64,
+                          multipliers=(1, 2), res_blocks=1, stem=4),
+        transformer=TransformerConfig(depth=4, width=192, num_heads=3, drop_path=0.0, shared_modulation=True,
+                                      prefix=None),
+        refiner=RefinerConfig(width=192, depth=2),
+        generation=GenerationConfig(cfg=1.5, top_k=100, top_p=0.95, scale=1.0)),
     # For tests and dry runs: seconds on one core.
     "varsr-debug": VARSRConfig(
         name="varsr-debug",

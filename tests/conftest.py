@@ -1,6 +1,7 @@
 """Shared builders: a model small enough for tests, and quiet threads."""
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -26,6 +27,21 @@ def small_model(preset: str = "varsr-debug", seed: int = 0) -> VARSR:
             parameter.add_(0.05 * torch.randn_like(parameter))
         model.vqvae.quantizer.codebook.weight.normal_(std=0.7)
         model.transformer.head.weight.normal_(std=0.3)
+    return model.eval().requires_grad_(False)
+
+
+def small_class_model(classes: int = 3) -> VARSR:
+    """A random class-to-image model of the debug preset whose classes are named a, b, c, ..."""
+    config = PRESETS["varsr-debug"]
+    transformer = dataclasses.replace(config.transformer, prefix=None, class_rows=classes + 1)
+    names = tuple("abcdefgh"[:classes])
+    torch.manual_seed(0)
+    model = VARSR(dataclasses.replace(config, transformer=transformer, class_names=names))
+    initialize(model)
+    with torch.no_grad():
+        model.vqvae.quantizer.codebook.weight.normal_(std=0.7)
+        model.transformer.head.weight.normal_(std=0.3)
+        model.transformer.class_embedding.weight.normal_()
     return model.eval().requires_grad_(False)
 
 

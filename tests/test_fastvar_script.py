@@ -1,14 +1,11 @@
 """test_varsr_fastvar.py as its users run it."""
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import test_varsr as plain_script
 import test_varsr_fastvar as script

@@ -2,22 +2,18 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import small_model
+from conftest import small_class_model
 from PIL import Image
 
-from models.varsr import VARSR
+import test_varsr as script
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import test_varsr as script  # noqa: E402
 
 
 def run(*flags: object) -> int:
@@ -73,10 +69,7 @@ def test_mistakes_are_one_line(testset: Path, capsys: pytest.CaptureFixture, mon
 
 
 def test_a_class_to_image_model_is_refused(testset: Path, capsys: pytest.CaptureFixture) -> None:
-    model = small_model()
-    config = dataclasses.replace(
-        model.config, transformer=dataclasses.replace(model.config.transformer, prefix=None, class_rows=4))
-    VARSR(config).save_pretrained(testset / "c2i")
+    small_class_model().save_pretrained(testset / "c2i")
     assert run("-i", testset / "set" / "LR", "-o", testset / "out", "--model", testset / "c2i") == 1
     error = capsys.readouterr().err.strip()
     assert "class-to-image" in error and "\n" not in error and not (testset / "out").exists()

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from models.config import GenerationConfig
     from models.varsr import VARSR
 
     from .restore import RestoreSettings
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
-PUBLISHED, EMBEDDED = CHECKPOINTS / "VARSR.pth", CHECKPOINTS / "varsr-tiny"
+# What is used without --model, by super-resolution or not: the published file if it is there, else our own model.
+PUBLISHED = {True: CHECKPOINTS / "VARSR.pth", False: CHECKPOINTS / "VARSR_C2I.pth"}
+EMBEDDED = {True: CHECKPOINTS / "varsr-tiny", False: CHECKPOINTS / "varsr-tiny-c2i"}
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 CPU_BF16_FLAGS = ("avx512_bf16", "amx_bf16")
 
@@ -46,21 +49,27 @@ class OneLineParser(argparse.ArgumentParser):
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Model, device and precision."""
-    parser.add_argument("--model", help="model folder, published VARSR.pth or hub id (default: checkpoints/VARSR.pth "
-                                        "if it is there, else the embedded model)")
+    parser.add_argument("--model", help="model folder, published file or hub id (default: the published file in "
+                                        "checkpoints/ if it is there, else the embedded model)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
     parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto",
                         help="auto: bf16 (GPU, or a CPU that computes in it), else fp16 on a GPU, fp32 on a CPU")
 
 
-def add_generation_flags(parser: argparse.ArgumentParser) -> None:
-    """Sampling; unset flags leave the model's own defaults."""
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    """How codes are chosen; unset flags leave the model's own defaults."""
     add = parser.add_argument
     add("--cfg", type=bounded(float, 0), help="guidance strength (default: the model's own; published 6.0)")
     add("--top_k", type=bounded(int, 0), help="sample from the k likeliest codes; 1: the likeliest, 0: all")
     add("--top_p", type=bounded(float, 0, 1, open_low=True), help="sample from the nucleus of this mass")
-    add("--scale", type=bounded(float, 1, 16), help="up-scaling factor (default: the model's own, 4)")
     add("--seed", type=bounded(int, 0), default=0, help="the same seed gives the same pictures (default: 0)")
+
+
+def add_generation_flags(parser: argparse.ArgumentParser) -> None:
+    """Sampling, and what restoring adds to it."""
+    add_sampling_flags(parser)
+    add = parser.add_argument
+    add("--scale", type=bounded(float, 1, 16), help="up-scaling factor (default: the model's own, 4)")
     add("--batch_size", type=bounded(int, 1), default=4, help="windows generated at a time (default: %(default)s)")
     add("--color_fix", choices=("adain", "wavelet", "none"), default="wavelet",
         help="colours after the LR picture (default: %(default)s)")
@@ -97,8 +106,8 @@ def cpu_computes_bf16(info: Path = Path("/proc/cpuinfo")) -> bool:
     return any(flag in flags.split() for flag in CPU_BF16_FLAGS)
 
 
-def load_model(args: argparse.Namespace) -> tuple[VARSR, str]:
-    """The super-resolution model that the flags ask for, and a line that says which it is.
+def load_model(args: argparse.Namespace, super_resolution: bool = True) -> tuple[VARSR, str]:
+    """The model of a kind that the flags ask for, and a line that says which it is.
 
     Raises ValueError or FileNotFoundError with the remedy.
     """
@@ -110,22 +119,28 @@ def load_model(args: argparse.Namespace) -> tuple[VARSR, str]:
     dtype = choose_dtype(args.dtype, device)
     if device.type == "cpu":
         keep_freed_memory()
-    source = args.model or (PUBLISHED if PUBLISHED.is_file() else EMBEDDED)
+    published, embedded = PUBLISHED[super_resolution], EMBEDDED[super_resolution]
+    source = args.model or (published if published.is_file() else embedded)
     model = VARSR.from_pretrained(source, device=device, dtype=dtype)
-    require_kind(model.config, True, source)
+    require_kind(model.config, super_resolution, source)
     precision = next(short for short, name in DTYPES.items() if f"torch.{name}" == str(dtype))
-    note = "" if args.model or source == PUBLISHED else " (embedded model; put the published VARSR.pth and VQVAE.pth "\
-        "into checkpoints/ for the full one)"
+    note = "" if source != embedded else f" (embedded model; put the published {published.name} and VQVAE.pth into " \
+        "checkpoints/ for the full one)"
     return model, f"model {source}, {device}, {precision}{note}"
 
 
+def generation_options(args: argparse.Namespace, model: VARSR) -> GenerationConfig:
+    """The model's own sampling settings, overridden by the flags that were given."""
+    names = [field.name for field in dataclasses.fields(model.config.generation)]
+    given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    return dataclasses.replace(model.config.generation, **given)
+
+
 def restore_settings(args: argparse.Namespace, model: VARSR) -> RestoreSettings:
-    """Restoration settings: the model's own, overridden by the flags that were given."""
+    """Restoration settings from the flags."""
     from .restore import RestoreSettings
-    given = {name: getattr(args, name) for name in ("cfg", "top_k", "top_p", "scale")
-             if getattr(args, name) is not None}
-    generation = dataclasses.replace(model.config.generation, **given)
-    return RestoreSettings(generation, seed=args.seed, batch_size=args.batch_size, color_fix=args.color_fix)
+    return RestoreSettings(generation_options(args, model), seed=args.seed, batch_size=args.batch_size,
+                           color_fix=args.color_fix)
 
 
 def set_up_logging() -> None:

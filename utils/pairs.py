@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ClassSampler = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]  # the same, with labels (B,)
 Sampler = Callable[[int, torch.Generator], Tensor]  # (batch, generator) -> (B, 3, S, S) in [0, 1]
 Degrader = Callable[[Tensor, torch.Generator], Tensor]  # HR (B, 3, S, S) -> LR at HR size, both in [0, 1]
 
@@ -15,10 +16,10 @@ HIGH_QUALITY, LOW_QUALITY = 0, 1
 
 @dataclass
 class Pairs:
-    """A batch: pictures in [-1, 1], labels (B,)."""
+    """A batch: pictures in [-1, 1] (no LR for class-to-image), labels (B,)."""
 
     target: Tensor
-    lr: Tensor
+    lr: Tensor | None
     labels: Tensor
 
 
@@ -52,3 +53,22 @@ class PairSource:
     def positives_only(self) -> PairSource:
         """The same source without negatives, for validation."""
         return PairSource(self.sample, self.degrade)
+
+
+class ClassSource:
+    """Draws pictures of classes for class-to-image training; some lose their class, for guidance (VAR, section 3.3)."""
+
+    def __init__(self, sample: ClassSampler, classes: int, unconditional_share: float = 0.1) -> None:
+        if not 0 <= unconditional_share < 1:
+            raise ValueError(f"unconditional_share must be in [0, 1), got {unconditional_share}")
+        self.sample, self.classes, self.unconditional_share = sample, classes, unconditional_share
+
+    def draw(self, batch: int, generator: torch.Generator, device: torch.device) -> Pairs:
+        """A batch on `device` without LR pictures; the unconditional class comes after all others."""
+        target, labels = self.sample(batch, generator)
+        lost = torch.rand(batch, generator=generator) < self.unconditional_share
+        return Pairs(target.to(device) * 2 - 1, None, labels.masked_fill(lost, self.classes).to(device))
+
+    def positives_only(self) -> ClassSource:
+        """The same source with every class kept, for validation."""
+        return ClassSource(self.sample, self.classes, 0.0)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
+from dataloader.class_crops import ClassCrops
 from dataloader.dataset import PhotoCrops
 from dataloader.degradation import Degradation, DegradationConfig
 from models.config import PRESETS
@@ -19,7 +21,7 @@ from models.varsr import VARSR
 
 from .allocator import keep_freed_memory
 from .loop import LoopConfig, Stage, TrainingDiverged, TrainLoop
-from .pairs import PairSource
+from .pairs import ClassSource, PairSource
 
 log = logging.getLogger(__name__)
 Config = TypeVar("Config")
@@ -39,9 +41,10 @@ def preset_config(name: str, presets: Mapping[str, Config]) -> Config:
     return presets[name]
 
 
-def build_model(args: argparse.Namespace) -> VARSR:
+def build_model(args: argparse.Namespace, class_names: tuple[str, ...] = ()) -> VARSR:
     """The model that `train.py` starts from: a finished one (--init), or a preset around a tokenizer (--vqvae).
 
+    class_names: for class-to-image, what the data hold; the preset gets as many classes.
     Raises ValueError when neither is given, FileNotFoundError for a missing file.
     """
     if args.init:
@@ -50,10 +53,17 @@ def build_model(args: argparse.Namespace) -> VARSR:
     if args.stage == "decoder":
         raise ValueError("--stage decoder continues from a trained model: give its folder with --init")
     if not args.vqvae:
-        raise ValueError("--stage sr needs a tokenizer: train one with train_vqvae.py and give it with --vqvae")
+        raise ValueError(f"--stage {args.stage} needs a tokenizer: train one with train_vqvae.py and give it "
+                         "with --vqvae")
     if not Path(args.vqvae).is_file():
         raise FileNotFoundError(f"tokenizer {args.vqvae} not found: train_vqvae.py writes vqvae.safetensors")
-    model = VARSR(preset_config(args.preset, PRESETS))
+    config = preset_config(args.preset, PRESETS)
+    if config.is_super_resolution != (args.stage == "sr"):
+        raise ValueError(f"preset {args.preset} is not for --stage {args.stage}: choose another --preset")
+    if class_names:
+        transformer = dataclasses.replace(config.transformer, class_rows=len(class_names) + 1)
+        config = dataclasses.replace(config, transformer=transformer, class_names=class_names)
+    model = VARSR(config)
     initialize(model, InitConfig(head=args.hd, modulation=args.aln, gate=args.alng))
     missing, unexpected = model.vqvae.load_state_dict(load_file(args.vqvae), strict=False)
     missing = [name for name in missing if not name.startswith("fidelity.")]  # trained in the decoder stage
@@ -61,6 +71,20 @@ def build_model(args: argparse.Namespace) -> VARSR:
         raise ValueError(f"{args.vqvae} is no tokenizer of preset {args.preset}: "
                          f"missing {missing[:3]}, unexpected {unexpected[:3]}")
     return model
+
+
+def build_class_to_image(args: argparse.Namespace) -> tuple[VARSR, ClassSource]:
+    """The class-to-image model and its data: a class for each folder of --data."""
+    if args.init:
+        model = build_model(args)
+        crops = ClassCrops(args.data, model.config.image_size)
+    else:
+        crops = ClassCrops(args.data, preset_config(args.preset, PRESETS).image_size)
+        model = build_model(args, crops.names)
+    if model.config.num_classes != len(crops.names):
+        raise ValueError(f"{args.data} holds {len(crops.names)} classes, the model of --init has "
+                         f"{model.config.num_classes}")
+    return model, ClassSource(crops.batch, len(crops.names))
 
 
 def training_pairs(args: argparse.Namespace, size: int) -> PairSource:

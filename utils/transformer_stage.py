@@ -1,4 +1,4 @@
-"""Training stage of the transformer and the refiner, the tokenizer frozen (VARSR, section 3.5)."""
+"""Training stage of the transformer and the refiner, the tokenizer frozen (VARSR, section 3.5; VAR, section 3.3)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -13,12 +13,13 @@ from models.varsr import VARSR
 from .grid import write_grid
 from .metrics import psnr_y
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
-from .pairs import Pairs, PairSource
+from .pairs import ClassSource, Pairs, PairSource
 from .precision import autocast
 from .schedule import Schedule
 
 # Parameters without weight decay beside biases and 1-d ones (spec of the SR stage).
 NO_DECAY = ("class_embedding", "start_position", "level_embedding", "log_scale", "modulation_offset", "refiner.")
+SHEET_CLASSES, SHEET_SEEDS = 12, (0, 1000)
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class TransformerSettings:
 class TransformerStage:
     """See `loop.Stage`. Keeps a moving average of the weights, which is what it validates and exports."""
 
-    def __init__(self, model: VARSR, pairs: PairSource, validation: Pairs, settings: TransformerSettings,
-                 device: torch.device) -> None:
+    def __init__(self, model: VARSR, pairs: PairSource | ClassSource, validation: Pairs,
+                 settings: TransformerSettings, device: torch.device) -> None:
         self.settings, self.device, self.pairs, self.validation = settings, device, pairs, validation
         self.model = model.to(device).channels_last().train()
         self.model.vqvae.eval().requires_grad_(False)
@@ -80,11 +81,28 @@ class TransformerStage:
 
     @torch.no_grad()
     def report(self, folder: Path, iteration: int) -> dict[str, float]:
-        """Free-running restoration of held-out pairs: PSNR-Y beside the LR picture's, and a sheet LR | ours | HR."""
+        """Restoration of held-out pairs, or pictures of the first classes, as a sheet, and what can be measured."""
+        path = folder / "sheets" / f"{iteration:07d}.png"
+        if self.validation.lr is None:
+            return self._report_classes(path)
+        return self._report_restoration(path)
+
+    def _report_classes(self, path: Path) -> dict[str, float]:
+        """Two pictures of each class; teacher-forced losses on held-out crops."""
+        labels = torch.arange(self.model.config.num_classes, device=self.device)[:SHEET_CLASSES]
+        with autocast(self.device, self.settings.precision):
+            rows = [self.average.model.generate(labels=labels, seed=seed) for seed in SHEET_SEEDS]
+            losses = self.average.model(self.validation.target, None, self.validation.labels)
+        write_grid(path, rows)
+        return {"cross_entropy": losses.cross_entropy.item(), "accuracy": losses.accuracy.item(),
+                "refiner": losses.refiner.item()}
+
+    def _report_restoration(self, path: Path) -> dict[str, float]:
+        """Free-running: PSNR-Y beside the LR picture's; sheet LR | ours | HR."""
         target, lr = (self.validation.target + 1) / 2, (self.validation.lr + 1) / 2
         with autocast(self.device, self.settings.precision):
             restored = self.average.model.generate(lr)
-        write_grid(folder / "sheets" / f"{iteration:07d}.png", [part[:8] for part in (lr, restored, target)])
+        write_grid(path, [part[:8] for part in (lr, restored, target)])
         return {"psnr_y": mean_psnr(restored, target), "psnr_y_lr": mean_psnr(lr, target)}
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,40 @@
+"""Crops with their classes from folders: `trainset/{class}/**`, a class a folder."""
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .dataset import PhotoCrops
+
+MIRRORED = 2  # a wall stays a wall in a mirror, but not upside down
+ANY_DETAIL = 0.0
+
+
+class ClassCrops:
+    """Random crops, at times mirrored, every class as often as any other."""
+
+    def __init__(self, root: str | os.PathLike, crop_size: int, *, cache: str | os.PathLike | None = None,
+                 level_weights: Sequence[float] = (0.5, 0.5)) -> None:
+        """root: holds a folder of pictures for each class; the classes are numbered in the order of their names.
+
+        level_weights: how often a picture is used at full and at half size (`PhotoCrops`).
+        Raises FileNotFoundError without such folders, or for one without a usable picture.
+        """
+        folders = sorted(p for p in Path(root).iterdir() if p.is_dir() and not p.name.startswith(".")) \
+            if Path(root).is_dir() else []
+        if not folders:
+            raise FileNotFoundError(f"{root} holds no class folders: put each class's pictures into {root}/CLASS")
+        self.names = tuple(folder.name for folder in folders)
+        cache = cache or Path(root).resolve().parent / ".cache" / "photo-pyramids"
+        self._crops = [PhotoCrops(folder, crop_size, cache=cache, level_weights=level_weights, min_detail=ANY_DETAIL,
+                                  symmetries=MIRRORED) for folder in folders]
+
+    def batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Crops (B, 3, S, S) float32 in [0, 1] and their classes (B,); all randomness comes from `generator`."""
+        labels = torch.randint(len(self.names), (count,), generator=generator)
+        crops = [self._crops[label].batch(1, generator) for label in labels.tolist()]
+        return torch.cat(crops), labels

@@ -1,0 +1,108 @@
+"""Drawing pictures of classes: which, in what order, under which seeds, and the contact sheet."""
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from models.config import GenerationConfig, VARSRConfig
+from models.varsr import VARSR
+
+from .images import to_pillow
+
+ALL = "all"
+LABEL_HEIGHT, GAP, FONT_SIZE, THUMBNAIL = 22, 4, 14, 192  # pixels of the contact sheet
+SHEET_ROWS = 64  # classes on it at most
+
+
+@dataclass(frozen=True)
+class ClassPicture:
+    """The index-th picture of a class."""
+
+    label: int
+    index: int
+
+    def seed(self, base: int) -> int:
+        """Its own seed, so that it does not depend on the batch or on the other classes asked for."""
+        return zlib.crc32(f"{base}/{self.label}/{self.index}".encode())
+
+    @property
+    def file_name(self) -> str:
+        """The published script's name."""
+        return f"class_{self.label}_img_{self.index}.png"
+
+
+def class_title(config: VARSRConfig, label: int) -> str:
+    """A class's number, and its name where it is known."""
+    return f"{label} {config.class_names[label]}" if config.class_names else str(label)
+
+
+def parse_classes(words: Sequence[str], config: VARSRConfig) -> list[int]:
+    """Class numbers from numbers, class names, "all", or text files that hold such words; each once, in order.
+
+    Raises ValueError naming the word and what is valid.
+    """
+    labels: list[int] = []
+    for word in words:
+        if word == ALL:
+            labels += range(config.num_classes)
+        elif word in config.class_names:
+            labels.append(config.class_names.index(word))
+        elif word.lstrip("-").isdecimal():
+            labels.append(_checked(int(word), config))
+        elif Path(word).is_file():
+            labels += parse_classes(Path(word).read_text(encoding="utf-8").split(), config)
+        else:
+            known = f"the names {', '.join(config.class_names)}, " if config.class_names else ""
+            raise ValueError(f"class {word!r} is unknown: give numbers from 0 to {config.num_classes - 1}, {known}"
+                             f"a text file of them, or {ALL}")
+    return list(dict.fromkeys(labels))
+
+
+def _checked(label: int, config: VARSRConfig) -> int:
+    if not 0 <= label < config.num_classes:
+        raise ValueError(f"class {label} is out of range: this model knows 0 to {config.num_classes - 1}")
+    return label
+
+
+def draw(model: VARSR, wanted: Sequence[ClassPicture], options: GenerationConfig, seed: int,
+         batch_size: int) -> Iterator[tuple[ClassPicture, Tensor]]:
+    """Every wanted picture with its values (3, S, S) in [0, 1] on the CPU; the same whatever the batch size."""
+    for start in range(0, len(wanted), batch_size):
+        batch = wanted[start:start + batch_size]
+        labels = torch.tensor([item.label for item in batch])
+        pictures = model.generate(labels=labels, options=options, seed=[item.seed(seed) for item in batch])
+        yield from zip(batch, pictures.float().cpu(), strict=True)
+
+
+class ContactSheet:
+    """One row of thumbnails a class under its title; classes after the first 64 are left out."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[Image.Image]] = {}
+
+    def add(self, title: str, picture: Tensor) -> None:
+        """Add a picture (3, S, S) in [0, 1] to its class's row."""
+        if title not in self.rows and len(self.rows) == SHEET_ROWS:
+            return
+        thumbnail = to_pillow(picture)
+        thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
+        self.rows.setdefault(title, []).append(thumbnail)
+
+    def render(self) -> Image.Image:
+        """The sheet."""
+        size = next(iter(self.rows.values()))[0].height
+        width = max(len(pictures) for pictures in self.rows.values()) * (size + GAP)
+        sheet = Image.new("RGB", (width, len(self.rows) * (size + GAP + LABEL_HEIGHT)), "white")
+        pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=FONT_SIZE)
+        for row, (title, pictures) in enumerate(self.rows.items()):
+            top = row * (size + GAP + LABEL_HEIGHT)
+            pen.text((GAP, top + GAP), title, fill="black", font=font)
+            for column, picture in enumerate(pictures):
+                sheet.paste(picture, (column * (size + GAP), top + LABEL_HEIGHT))
+        return sheet
