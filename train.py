@@ -40,6 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--sche", default="lin0", help="schedule: cos, lin, lin0, lin00, exp")
     add("--error_rate", type=float, default=0.0, help="share of codes replaced by wrong ones in the inputs, at most")
     add("--scale_balance", type=float, default=0.0, help="share of the cross-entropy that weighs all scales alike")
+    add("--adversarial_weight", type=float, default=0.1, help="decoder stage: weight of the adversarial loss")
+    add("--adversarial_start", type=float, default=0.4, help="decoder stage: share of the iterations on pixels alone")
     add("--hd", type=float, default=0.02, help="initial factor of the head")
     add("--aln", type=float, default=0.5, help="initial factor of the class modulations")
     add("--alng", type=float, default=1e-5, help="initial factor of their gates")
@@ -96,7 +98,8 @@ def _build_stage(args, model, pairs, device):
             final=args.wpe, error_rate=args.error_rate, scale_balance=args.scale_balance, **shared)
     else:
         stage_class = DecoderStage
-        settings = DecoderSettings(**shared)
+        settings = DecoderSettings(adversarial_weight=args.adversarial_weight,
+                                   adversarial_start=args.adversarial_start, **shared)
     generator = torch.Generator().manual_seed(VALIDATION_SEED)
     validation = pairs.positives_only().draw(settings.val_batch, generator, device)
     return stage_class(model, pairs, validation, settings, device), settings

@@ -28,11 +28,12 @@ class Attention(nn.Module):
         self.log_scale = nn.Parameter(torch.full((1, num_heads, 1, 1), INITIAL_LOG_SCALE))
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, rope: Tensor, cache: LayerCache | None = None,
-                mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, cache: LayerCache | None = None, mask: Tensor | None = None,
+                queries: slice = slice(None)) -> Tensor:
         """x: (B, L, C); rope: complex rotations (L, head_dim/2), or (B, L, head_dim/2) where rows differ.
 
-        With a cache, attends to all that it holds and to x; else to x under `mask` (L, L).
+        With a cache, attends to all that it holds and to x; else to x under `mask` (L, L). `queries`: which tokens
+        to compute, all by default.
         """
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3 * self.num_heads, -1))  # (B, L, 3H, head_dim)
@@ -40,7 +41,7 @@ class Attention(nn.Module):
         v = qkv[:, :, 2 * self.num_heads:].transpose(1, 2)  # (B, H, L, head_dim)
         if cache is not None:
             k, v = cache.append(k, v)
-        return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
+        return self.out(attend(q[:, :, queries], k, v, mask).transpose(1, 2).flatten(2))
 
     def _positioned(self, qk: Tensor, rope: Tensor) -> Tensor:
         """Queries and keys (B, L, 2H, head_dim) of unit length, queries times the temperature, rotated; float32."""

@@ -314,7 +314,12 @@ def load_matching(model: VARSR, source: str | PathLike) -> Matching:
 
 
 def save_pretrained(model: VARSR, folder: str | PathLike, dtype: torch.dtype | None = None) -> None:
-    """Write a model as a folder of ours, its weights in `dtype` (their own type by default)."""
+    """Write a model as a folder of ours, its weights in `dtype` (their own type by default).
+
+    Raises ValueError for a model whose modulations were folded for inference.
+    """
+    if model.transformer.is_folded:
+        raise ValueError("this model was made ready for inference and lacks weights: load it again to save it")
     write_folder(model.config, model.state_dict(), folder, dtype)
 
 

@@ -112,8 +112,10 @@ class TokenPruner:
             self.previous = dict(zip(keys, resized.chunk(len(keys))))
 
     def run(self, block: Callable[..., Tensor], layer: int, x: Tensor, modulation: Tensor, rope: Tensor,
-            cache: LayerCache) -> Tensor:
-        """One block over the tokens x (B, L, C) of the current level."""
+            cache: LayerCache, wanted: int | None = None) -> Tensor:
+        """One block over the tokens x (B, L, C) of the current level; `wanted` as for the block, on level 0."""
+        if self.level == 0 and not self._prunes(1, layer):
+            return block(x, modulation, rope, cache, wanted=wanted)
         if self.config.mode == SHARED:
             return self._run_shared(block, layer, x, modulation, rope, cache)
 

@@ -62,16 +62,20 @@ class Block(nn.Module):
             self.modulation = nn.Linear(config.width, MODULATIONS * config.width)
 
     def forward(self, x: Tensor, modulation: Tensor, rope: Tensor, cache: LayerCache | None = None,
-                mask: Tensor | None = None, update: PartUpdate = update_all) -> Tensor:
-        """x: (B, L, C); modulation: (B, 6, 1, C); `update` may leave tokens out of either part (`fastvar.py`)."""
+                mask: Tensor | None = None, update: PartUpdate = update_all, wanted: int | None = None) -> Tensor:
+        """x: (B, L, C); modulation: (B, 6, 1, C); `update` may leave tokens out of either part (`fastvar.py`).
+
+        wanted: compute the last tokens alone, (B, wanted, C), the others only being looked at.
+        """
+        last = slice(None) if wanted is None else slice(-wanted, None)
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation.unbind(1)
 
         def attend(tokens: Tensor, chosen: Tensor | None) -> Tensor:
-            return self.attention(tokens, rope if chosen is None else rope[chosen], cache, mask) * gamma1
+            return self.attention(tokens, rope if chosen is None else rope[chosen], cache, mask, last) * gamma1
 
         def feed(tokens: Tensor, chosen: Tensor | None) -> Tensor:
             return self.feed_forward(tokens) * gamma2
-        x = x + self.drop_path(update(ATTENTION, modulate(x, scale1, shift1), attend))
+        x = x[:, last] + self.drop_path(update(ATTENTION, modulate(x, scale1, shift1), attend))
         return x + self.drop_path(update(FEED_FORWARD, modulate(x, scale2, shift2), feed))
 
 
@@ -113,6 +117,8 @@ class VARTransformer(nn.Module):
         self.shared_modulation = nn.Linear(width, MODULATIONS * width) if config.shared_modulation else None
         self.head_modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, tokenizer.vocab_size)
+        self.register_buffer("block_table", None, persistent=False)  # see fold_modulations
+        self.register_buffer("head_table", None, persistent=False)
         self.checkpointing = False  # recompute block activations in the backward pass
         self.register_buffer("rope_cos", torch.empty(0), persistent=False)
         self.register_buffer("rope_sin", torch.empty(0), persistent=False)
@@ -147,6 +153,8 @@ class VARTransformer(nn.Module):
 
     def modulations(self, labels: Tensor) -> tuple[list[Tensor], Tensor]:
         """All that the classes (B,) decide: per block (B, 6, 1, C), and (B, 2, 1, C) of the head (scale, shift)."""
+        if self.is_folded:
+            return list(self.block_table[:, labels]), self.head_table[labels]
         condition = F.silu(self.class_embedding(labels))
         shape = (MODULATIONS, 1, self.config.width)
         if self.shared_modulation is not None:
@@ -155,6 +163,27 @@ class VARTransformer(nn.Module):
         else:
             blocks = [block.modulation(condition).unflatten(-1, shape) for block in self.blocks]
         return blocks, self.head_modulation(condition).unflatten(-1, (2, 1, self.config.width))
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether `fold_modulations` has been here."""
+        return self.block_table is not None
+
+    @torch.no_grad()
+    def fold_modulations(self) -> None:
+        """For inference: keep what every class gives instead of the layers that compute it.
+
+        The published super-resolution model has two classes and 340 M weights that know no more than that. Nothing
+        is done where the table would be larger than the layers.
+        """
+        rows, width = self.config.class_rows, self.config.width
+        if self.is_folded or rows >= width or self.shared_modulation is not None:
+            return
+        blocks, self.head_table = self.modulations(torch.arange(rows, device=self.start_position.device))
+        self.block_table = torch.stack(blocks)
+        self.head_modulation = None
+        for block in self.blocks:
+            block.modulation = None
 
     def start_tokens(self, labels: Tensor, prefix: Tensor | None) -> Tensor:
         """Level 0: prefix (B, N^2, C) if any, then the class token, with positions: (B, N^2 + 1, C)."""
@@ -185,15 +214,20 @@ class VARTransformer(nn.Module):
 
     def forward_level(self, x: Tensor, level: int, modulations: Sequence[Tensor], cache: KVCache,
                       pruner: TokenPruner | None = None) -> Tensor:
-        """Run the blocks over one level's tokens (B, L, C) with everything before it in the cache."""
+        """Run the blocks over one level's tokens (B, L, C) with everything before it in the cache.
+
+        Returns the hidden states of the scale's own tokens (B, n_k², C): the prefix predicts nothing, so the last
+        block leaves it out.
+        """
         rope = self.rope(self.level_slice(level))
         if pruner is not None:
             pruner.start_level(level)
         for i, (block, modulation, layer) in enumerate(zip(self.blocks, modulations, cache.layers, strict=True)):
+            wanted = self.scales[level] ** 2 if i == len(self.blocks) - 1 else None
             if pruner is None:
-                x = block(x, modulation, rope, layer)
+                x = block(x, modulation, rope, layer, wanted=wanted)
             else:
-                x = pruner.run(block, i, x, modulation, rope, layer)
+                x = pruner.run(block, i, x, modulation, rope, layer, wanted)
         return x
 
     def attention_mask(self, device: torch.device) -> Tensor:

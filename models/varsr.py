@@ -89,6 +89,12 @@ class VARSR(nn.Module):
         model.transformer.reset_rope(torch.device(device))
         return model.eval().requires_grad_(False).channels_last()
 
+    def for_inference(self) -> VARSR:
+        """Make ready for generation alone: nothing trains, class modulations are tables. Cannot be saved then."""
+        self.eval().requires_grad_(False)
+        self.transformer.fold_modulations()
+        return self
+
     def save_pretrained(self, folder: str | PathLike, dtype: torch.dtype | None = None) -> None:
         """Write `config.json` and `model.safetensors`."""
         from .checkpoint import save_pretrained
@@ -159,7 +165,7 @@ class VARSR(nn.Module):
                             device=self.device)
         for k, side in enumerate(scales):
             hidden = transformer.forward_level(x, k, modulations, cache, pruner)
-            hidden = hidden[:, -side * side:]  # no head on prefix tokens
+            hidden = hidden[:, -side * side:]
             logits = transformer.logits(hidden, head_modulation)
             strength = self.guidance(options.cfg, k)
             logits = guide(logits[:len(labels)], logits[len(labels):] if guided else None, strength)

@@ -29,9 +29,9 @@ def test_pruning_is_real_and_forgets_between_generations(model: VARSR, pictures:
     lengths = []
 
     class Watched(TokenPruner):
-        def run(self, block, layer, x, modulation, rope, cache):
+        def run(self, block, layer, x, modulation, rope, cache, wanted=None):
             before = cache.filled
-            result = super().run(block, layer, x, modulation, rope, cache)
+            result = super().run(block, layer, x, modulation, rope, cache, wanted)
             lengths.append((self.scales[self.level], layer, cache.filled - before))
             return result
     with pytest.MonkeyPatch.context() as patch:
@@ -69,7 +69,9 @@ def test_kept_and_restored_cover_every_token(side: int, batch: int, ratio: float
     pruner = TokenPruner(config, (1, side))
     tokens = torch.randn(batch, side * side, 3, generator=torch.Generator().manual_seed(side))
 
-    def parts(x, modulation, rope, cache, update):
+    def parts(x, modulation, rope, cache, update=None, wanted=None):
+        if update is None:  # nothing to prune, nothing to remember
+            return torch.full_like(x, 2)
         return update("feed_forward", x, lambda t, chosen: torch.full_like(t, pruner.level or 2))
     for level, x in enumerate((tokens[:, :1], tokens)):
         pruner.start_level(level)

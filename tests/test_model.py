@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import small_model
+from conftest import small_class_model, small_model
 
 from models.config import GenerationConfig
 from models.varsr import VARSR
@@ -82,3 +82,26 @@ def test_gpu_agrees_with_cpu(pictures: torch.Tensor) -> None:
     expected = model.generate(pictures, options=SAMPLED, seed=1)
     found = model.to("cuda").generate(pictures, options=SAMPLED, seed=1).cpu()
     assert (found - expected).abs().mean() < 1e-2
+
+
+def test_folded_modulations_are_the_computed_ones(pictures: torch.Tensor) -> None:
+    model = small_model()
+    options = GenerationConfig(cfg=2.0)
+    expected = model.generate(pictures, options=options)
+    model.for_inference()
+    assert model.transformer.is_folded
+    assert not any("modulation" in name for name, _ in model.transformer.named_parameters())
+    torch.testing.assert_close(model.generate(pictures, options=options), expected, atol=1e-4, rtol=0)
+
+
+def test_a_folded_model_is_not_saved(tmp_path) -> None:
+    with pytest.raises(ValueError, match="load it again"):
+        small_model().for_inference().save_pretrained(tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_many_classes_are_not_folded() -> None:
+    config = small_class_model().config
+    transformer = dataclasses.replace(config.transformer, class_rows=config.transformer.width)
+    model = VARSR(dataclasses.replace(config, transformer=transformer, class_names=()))
+    assert not model.for_inference().transformer.is_folded

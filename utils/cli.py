@@ -123,6 +123,7 @@ def load_model(args: argparse.Namespace, super_resolution: bool = True) -> tuple
     source = args.model or (published if published.is_file() else embedded)
     model = VARSR.from_pretrained(source, device=device, dtype=dtype)
     require_kind(model.config, super_resolution, source)
+    model.for_inference()
     precision = next(short for short, name in DTYPES.items() if f"torch.{name}" == str(dtype))
     note = "" if source != embedded else f" (embedded model; put the published {published.name} and VQVAE.pth into " \
         "checkpoints/ for the full one)"
