@@ -14,11 +14,11 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-SAMPLES = ROOT / "testset" / "sample" / "LR"
+from utils.cli import DTYPES
+
+SAMPLES = Path(__file__).resolve().parent.parent / "testset" / "sample" / "LR"
 RATIOS = ("0.4,0.3", "0.5,0.5", "0.4,0.6,0.6", "0.5,0.7,0.7", "0.6,0.8,0.8")  # of the last scales
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+from utils.cli import DTYPES
+
 WEIGHT_STD = 0.02
 TERA, GIGA = 1e12, 1e9
 

@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+from .cli import DTYPES
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
