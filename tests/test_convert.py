@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import small_class_model, small_model
 from recipe import SMALL, config_weights, write_published_checkpoint
 from safetensors.torch import load_file
 
 from models.unpickle import load_pickle
 from models.varsr import FULL_PRECISION, VARSR
 from utils.convert import main
+from utils.interpolate import main as interpolate
 
 
 @pytest.fixture
@@ -61,3 +63,16 @@ def test_help_does_not_import_torch():
     code = ("import sys; from utils.convert import parse_args; parse_args(['a', 'b']); "
             "sys.exit('torch' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_interpolation_is_the_mean_of_both(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    first, second = small_model(seed=0), small_model(seed=1)
+    first.save_pretrained(tmp_path / "a")
+    second.save_pretrained(tmp_path / "b")
+    flags = [str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "c"), "--share", "0.25", "--dtype", "fp32"]
+    assert interpolate(flags) == 0
+    mixed = VARSR.from_pretrained(tmp_path / "c").state_dict()
+    for name, value in first.state_dict().items():
+        torch.testing.assert_close(mixed[name], 0.75 * value + 0.25 * second.state_dict()[name])
+    small_class_model().save_pretrained(tmp_path / "b")
+    assert interpolate(flags) == 1 and "one configuration" in capsys.readouterr().err
