@@ -32,7 +32,8 @@ def test_off_it_is_test_varsr(testset: Path, weights: Path, capsys: pytest.Captu
 @pytest.mark.parametrize("mode", ["separate", "shared"])
 def test_the_report_and_the_comparison(testset: Path, weights: Path, mode: str, capsys: pytest.CaptureFixture) -> None:
     sheet = testset / "sheet.png"
-    assert run(testset, weights, "x", *PRUNE, "--fastvar_mode", mode, "--compare", "--sheet", sheet) == 0
+    flags = (*PRUNE, "--fastvar_mode", mode, "--compare", "--sheet", sheet, "--export_intermediate")
+    assert run(testset, weights, "x", *flags) == 0 and (testset / "x" / "b_scales" / "side4.png").exists()
     printed = capsys.readouterr().out
     assert "side 2: 1 of 2 layers pruned, 3 of 4 tokens" in printed  # 4 - int(4 * 0.4)
     assert "side 4: 1 of 2 layers pruned, 12 of 16 tokens" in printed  # 16 - int(16 * 0.3)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from models.varsr import VARSR
 from .images import write_image
 from .inputs import Job
 from .metrics import psnr_y
-from .restore import Progress, RestoreSettings, restore
+from .restore import Progress, RestoreSettings, ScaleExport, restore
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,21 @@ class FastVARRestorer:
 
         def write_scale(side: int, picture: Tensor) -> None:
             write_image(folder / f"side{side}.png", picture)
-        start = time.perf_counter()
-        pruned = restore(self.model, lr, self.settings, progress, write_scale if self.export else None)
-        seconds = time.perf_counter() - start
+        export = write_scale if self.export else None
         if not self.compare:
-            return {"VARSR": pruned}
-        start = time.perf_counter()
-        plain = restore(self.model, lr, dataclasses.replace(self.settings, fastvar=None))
-        self.comparisons.append(Comparison(seconds, time.perf_counter() - start, psnr_y(pruned, plain)))
+            return {"VARSR": restore(self.model, lr, self.settings, progress, export)}
+        return self._compared(lr, progress, export)
+
+    def _compared(self, lr: Tensor, progress: Progress, export: ScaleExport | None) -> dict[str, Tensor]:
+        """Pruned and plain result, timed without the export and, for the first picture, after a warm-up."""
+        plain_settings = dataclasses.replace(self.settings, fastvar=None)
+        if not self.comparisons:
+            restore(self.model, lr, plain_settings)
+        pruned, pruned_seconds = _timed(lambda: restore(self.model, lr, self.settings, progress))
+        plain, plain_seconds = _timed(lambda: restore(self.model, lr, plain_settings))
+        self.comparisons.append(Comparison(pruned_seconds, plain_seconds, psnr_y(pruned, plain)))
+        if export is not None:
+            restore(self.model, lr, self.settings, export=export)
         return {"FastVAR": pruned, "VARSR": plain}
 
     def plan_lines(self) -> list[str]:
@@ -63,6 +71,11 @@ class FastVARRestorer:
         psnr = sum(c.psnr_y for c in self.comparisons) / len(self.comparisons)
         return (f"FastVAR {pruned:.2f} s, plain {plain:.2f} s: {plain - pruned:.2f} s saved, {plain / pruned:.2f}x; "
                 f"PSNR-Y between them {psnr:.2f} dB")
+
+
+def _timed(run: Callable[[], Tensor]) -> tuple[Tensor, float]:
+    start = time.perf_counter()
+    return run(), time.perf_counter() - start
 
 
 def _plan_line(row: PrunedScale, depth: int) -> str:
