@@ -1,4 +1,7 @@
-"""The one reader and writer of pictures: files in, RGB tensors out, and back, whole or not at all."""
+"""Pictures as plain tensors: a file in as RGB over white, a tensor out, whole or not at all.
+
+Files with all they hold are read by `picture.py` and written by `result_file.py`.
+"""
 from __future__ import annotations
 
 import os
@@ -6,53 +9,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-LEVELS_8, LEVELS_16 = 255.0, 65535.0
+from .formats import SUFFIXES, ImageError
+from .picture import MAX_PIXELS, read_picture
+
+__all__ = ["SUFFIXES", "ImageError", "read_image", "save_picture", "to_pillow", "write_image"]
+
+LEVELS_8 = 255.0
 JPEG_QUALITY = 95
 
 
-class ImageError(ValueError):
-    """A picture file that cannot be read or written; one line with the file and the reason."""
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """A picture as (3, H, W) float32 sRGB in [0, 1], turned as its EXIF orientation says, transparency over white.
 
-
-def read_image(path: str | Path) -> Tensor:
-    """A picture as (3, H, W) float32 RGB in [0, 1], turned as its EXIF orientation says.
-
-    Gray, palette and CMYK pictures become RGB, transparency is laid over white, 16-bit gray keeps its depth.
-    Raises ImageError naming the file: missing, empty, truncated, no picture, too large.
+    Of an animation or several pages the first. Raises ImageError as `read_picture` does.
     """
-    path = Path(path)
-    try:
-        if path.stat().st_size == 0:
-            raise ImageError(f"{path}: the file is empty")
-        with Image.open(path) as file:
-            file.load()
-            return _to_tensor(ImageOps.exif_transpose(file))
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: not a picture in a format that can be read") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: too many pixels ({error})") from error
-    except FileNotFoundError as error:
-        raise ImageError(f"{path}: no such file") from error
-    except (OSError, SyntaxError, EOFError) as error:  # Pillow raises all three for damaged files
-        raise ImageError(f"{path}: cannot be read ({error})") from error
-
-
-def _to_tensor(picture: Image.Image) -> Tensor:
-    if picture.mode.startswith("I") or picture.mode == "F":  # 16-bit and 32-bit gray
-        values = np.asarray(picture, dtype=np.float32)
-        top = LEVELS_16 if picture.mode.startswith("I") else 1.0
-        gray = torch.from_numpy(values / top).clamp(0, 1)
-        return gray.expand(3, *gray.shape).clone()
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        background = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(background, picture)
-    values = np.array(picture.convert("RGB"))
-    return torch.from_numpy(values).permute(2, 0, 1).float() / LEVELS_8
+    picture = read_picture(path, max_pixels)
+    image = picture.region(0, 0, picture.height, picture.width)
+    if picture.alpha is None:
+        return image
+    weight = torch.from_numpy(picture.alpha.astype(np.float32) / np.iinfo(picture.alpha.dtype).max)
+    return image.sub_(1).mul_(weight).add_(1)
 
 
 def to_pillow(image: Tensor) -> Image.Image:

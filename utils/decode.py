@@ -1,0 +1,234 @@
+"""Decoding picture files: Pillow for what has 8 bits a sample, libvips for what has more."""
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+from . import exif as exif_block
+from .formats import ImageError, register_plugins
+from .profile import profile_channels, to_srgb
+from .vips import vips
+
+log = logging.getLogger(__name__)
+
+TOP_8, TOP_16 = 255, 65_535
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+BITS_PER_SAMPLE, SUBFILE_TYPE, REDUCED = 258, 254, 1
+PNG_DEPTH_OFFSET = 24
+ANIMATED = ("PNG", "GIF", "WEBP", "AVIF")
+SUFFIX_OF = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "HEIF": "heic", "DIB": "bmp"}
+DEEP_MODES = {"I": 1, "I;16": 1, "I;16L": 1, "I;16B": 1, "I;16N": 1, "F": TOP_16}  # gray, with the factor to 16 bits
+_open_lock = threading.Lock()
+
+
+@dataclass
+class Decoded:
+    """A file's picture as it is stored: `pixels` (h, w, c), c of 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha."""
+
+    pixels: np.ndarray
+    format: str
+    orientation: int = 1
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    icc: bytes | None = None
+
+
+@contextmanager
+def open_picture(path: Path) -> Iterator[Image.Image]:
+    """A file's header, by Pillow, without Pillow's own limit of pixels: callers check their own before decoding."""
+    register_plugins()
+    with _open_lock:  # the limit is the module's
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            file = Image.open(path)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    with file:
+        yield file
+
+
+def is_tiff(path: Path) -> bool:
+    """By its first bytes."""
+    with open(path, "rb") as stream:
+        return stream.read(4) in TIFF_MAGIC
+
+
+def pages(file: Image.Image) -> list[int]:
+    """Numbers of the pictures in a file, in its own count.
+
+    Reduced versions in a TIFF file and the second pictures of a phone's JPEG or HEIC are not pictures of their own.
+    """
+    count = getattr(file, "n_frames", 1)
+    if file.format in ANIMATED:
+        return list(range(count))
+    if file.format != "TIFF" or count == 1:
+        return [file.tell()]
+    full = []
+    for page in range(count):
+        file.seek(page)
+        if not file.tag_v2.get(SUBFILE_TYPE, 0) & REDUCED:
+            full.append(page)
+    file.seek(0)
+    return full or [0]
+
+
+def decode(path: Path, max_pixels: int, frame: int = 0) -> Decoded:
+    """A file's picture. Raises ImageError for the limit and a frame that is not there, else what the libraries raise."""
+    try:
+        with open_picture(path) as file:
+            numbers = pages(file)
+            if frame >= len(numbers):
+                raise ImageError(f"{path}: has no frame {frame} (frames: {len(numbers)})")
+            if frame or file.format == "TIFF":
+                file.seek(numbers[frame])
+            check_size(path, file.width, file.height, max_pixels)
+            if not _is_deep(path, file):
+                return _by_pillow(path, file, numbers[frame])
+            page, kind = numbers[frame], file.format.lower()
+    except UnidentifiedImageError:
+        if not is_tiff(path):
+            raise
+        page, kind = frame, "tiff"  # kinds of TIFF that Pillow does not know
+    return _by_vips(path, max_pixels, page, kind)
+
+
+def check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
+    """Raises ImageError where there are no pixels, or more than allowed."""
+    if width < 1 or height < 1:
+        raise ImageError(f"{path}: has no pixels ({width}x{height})")
+    if width * height > max_pixels:
+        raise ImageError(f"{path}: too many pixels ({width}x{height}; the limit is {max_pixels}, "
+                         "--max_pixels changes it)")
+
+
+def _is_deep(path: Path, file: Image.Image) -> bool:
+    if file.format == "PNG":
+        with open(path, "rb") as stream:
+            return stream.read(PNG_DEPTH_OFFSET + 1)[PNG_DEPTH_OFFSET] > 8
+    if file.format == "TIFF":
+        return max(np.ravel(file.tag_v2.get(BITS_PER_SAMPLE, 1))) > 8
+    return False
+
+
+def _by_pillow(path: Path, file: Image.Image, page: int) -> Decoded:
+    file.load()
+    info = file.info  # after load: kinds add to it while they decode
+    if file.format == "TIFF":  # turned by Pillow while it loads
+        exif, turned = exif_block.of_tiff(path, page), 1
+    else:
+        exif, turned = _exif_of(file, path)
+    icc = info.get("icc_profile") or None
+    decoded = Decoded(np.empty(0), SUFFIX_OF.get(file.format, file.format.lower()), turned, exif, _xmp_of(info), icc)
+    decoded.pixels = _pixels(file, decoded, path)
+    return decoded
+
+
+def _exif_of(file: Image.Image, path: Path) -> tuple[bytes | None, int]:
+    """The upright EXIF block, and how the picture lies."""
+    try:
+        turned = file.getexif().get(exif_block.ORIENTATION, 1)  # also from XMP and the turns of AVIF files
+        block = file.info.get("exif") or (file.getexif().tobytes() if len(file.getexif()) else None)
+        return exif_block.upright(block) if block else None, turned if turned in range(1, 9) else 1
+    except (ValueError, SyntaxError, KeyError, TypeError, OSError) as error:  # Pillow's for damaged blocks
+        log.warning("%s: the EXIF data is damaged and left out (%s)", path, error)
+        return None, 1
+
+
+def _xmp_of(info: dict) -> bytes | None:
+    xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
+    return xmp.encode() if isinstance(xmp, str) else xmp or None
+
+
+def _pixels(file: Image.Image, decoded: Decoded, path: Path) -> np.ndarray:
+    """The decoded picture in gray or RGB, with alpha where the file has it; sets `decoded.icc` right."""
+    mode, transparent = file.mode, "transparency" in file.info
+    if mode in DEEP_MODES:
+        values = np.asarray(file)
+        if values.dtype != np.uint16:
+            values = (values * DEEP_MODES[mode] + 0.5 * (mode == "F")).clip(0, TOP_16).astype(np.uint16)
+        return values[:, :, None]
+    if mode == "CMYK":
+        return _from_cmyk(np.asarray(file), decoded, path, lambda: np.asarray(file.convert("RGB")))
+    if mode == "LAB":
+        decoded.icc = None
+        return np.array(ImageCms.profileToProfile(file, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"),
+                                                  outputMode="RGB"))
+    alpha = transparent or mode in ("LA", "La", "PA", "RGBA", "RGBa")
+    gray = mode in ("1", "L", "LA", "La") or (mode in ("P", "PA") and decoded.icc is None and _gray_palette(file))
+    if alpha:  # by way of RGBA: it is the one mode that every kind of transparency converts to
+        values = np.asarray(file if mode == "RGBA" else file.convert("RGBA"))
+        return values[:, :, 2:] if gray else values
+    values = np.asarray(file.convert("L" if gray else "RGB"))
+    return values[:, :, None] if gray else values
+
+
+def _gray_palette(file: Image.Image) -> bool:
+    palette = np.asarray(file.getpalette("RGB") or [0, 0, 0]).reshape(-1, 3)
+    return bool((palette == palette[:, :1]).all())
+
+
+def _from_cmyk(pixels: np.ndarray, decoded: Decoded, path: Path, plain) -> np.ndarray:
+    """CMYK as sRGB: by its profile, or by `plain` where there is none."""
+    icc = usable_profile(decoded.icc, 4, path)
+    decoded.icc = None
+    return plain() if icc is None else to_srgb(pixels, icc)
+
+
+def usable_profile(icc: bytes | None, channels: int, path: Path) -> bytes | None:
+    """The profile if it can be used for pixels of so many channels; else None, with a warning."""
+    if icc is None:
+        return None
+    try:
+        found = profile_channels(icc)
+        if found == channels:
+            return icc
+        problem = f"it is for pictures of {found} channels, the picture has {channels}"
+    except ValueError as error:
+        problem = str(error)
+    log.warning("%s: the colour profile is left out: %s", path, problem)
+    return None
+
+
+def _by_vips(path: Path, max_pixels: int, page: int, kind: str) -> Decoded:
+    options = {"page": page} if kind == "tiff" else {"unlimited": True}
+    picture = vips().Image.new_from_file(str(path), access="sequential", fail_on="error", **options)
+    check_size(path, picture.width, picture.height, max_pixels)
+    blobs = {name: bytes(picture.get(name)) if picture.get_typeof(name) else None
+             for name in ("exif-data", "xmp-data", "icc-profile-data")}
+    exif = blobs["exif-data"]
+    turned = picture.get("orientation") if picture.get_typeof("orientation") else 1
+    try:
+        exif = exif_block.of_tiff(path, page) if kind == "tiff" else exif_block.upright(exif) if exif else None
+    except ValueError as error:
+        log.warning("%s: %s and left out", path, error)
+        exif = None
+    decoded = Decoded(np.empty(0), SUFFIX_OF.get(kind.upper(), kind), turned if 1 <= turned <= 8 else 1, exif,
+                      blobs["xmp-data"], blobs["icc-profile-data"])
+    decoded.pixels = _vips_pixels(picture, decoded, path)
+    return decoded
+
+
+def _vips_pixels(picture, decoded: Decoded, path: Path) -> np.ndarray:
+    if picture.interpretation == "cmyk":
+        picture = picture.extract_band(0, n=4).copy_memory()
+        kind = "rgb16" if picture.format == "ushort" else "srgb"
+        return _from_cmyk(picture.numpy(), decoded, path, lambda: picture.colourspace(kind).numpy())
+    if picture.interpretation in ("lab", "labs", "xyz"):
+        decoded.icc, picture = None, picture.colourspace("rgb16")
+    if picture.format in ("float", "double"):  # 0 to 1, in the encoding of the profile as everything else
+        picture = (picture * TOP_16).rint().cast("ushort")
+    elif picture.format == "uint":
+        picture = (picture >> 16).cast("ushort")
+    elif picture.format not in ("uchar", "ushort"):
+        raise ImageError(f"{path}: samples of the type {picture.format} are not supported")
+    if picture.bands > 4:
+        raise ImageError(f"{path}: {picture.bands} channels are not supported, 1 to 4 are")
+    pixels = picture.numpy()
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]

@@ -1,0 +1,149 @@
+"""One picture of a file, whatever its kind: upright sRGB pixels of the file's depth, alpha, and its metadata."""
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from .bleed import bleed
+from .decode import Decoded, decode, is_tiff, open_picture, pages, usable_profile
+from .formats import ImageError
+from .profile import is_srgb, to_srgb
+from .vips import reason, vips
+
+log = logging.getLogger(__name__)
+
+MAX_PIXELS = 2 ** 28  # 16384 x 16384: 805 MB as 8-bit RGB
+# tiff:Orientation in both ways RDF writes a property
+XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:>|\s*=\s*[\"'])\s*)[2-8]")
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a file says beside its pixels. `exif` starts at its TIFF header, says orientation 1, has no thumbnail."""
+
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    icc: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture.
+
+    color: (h, w, 3), or (h, w, 1) of gray pictures; uint8 or uint16, upright, sRGB; under fully transparent pixels
+        the colour of the visible ones nearby.
+    alpha: (h, w) of the same type where the file has transparency, opaque or not.
+    is_gray: the file has no colour.
+    metadata: `icc` is the profile that the file's colours were in, to which a result goes back.
+    format: the suffix of the file's kind without its dot.
+    """
+
+    color: np.ndarray
+    alpha: np.ndarray | None
+    is_gray: bool
+    metadata: Metadata
+    format: str
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+        return self.color.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return self.color.shape[1]
+
+    def region(self, top: int, left: int, height: int, width: int) -> Tensor:
+        """A part of the picture as (3, height, width) float32 RGB in [0, 1]."""
+        part = self.color[top:top + height, left:left + width]
+        values = np.ascontiguousarray(part.transpose(2, 0, 1), dtype=np.float32)
+        values = torch.from_numpy(values).div_(np.iinfo(self.color.dtype).max)
+        return values if values.shape[0] == 3 else values.expand(3, -1, -1).contiguous()
+
+
+def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS, frame: int = 0) -> Picture:
+    """Read a file of any kind in `formats.SUFFIXES`; of an animation or several pages the one numbered `frame`.
+
+    Palettes and 1 bit become 8-bit gray or RGB, CMYK becomes sRGB by its profile. The depth is that of the file's
+    header. Raises ImageError, one line with the file: missing, empty, damaged, no picture, too large, no permission.
+    """
+    path = Path(path)
+    with _one_line_errors(path):
+        decoded = decode(path, max_pixels, frame)
+        return _finished(decoded, path)
+
+
+def frame_count(path: str | Path) -> int:
+    """1 for a still picture; the frames of an animation, the pages of a TIFF file. Raises ImageError."""
+    path = Path(path)
+    with _one_line_errors(path):
+        try:
+            with open_picture(path) as file:
+                return len(pages(file))
+        except UnidentifiedImageError:
+            if not is_tiff(path):
+                raise
+            return vips().Image.new_from_file(str(path)).get("n-pages")
+
+
+def _finished(decoded: Decoded, path: Path) -> Picture:
+    channels = decoded.pixels.shape[2]
+    colors = channels - 1 if channels in (2, 4) else channels
+    icc = usable_profile(decoded.icc, colors, path)
+    pixels = _upright(decoded.pixels, decoded.orientation)
+    color, alpha = pixels[:, :, :colors], pixels[:, :, colors] if colors < channels else None
+    if icc is not None and not is_srgb(icc):
+        color = to_srgb(color, icc)
+    color = np.array(color, order="C")
+    if alpha is not None:
+        alpha = np.ascontiguousarray(alpha)
+        bleed(color, alpha)
+    xmp = XMP_ORIENTATION.sub(rb"\g<1>1", decoded.xmp) if decoded.xmp else None
+    return Picture(color, alpha, colors == 1, Metadata(decoded.exif, xmp, icc), decoded.format)
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """A view of pixels (h, w, c) turned as EXIF's orientation says (1 to 8)."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    # after the swap of 5 to 8, what is left are mirrorings of rows, of columns or of both
+    rows, columns = {1: (1, 1), 2: (1, -1), 3: (-1, -1), 4: (-1, 1),
+                     5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}[orientation]
+    return pixels[::rows, ::columns]
+
+
+@contextmanager
+def _one_line_errors(path: Path) -> Iterator[None]:
+    """Whatever the libraries raise for a bad file, as ImageError."""
+    try:
+        if path.stat().st_size == 0:
+            raise ImageError(f"{path}: the file is empty")
+        yield
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path}: not a picture in a format that can be read") from error
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: no such file") from error
+    except PermissionError as error:
+        raise ImageError(f"{path}: no permission to read it") from error
+    except Image.DecompressionBombError as error:  # of Pillow, for a frame of an animation
+        raise ImageError(f"{path}: too many pixels ({error})") from error
+    except (OSError, SyntaxError, EOFError, ValueError) as error:  # Pillow raises them all for damaged files
+        raise ImageError(f"{path}: cannot be read ({_first_line(error)})") from error
+    except vips().Error as error:
+        raise ImageError(f"{path}: cannot be read ({reason(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,182 @@
+"""The file of one restored picture: filled by bands of rows in any order, then encoded, whole or not at all."""
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from math import ceil, floor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .encode import Labels, encode
+from .formats import KINDS, WRITABLE, ImageError
+from .picture import Metadata, Picture
+from .pixel_store import PixelStore
+from .profile import from_srgb, is_srgb
+from .vips import reason, vips
+
+log = logging.getLogger(__name__)
+
+MEMORY_BYTES = 128 * 2 ** 20  # of pixels that wait in memory; more wait in a file
+BLOCK_ROWS = 64  # rows that are converted at a time
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+LANCZOS_REACH = 3  # pixels, of the larger grid
+TOP_16 = 65_535
+
+
+@dataclass(frozen=True)
+class ResultOptions:
+    """How results are written.
+
+    strip_metadata: nothing but pixels, in sRGB.
+    quality: of the lossy kinds, 1 to 100.
+    text: what the file says of its making, keys and values; `Software` goes into the field of that name.
+    """
+
+    strip_metadata: bool = False
+    quality: int = 95
+    text: tuple[tuple[str, str], ...] = ()
+
+
+class ResultFile:
+    """A result of `height` x `width` pixels of `picture`, to be written to `path` in the kind of its suffix.
+
+    Rows come by `write_rows`, bands of any height in any order; `finish` encodes them under a temporary name and
+    renames it. Until then they wait in memory, or in a raw file: `spool`, which several processes may fill together
+    and which stays until `finish` or `discard`, or, where the result is large, one beside the result.
+
+    Raises ImageError for a kind that cannot be written or cannot be so large, and for a folder or disk that cannot
+    take it; after a failure of any method `discard` leaves nothing behind.
+    """
+
+    def __init__(self, path: str | Path, picture: Picture, height: int, width: int,
+                 options: ResultOptions = ResultOptions(), spool: str | Path | None = None) -> None:
+        self.path, self.picture, self.height, self.width = Path(path), picture, height, width
+        self.options, self.suffix = options, self.path.suffix.lower()
+        self.temporary = self.path.with_name(f".{self.path.name}.part{self.suffix}")
+        self.shared = spool is not None
+        self.store: PixelStore | None = None
+        self._check_kind()
+        kind = KINDS[self.suffix]
+        self.metadata = Metadata() if options.strip_metadata else picture.metadata
+        icc = self.metadata.icc
+        self.profile = icc if icc is not None and not is_srgb(icc) else None
+        self.dtype = picture.color.dtype if kind.deep else np.dtype(np.uint8)
+        self.has_alpha = picture.alpha is not None and kind.alpha
+        if picture.alpha is not None and not kind.alpha:
+            log.info("%s: %s files have no transparency, the picture is laid over white", self.path, self.suffix)
+        shape = (height, width, (1 if picture.is_gray else 3) + self.has_alpha)
+        with self._one_line_errors():
+            self._check_folder()
+            large = height * width * shape[2] * self.dtype.itemsize > MEMORY_BYTES
+            own = self.path.with_name(f".{self.path.name}.part.raw") if large else None
+            self.store = PixelStore(shape, self.dtype, Path(spool) if self.shared else own)
+
+    def _check_kind(self) -> None:
+        if self.suffix not in KINDS:
+            raise ImageError(f"{self.path}: cannot be written (kinds that can: {' '.join(WRITABLE)})")
+        limit = KINDS[self.suffix].max_side
+        if limit is not None and max(self.height, self.width) > limit:
+            raise ImageError(f"{self.path}: cannot be written ({self.width}x{self.height} pixels; {self.suffix} files "
+                             f"end at {limit} a side, .png and .tif take it)")
+
+    def _check_folder(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.is_dir():
+            raise IsADirectoryError("a folder of this name is there")
+        if not os.access(self.path.parent, os.W_OK | os.X_OK):
+            raise PermissionError(f"no permission to write into {self.path.parent}")
+
+    def write_rows(self, top: int, restored: Tensor) -> None:
+        """Store rows from `top` on: `restored` (3, rows, width), float, sRGB in [0, 1] (clamped). Raises ImageError."""
+        rows = restored.shape[1]
+        if restored.shape != (3, rows, self.width) or top < 0 or top + rows > self.height:
+            raise ValueError(f"rows {top} to {top + rows} of shape {tuple(restored.shape)} do not fit into a result of "
+                             f"{self.width}x{self.height} pixels")
+        with self._one_line_errors():
+            # blocks of a fixed grid, so that the alpha of a row never depends on the band it came with
+            for block in range(top // BLOCK_ROWS * BLOCK_ROWS, top + rows, BLOCK_ROWS):
+                first, last = max(block, top), min(block + BLOCK_ROWS, top + rows)
+                part = restored[:, first - top:last - top].detach().float().cpu().clamp(0, 1)
+                alpha = None
+                if self.picture.alpha is not None:
+                    alpha = self._alpha(block)[first - block:last - block]
+                self.store.write(first, self._converted(part, alpha))
+
+    def _alpha(self, top: int) -> np.ndarray:
+        """Alpha (rows, width) in [0, 1] of the block that starts at row `top`: Lanczos from the picture's."""
+        source = self.picture.alpha
+        scale = source.shape[0] / self.height
+        bottom = min(top + BLOCK_ROWS, self.height)
+        margin = ceil(LANCZOS_REACH * max(scale, 1)) + 1
+        first, last = max(floor(top * scale) - margin, 0), min(ceil(bottom * scale) + margin, source.shape[0])
+        crop = Image.fromarray(source[first:last].astype(np.float32) / np.iinfo(source.dtype).max)
+        box = (0, top * scale - first, source.shape[1], min(bottom * scale - first, last - first))
+        return np.asarray(crop.resize((self.width, bottom - top), Image.Resampling.LANCZOS, box=box)).clip(0, 1)
+
+    def _converted(self, color: Tensor, alpha: np.ndarray | None) -> np.ndarray:
+        """Pixels (rows, width, channels) as the file holds them, of colours (3, rows, width) and alpha in [0, 1]."""
+        if self.picture.is_gray:
+            color = (color * torch.tensor(LUMA).view(3, 1, 1)).sum(0, keepdim=True)
+        if alpha is not None and not self.has_alpha:
+            weight = torch.from_numpy(alpha)
+            color = color * weight + (1 - weight)
+        values = color.permute(1, 2, 0).numpy()
+        top = np.iinfo(self.dtype).max
+        if self.profile is None:
+            pixels = _levels(values, top, self.dtype)
+        else:
+            pixels = from_srgb(_levels(values, TOP_16, np.dtype(np.uint16)), self.profile)
+            if top != TOP_16:
+                pixels = _levels(pixels / np.float32(TOP_16), top, self.dtype)
+        if self.has_alpha:
+            pixels = np.concatenate((pixels, _levels(alpha, top, self.dtype)[:, :, None]), axis=2)
+        return pixels
+
+    def finish(self) -> None:
+        """Encode, rename, and remove what was temporary. Raises ImageError; a given `spool` stays then."""
+        labels = Labels.of(self.metadata, () if self.options.strip_metadata else self.options.text)
+        with self._one_line_errors():
+            encode(self.store, self.temporary, self.suffix, labels, self.options.quality)
+            os.replace(self.temporary, self.path)
+        self.store.remove()
+
+    def close(self) -> None:
+        """Let go of the files for another process to finish; the spool stays."""
+        self.store.close()
+
+    def discard(self) -> None:
+        """Remove everything that was temporary; what was at `path` before stays."""
+        self.store.remove()
+        self.temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _one_line_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            self._give_up()
+            text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise ImageError(f"{self.path}: cannot be written ({text.splitlines()[0] if text else 'unknown'})"
+                             ) from error
+        except vips().Error as error:
+            self._give_up()
+            raise ImageError(f"{self.path}: cannot be written ({reason(error)})") from error
+
+    def _give_up(self) -> None:
+        """After a failure: a spool that was given holds the work of others and is left to them."""
+        with suppress(OSError):
+            self.temporary.unlink(missing_ok=True)
+        if not self.shared and self.store is not None:
+            self.store.remove()
+
+
+def _levels(values: np.ndarray, top: int, dtype: np.dtype) -> np.ndarray:
+    """Values in [0, 1] as integers of 0 to `top`, rounded."""
+    return (values * np.float32(top)).round().astype(dtype)
