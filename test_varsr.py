@@ -23,10 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, restore, report."""
-    def restorer_for(model, settings):
-        from utils.restore import restore
-        return lambda job, lr, progress: {"VARSR": restore(model, lr, settings, progress)}
-    report = run_restoration(build_parser().parse_args(argv), Path(__file__), restorer_for)
+    report = run_restoration(build_parser().parse_args(argv), Path(__file__))
     return 1 if report is None else report.exit_code
 
 

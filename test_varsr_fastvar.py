@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from utils.cli import OneLineParser, bounded
+from utils.fastvar_run import FastVARComparison, add_fastvar_flags, fastvar_config, plan_lines
 from utils.restoration import add_restoration_flags, run_restoration
 
 
@@ -18,18 +19,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_restoration_flags(parser)
-    ratio = bounded(float, 0, 1, open_high=True)
+    add_fastvar_flags(parser)
     add = parser.add_argument
-    add("--fastvar", action="store_true", help="prune tokens")
-    add("--fastvar_second_last_ratio", type=ratio, default=0.4, help="drop ratio of the last scale but one (0.4)")
-    add("--fastvar_last_ratio", type=ratio, default=0.3, help="drop ratio of the last scale (0.3)")
-    add("--fastvar_ratios", type=ratio, nargs="+", metavar="RATIO",
-        help="drop ratios of the last scales, the last one last, instead of the two above")
-    add("--fastvar_later_layer_start", type=bounded(int, 0), default=3, help="first layer that is pruned (3)")
-    add("--fastvar_min_keep", type=bounded(int, 1), default=64, help="tokens that stay in any case (64)")
-    add("--fastvar_mode", choices=("separate", "shared"), default="separate",
-        help="separate: attention and feed-forward choose tokens for themselves; shared: one choice a layer, faster")
-    add("--fastvar_quiet", action="store_true", help="do not say what is pruned")
     add("--compare", action="store_true", help="run without pruning too: seconds saved, PSNR, both in the sheet")
     add("--export_intermediate", action="store_true", help="write NAME_scales/side{n}.png after every scale")
     add("--intermediate_max", type=bounded(int, 1), default=10,
@@ -40,26 +31,24 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Parse, restore, report."""
     args = build_parser().parse_args(argv)
-    restorers = []
+    lines, comparison = [], None
 
-    def restorer_for(model, settings):
-        from models.fastvar import FastVARConfig
-        from utils.fastvar_run import FastVARRestorer
-        ratios = args.fastvar_ratios or (args.fastvar_second_last_ratio, args.fastvar_last_ratio)
-        config = FastVARConfig.for_last(
-            model.config.vqvae.scales, ratios, later_layer_start=args.fastvar_later_layer_start,
-            min_keep=args.fastvar_min_keep, mode=args.fastvar_mode)
-        settings = dataclasses.replace(settings, fastvar=config if args.fastvar else None,
-                                       export_max=args.intermediate_max)
-        restorers.append(FastVARRestorer(model, settings, args.compare, args.export_intermediate))
-        return restorers[0]
-    report = run_restoration(args, Path(__file__), restorer_for)
+    def adjust(model, settings, options):
+        nonlocal comparison
+        settings = dataclasses.replace(settings, fastvar=fastvar_config(args, model))
+        if not args.fastvar_quiet:
+            lines.extend(plan_lines(model, settings.fastvar))
+        if args.compare:
+            comparison = FastVARComparison(model, settings)
+        return settings, dataclasses.replace(
+            options, export_max=args.intermediate_max if args.export_intermediate else 0, extra=comparison,
+            label="FastVAR" if args.compare else options.label)
+    report = run_restoration(args, Path(__file__), adjust)
     if report is None:
         return 1
-    if not args.fastvar_quiet:
-        print("\n".join(restorers[0].plan_lines()))
-    if restorers[0].comparisons:
-        print(restorers[0].comparison_line())
+    if comparison is not None and comparison.comparisons:
+        lines.append(comparison.line())
+    print("\n".join(lines))
     return report.exit_code
 
 

@@ -132,6 +132,7 @@ class GenerationConfig:
     cfg: float = 6.0  # guidance strength t grows linearly over the scales up to this
     top_k: int = 1  # 0: all codes
     top_p: float = 0.75  # 1: no nucleus
+    tiled_cfg: float | None = None  # cfg of pictures made of windows; None: the same
     scale: float = 4.0  # up-scaling factor that the model was trained for
     more_smooth: bool = False  # Gumbel-softmax mixture of codes instead of one code per token
 
@@ -230,7 +231,7 @@ _C2I_SCALES = (1, 2, 3, 4, 6, 9, 12, 16, 20, 24, 28, 32)
 
 PRESETS: dict[str, VARSRConfig] = {
     # The published super-resolution model: 1,101.9 M parameters and a tokenizer of 108.9 M.
-    "varsr-d24": VARSRConfig(name="varsr-d24"),
+    "varsr-d24": VARSRConfig(name="varsr-d24", generation=GenerationConfig(tiled_cfg=7.0)),
     # The published class-to-image model: 3830 classes and the unconditional row.
     "varsr-d24-c2i": VARSRConfig(
         name="varsr-d24-c2i",

@@ -8,7 +8,10 @@ import torch
 
 from models.config import GenerationConfig
 from models.varsr import VARSR
-from utils.restore import RestoreSettings, restore, upsample
+from utils.resample import upsample
+from utils.restore import RestoreSettings, restore
+from utils.tiles import place_seed, refiner_noise
+from utils.windows import Window
 
 PLAIN = RestoreSettings(GenerationConfig(cfg=0.0, top_k=1), color_fix="none")
 
@@ -37,10 +40,9 @@ def test_progress_counts_every_window(model: VARSR) -> None:
 
 def test_one_window_is_the_model_itself(model: VARSR) -> None:
     lr = torch.rand(3, 8, 8)
-    from utils.restore import window_seed
-    from utils.windows import Window
-    expected = model.generate(upsample(lr, 4.0)[None], options=PLAIN.generation,
-                              seed=[window_seed(0, Window(0, 0, 0, 0))])[0]
+    noise = refiner_noise(model.config, 0, [Window(0, 0, 0, 0, 0)], model.config.refiner.sampling_steps)
+    expected = model.generate(upsample(lr, 4.0)[None], options=PLAIN.generation, seed=[place_seed(0, 0, 0)],
+                              refiner_noise=noise)[0]
     torch.testing.assert_close(restore(model, lr, PLAIN), expected, atol=1e-5, rtol=0)
 
 

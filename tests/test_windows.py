@@ -1,4 +1,4 @@
-"""Windows: every pixel covered, weights that add up, sizes that are exact, for any size and overlap."""
+"""Windows: every cell covered, shares that sum to one, symmetry, for any size and overlap."""
 from __future__ import annotations
 
 import pytest
@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.windows import Blend, WindowGrid, ramp_weight, window_starts
+from utils.windows import WindowAxis, WindowGrid, ramp_weight, window_starts
 
 
 @settings(max_examples=60, deadline=None)
@@ -19,16 +19,37 @@ def test_starts_cover_a_side_with_the_overlap(window: int, extra: int, overlap: 
         assert a < b and a + window - b >= int(window * overlap)
 
 
-@settings(max_examples=30, deadline=None)
-@given(window=st.integers(4, 16), height=st.integers(0, 40), width=st.integers(0, 40), overlap=st.floats(0.1, 0.6))
-def test_blending_what_was_cut_gives_the_picture_back(window: int, height: int, width: int, overlap: float) -> None:
+@settings(max_examples=60, deadline=None)
+@given(window=st.integers(4, 40), extra=st.integers(0, 200), overlap=st.floats(0, 0.7), factor=st.integers(1, 8))
+def test_shares_of_every_cell_sum_to_one(window: int, extra: int, overlap: float, factor: int) -> None:
+    axis = WindowAxis(window + extra, window, overlap).scaled(factor)
+    total = torch.zeros(axis.length, dtype=torch.float64)
+    for start, share in zip(axis.starts, axis.shares, strict=True):
+        assert share.min() > 0
+        total[start:start + axis.window] += share
+    torch.testing.assert_close(total, torch.ones_like(total), atol=1e-6, rtol=0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(window=st.integers(4, 16), height=st.integers(0, 40), width=st.integers(0, 40), overlap=st.floats(0, 0.6))
+def test_what_was_cut_sums_to_the_picture(window: int, height: int, width: int, overlap: float) -> None:
     grid = WindowGrid(window + height, window + width, window, overlap)
-    picture = torch.rand(2, grid.height, grid.width)
-    blend = Blend(grid, channels=2)
+    picture = torch.rand(grid.rows.length, grid.columns.length)
+    merged = torch.zeros_like(picture)
     for place in grid:
-        blend.add(place, grid.cut(picture, place))
-    assert blend.weights.min() > 0
-    torch.testing.assert_close(blend.result(), picture, atol=1e-5, rtol=0)
+        cells = slice(place.top, place.top + window), slice(place.left, place.left + window)
+        merged[cells] += picture[cells] * grid.rows.shares[place.row][:, None] * grid.columns.shares[place.column]
+    torch.testing.assert_close(merged, picture, atol=1e-5, rtol=0)
+    assert [place.index for place in grid] == list(range(len(grid)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(extra=st.integers(0, 90), first=st.integers(0, 90), count=st.integers(1, 30))
+def test_reaching_finds_the_windows_of_a_stretch(extra: int, first: int, count: int) -> None:
+    axis = WindowAxis(16 + extra, 16)
+    expected = [i for i, start in enumerate(axis.starts)
+                if set(range(start, start + 16)) & set(range(first, first + count))]
+    assert list(axis.reaching(first, first + count)) == expected
 
 
 def test_weight_is_symmetric_and_smooth() -> None:
@@ -37,10 +58,11 @@ def test_weight_is_symmetric_and_smooth() -> None:
     assert weight.diff().abs().max() < 0.11
 
 
-def test_neighbouring_ramps_sum_to_one() -> None:
-    """Two windows that overlap by exactly the ramp weigh one in sum, so their border cannot be seen."""
-    weight = ramp_weight(64, 16)
-    torch.testing.assert_close(weight[-16:] + weight[:16], torch.ones(16))
+def test_shares_are_symmetric_and_smooth_across_borders() -> None:
+    axis = WindowAxis(16 + 12 * 6, 16).scaled(8)
+    assert torch.allclose(axis.shares[0], axis.shares[-1].flip(0), atol=1e-7)
+    inner = axis.shares[3]
+    assert torch.allclose(inner, inner.flip(0), atol=1e-7) and inner[0] < 0.01 and inner.diff().abs().max() < 0.06
 
 
 def test_a_side_below_the_window_is_refused() -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from models.config import GenerationConfig
     from models.varsr import VARSR
 
-    from .restore import RestoreSettings
+    from .generation import RestoreSettings
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 # What is used without --model, by super-resolution or not: the published file if it is there, else our own model.
@@ -38,6 +38,11 @@ def bounded(kind: type, low: float | None = None, high: float | None = None, ope
         return value
     parse.__name__ = kind.__name__
     return parse
+
+
+def automatic(text: str) -> int | str:
+    """An argparse type for a positive number, or "auto"."""
+    return text if text == "auto" else bounded(int, 1)(text)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -70,7 +75,10 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
     add_sampling_flags(parser)
     add = parser.add_argument
     add("--scale", type=bounded(float, 1, 16), help="up-scaling factor (default: the model's own, 4)")
-    add("--batch_size", type=bounded(int, 1), default=4, help="windows generated at a time (default: %(default)s)")
+    add("--batch_size", "--tile_batch", type=automatic, default="auto",
+        help="windows at a time; auto: what suits the model and the free memory")
+    add("--tile_overlap", type=bounded(float, 0, 0.9), default=0.25,
+        help="share of a window that its neighbour covers too (default: %(default)s)")
     add("--color_fix", choices=("adain", "wavelet", "none"), default="wavelet",
         help="colours after the LR picture (default: %(default)s)")
 
@@ -137,11 +145,15 @@ def generation_options(args: argparse.Namespace, model: VARSR) -> GenerationConf
     return dataclasses.replace(model.config.generation, **given)
 
 
-def restore_settings(args: argparse.Namespace, model: VARSR) -> RestoreSettings:
-    """Restoration settings from the flags."""
-    from .restore import RestoreSettings
-    return RestoreSettings(generation_options(args, model), seed=args.seed, batch_size=args.batch_size,
-                           color_fix=args.color_fix)
+def restore_settings(args: argparse.Namespace, model: VARSR, tiled: bool = False) -> RestoreSettings:
+    """Restoration settings from the flags; `tiled`: the model's guidance for tiled pictures where no flag says one."""
+    from .generation import RestoreSettings
+    generation = generation_options(args, model)
+    if tiled and args.cfg is None and generation.tiled_cfg is not None:
+        generation = dataclasses.replace(generation, cfg=generation.tiled_cfg)
+    return RestoreSettings(generation, seed=args.seed, color_fix=args.color_fix,
+                           batch_size=None if args.batch_size == "auto" else args.batch_size,
+                           overlap=args.tile_overlap)
 
 
 def set_up_logging() -> None:

@@ -4,14 +4,13 @@ Pictures are (3, H, W) or (B, 3, H, W) in [0, 1]; both arguments have the same s
 """
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 VARIANCE_FLOOR = 1e-5
 WAVELET_LEVELS = 5
+WAVELET_REACH = 2 ** WAVELET_LEVELS - 1  # pixels that the blurs of all levels reach together
 TAPS = (0.25, 0.5, 0.25)
 
 
@@ -45,9 +44,3 @@ def wavelet_color_fix(target: Tensor, source: Tensor) -> Tensor:
     target = target.float()
     return (target - low_frequencies(target) + low_frequencies(source.float())).clamp(0, 1)
 
-
-COLOR_FIXES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "adain": adain_color_fix,
-    "wavelet": wavelet_color_fix,
-    "none": lambda target, source: target,
-}

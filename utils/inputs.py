@@ -2,13 +2,17 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .images import SUFFIXES
 
 LR_FOLDER, HR_FOLDER, RESULT_FOLDER = "LR", "HR", "VARPrediction"
+AUTO = "auto"
+# What `--ext auto` writes for a source; kinds that are not listed become PNG.
+SAME_KIND = {".png": ".png", ".jpg": ".jpg", ".jpeg": ".jpg", ".webp": ".webp", ".tif": ".tif", ".tiff": ".tif"}
 
 
 class InputError(ValueError):
@@ -17,11 +21,33 @@ class InputError(ValueError):
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to restore. `reference` is its HR picture where there is one."""
+    """One picture to restore. `reference` is its HR picture where there is one; frame: of an animation, from 0."""
 
     source: Path
     output: Path
     reference: Path | None = None
+    frame: int | None = None
+
+
+@dataclass
+class Found:
+    """Pictures, each with its folder below the one that was asked for, and folders that could not be read."""
+
+    pictures: list[tuple[Path, Path]] = field(default_factory=list)
+    failures: dict[Path, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OutputNames:
+    """How results are called: `suffix` goes behind the stem, `ext` is "auto" or a file ending without the dot."""
+
+    suffix: str = ""
+    ext: str = "png"
+
+    def name(self, source: Path) -> str:
+        """File name of a source's result."""
+        ending = SAME_KIND.get(source.suffix.lower(), ".png") if self.ext == AUTO else f".{self.ext}"
+        return f"{source.stem}{self.suffix}{ending}"
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -29,35 +55,65 @@ def pictures_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
 
 
-def collect(pattern: str) -> list[Path]:
-    """Pictures of a file, a folder or a glob pattern. Raises InputError when there are none."""
+def collect(pattern: str, recursive: bool = False) -> Found:
+    """Pictures of a file, a folder (with its sub-folders if `recursive`) or a glob pattern.
+
+    Raises InputError when there are none and nothing explains why.
+    """
     path = Path(pattern)
     if path.is_file():
-        return [path]
+        return Found([(path, Path())])
     if path.is_dir():
-        found = pictures_in(path)
-        if not found:
-            raise InputError(f"--input {pattern}: no pictures in this folder (known: {' '.join(SUFFIXES)})")
+        found = _in_folder(path, recursive)
+        if not found.pictures and not found.failures:
+            raise InputError(f"--input {pattern}: no pictures in this folder (known: {' '.join(SUFFIXES)})"
+                             + ("" if recursive else "; --recursive looks into its sub-folders"))
         return found
-    found = sorted(p for p in map(Path, glob.glob(pattern)) if p.is_file())
-    if not found:
+    found = Found([(Path(p), Path()) for p in sorted(glob.glob(pattern, recursive=True)) if Path(p).is_file()])
+    if not found.pictures:
         raise InputError(f"--input {pattern}: no such file or folder, and no file matches it as a pattern")
     return found
 
 
-def jobs_for(sources: Iterable[Path], output: Path) -> list[Job]:
-    """Jobs for chosen pictures, results as PNG in one folder; HR is looked for in the sister folder of `LR`.
+def _in_folder(folder: Path, recursive: bool) -> Found:
+    found = Found()
+
+    def unreadable(error: OSError) -> None:
+        found.failures[Path(error.filename)] = f"{error.filename}: the folder cannot be read ({error.strerror})"
+    for parent, folders, _ in os.walk(folder, onerror=unreadable):
+        folders[:] = sorted(name for name in folders if not name.startswith(".")) if recursive else []
+        below = Path(parent).relative_to(folder)
+        found.pictures += [(picture, below) for picture in pictures_in(Path(parent))]
+    return found
+
+
+def jobs_for(pictures: Iterable[tuple[Path, Path]], output: Path, names: OutputNames | None = None) -> list[Job]:
+    """Jobs for chosen pictures, results in `output` and the pictures' folders below it; `output` may be the one
+    result's own file name. HR is looked for in the sister folder of `LR`.
 
     Raises InputError when two pictures would get the same result name.
     """
+    names, pictures = names or OutputNames(), list(pictures)
+    if output.suffix.lower() in SUFFIXES and not output.is_dir():
+        if len(pictures) != 1:
+            raise InputError(f"--output {output} names one file, but there are {len(pictures)} pictures: name a folder")
+        return [Job(pictures[0][0], output, matching_reference(pictures[0][0]))]
     jobs: dict[Path, Job] = {}
-    for source in sources:
-        target = output / f"{source.stem}.png"
+    for source, below in pictures:
+        target = output / below / names.name(source)
         if target in jobs:
             raise InputError(f"{source} and {jobs[target].source} would both be written to {target}: "
                              "rename one or process them apart")
         jobs[target] = Job(source, target, matching_reference(source))
     return list(jobs.values())
+
+
+def per_frame(job: Job, frames: int) -> list[Job]:
+    """A job for every frame of an animation, results NAME_frame0001 and so on; a still stays as it is."""
+    if frames == 1:
+        return [job]
+    return [replace(job, frame=i, output=job.output.with_stem(f"{job.output.stem}_frame{i + 1:04d}"))
+            for i in range(frames)]
 
 
 def matching_reference(source: Path) -> Path | None:
@@ -68,10 +124,11 @@ def matching_reference(source: Path) -> Path | None:
     return next((p for p in pictures_in(folder) if p.stem == source.stem), None)
 
 
-def default_jobs(root: Path) -> list[Job]:
+def default_jobs(root: Path, names: OutputNames | None = None) -> list[Job]:
     """Every `root/{folder}/LR`, results into `root/{folder}/VARPrediction`. Raises InputError when there is none."""
     folders = sorted(root.glob(f"*/{LR_FOLDER}"))
-    jobs = [job for folder in folders for job in jobs_for(pictures_in(folder), folder.parent / RESULT_FOLDER)]
+    jobs = [job for folder in folders
+            for job in jobs_for([(p, Path()) for p in pictures_in(folder)], folder.parent / RESULT_FOLDER, names)]
     if not jobs:
         raise InputError(f"no pictures in {root}/*/{LR_FOLDER}: put LR pictures there or name them with --input")
     return jobs

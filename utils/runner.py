@@ -1,146 +1,337 @@
-"""Working through a list of pictures: progress, failures, metrics, the summary and the exit code."""
+"""Working through a list of pictures: waves of small ones, large ones alone, failures, metrics, the report."""
 from __future__ import annotations
 
-import csv
-import logging
-import os
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from .images import ImageError, read_image, save_picture, write_image
+from models.varsr import VARSR
+
+from .generation import Progress, RestoreSettings, generate_windows
+from .images import ImageError, read_image, save_picture
 from .inputs import Job
+from .large import restore_large
+from .latents import LatentStore
 from .metrics import SSIM_SIDE, LearnedMetrics, psnr_y, ssim_y
-from .restore import Progress, upsample
+from .picture import MAX_PIXELS, Picture, frame_count, read_picture
+from .ranks import Ranks
+from .render import render
+from .report import METRICS_FILE, FileRecord, Report, append_log, mean_row, write_table
+from .resample import SizeRequest
+from .restore import batch_size_for
+from .result_file import ResultFile, ResultOptions
 from .sheet import comparison_sheet
+from .started import Started
+from .tiles import TiledPicture
+from .work_folder import WorkFolder
 
-log = logging.getLogger(__name__)
-
-METRICS_FILE = "metrics.csv"
-# Job, its LR picture (3, h, w) and a progress callback to pictures by sheet label, the result first.
-Restorer = Callable[[Job, Tensor, Progress], dict[str, Tensor]]
-
-
-@dataclass
-class Report:
-    """What a run did: rows of metrics by result file, failures, skipped files."""
-
-    rows: dict[Path, dict[str, float]] = field(default_factory=dict)
-    baselines: list[dict[str, float]] = field(default_factory=list)
-    failures: dict[Path, str] = field(default_factory=dict)
-    written: int = 0
-    skipped: int = 0
-    seconds: float = 0.0
-
-    @property
-    def exit_code(self) -> int:
-        """1 if any picture failed."""
-        return 1 if self.failures else 0
-
-    def summary(self) -> str:
-        """One line for the end of a run, a second one with mean metrics where there were references."""
-        parts = [f"{self.written} restored in {self.seconds:.1f} s"]
-        if self.skipped:
-            parts.append(f"{self.skipped} skipped (already there)")
-        if self.failures:
-            parts.append(f"{len(self.failures)} failed")
-        lines = [", ".join(parts)]
-        if self.baselines:
-            ours, bicubic = mean_row(list(self.rows.values())), mean_row(self.baselines)
-            lines.append("mean " + ", ".join(
-                f"{name} {value:.4g}" + (f" (bicubic {bicubic[name]:.4g})" if name in bicubic else "")
-                for name, value in ours.items()))
-        return "\n".join(lines)
+LARGE_WINDOWS = 256  # from here on a picture is worked on alone, by all ranks, and can be continued after a stop
+SHEET_PIXELS = 4_000_000  # larger results are left out of comparison sheets
+FAILURES = (ValueError, OSError, RuntimeError, MemoryError)  # what may happen to one picture without ending the run
 
 
-def mean_row(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of every column over the rows that have it."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: sum(row[name] for row in rows if name in row) / sum(name in row for row in rows) for name in names}
+@dataclass(frozen=True)
+class Header:
+    """Size of a picture that has not been read."""
+
+    height: int
+    width: int
+
+
+# Extra pictures for the sheet, by label, of a finished picture.
+Extra = Callable[[Started], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run does beside restoring."""
+
+    size: SizeRequest
+    result: ResultOptions = field(default_factory=ResultOptions)
+    skip_existing: bool = False
+    max_pixels: int = MAX_PIXELS
+    sheet: Path | None = None
+    log: Path | None = None
+    export_max: int = 0  # write the picture after each scale up to this side, and after the last one; 0: none
+    label: str = "VARSR"
+    extra: Extra | None = None  # pictures are then worked on one by one, so that their times are their own
 
 
 class Runner:
-    """Restores jobs one after the other; a picture that fails is reported and never stops the others."""
+    """Restores jobs; a picture that fails is reported and never stops the others."""
 
-    def __init__(self, restorer: Restorer, scale: float, device: torch.device, skip_existing: bool = False,
-                 sheet: Path | None = None) -> None:
-        self.restorer, self.scale, self.skip_existing, self.sheet = restorer, scale, skip_existing, sheet
-        self.device = device
+    def __init__(self, model: VARSR, settings: RestoreSettings, options: RunOptions,
+                 ranks: Ranks | None = None) -> None:
+        self.model, self.settings, self.options, self.ranks = model, settings, options, ranks or Ranks()
+        self.batch = batch_size_for(model, settings)
+        self.report = Report()
         self.learned: LearnedMetrics | None = None
         self.sheet_rows: dict[str, dict[str, Tensor]] = {}
 
-    def run(self, jobs: list[Job]) -> Report:
-        """Work through the jobs, write `metrics.csv` into every result folder that has references."""
-        report, start = Report(), time.monotonic()
-        with tqdm(total=len(jobs), unit="picture", dynamic_ncols=True) as bar:
-            for job in jobs:
-                bar.set_postfix_str(job.source.name)
-                if self.skip_existing and job.output.exists():
-                    report.skipped += 1
-                else:
-                    self._attempt(job, report, bar)
-                bar.update()
-        report.seconds = time.monotonic() - start
-        self._write_tables(report, jobs)
-        if self.sheet is not None and self.sheet_rows:
-            save_picture(comparison_sheet(self.sheet_rows), self.sheet)
+    def run(self, jobs: list[Job], failures: dict[Path, str] | None = None) -> Report:
+        """Work through the jobs, write `metrics.csv` into every result folder that has references.
+
+        failures: what went wrong before, by path. Returns the report of all ranks.
+        """
+        start = time.monotonic()
+        self.bar = tqdm(total=0, unit="picture", dynamic_ncols=True, disable=self.ranks.rank > 0)
+        if self.ranks.rank == 0:
+            for path, reason in (failures or {}).items():
+                self._fail(FileRecord(str(path), ""), path, reason)
+        large = [job for job in jobs if self._is_large(job)]
+        small = self.ranks.dealt([job for job in jobs if job not in large])
+        self.bar.reset(total=len(small) + len(large))
+        with self.bar:
+            self._run_small(small)
+            for job in large:
+                self._run_large(job)
+        self.report.seconds = time.monotonic() - start
+        return self._conclude()
+
+    def _conclude(self) -> Report:
+        """Tables and sheet, once every rank is done."""
+        report = Report()
+        for part in self.ranks.gather(self.report):
+            report.merge(part)
+        rows = {name: row for part in self.ranks.gather(self.sheet_rows) for name, row in part.items()} \
+            if self.options.sheet is not None else {}
+        if self.ranks.rank == 0:
+            self._write_tables(report)
+            if rows:
+                save_picture(comparison_sheet(rows), self.options.sheet)
         return report
 
-    def _attempt(self, job: Job, report: Report, bar: tqdm) -> None:
+    def _is_large(self, job: Job) -> bool:
+        """Whether a picture has so many windows that it is worked on alone (by its header; unreadable ones are not)."""
         try:
-            self._process(job, report, bar)
-            report.written += 1
-        except (ImageError, ValueError, OSError) as error:
-            report.failures[job.source] = str(error)
-        except RuntimeError as error:  # out of memory, or a device that failed: this picture's problem alone
-            report.failures[job.source] = f"{job.source}: {str(error).splitlines()[0]}"
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-        if job.source in report.failures:
-            tqdm.write(f"failed: {report.failures[job.source]}")
+            with Image.open(job.source) as file:
+                width, height = file.size
+            size = self.options.size.size(Header(height, width))
+        except (*FAILURES, SyntaxError, Image.DecompressionBombError):
+            return False  # what is wrong is told when the picture is read
+        return len(self._tiled(Header(height, width), size).grid) > LARGE_WINDOWS
 
-    def _process(self, job: Job, report: Report, bar: tqdm) -> None:
-        lr = read_image(job.source)
-        done = 0
+    def _tiled(self, source: Picture | Header, size: tuple[int, int]) -> TiledPicture:
+        sides = (side for side in self.model.config.vqvae.scales[:-1] if side <= self.options.export_max)
+        latents = {side: {} for side in (*sides, self.model.config.vqvae.side)}
+        return TiledPicture(source, size, self.model.config, self.settings.overlap, latents)
 
-        def advance(windows: int) -> None:
-            nonlocal done
-            done += windows
-            bar.set_postfix_str(f"{job.source.name}, window {done}")
+    def _run_small(self, jobs: list[Job]) -> None:
+        """Pictures in waves that fill a batch of windows together."""
+        wave: list[Started] = []
+        for job in jobs:
+            started = self._start(job)
+            if started is not None:
+                wave.append(started)
+            if wave and (self.options.extra or sum(s.record.windows for s in wave) >= self.batch.size):
+                self._finish_wave(wave)
+                wave = []
+        if wave:
+            self._finish_wave(wave)
 
-        results = self.restorer(job, lr, advance)
-        restored = next(iter(results.values()))
-        write_image(job.output, restored)
-        bicubic = upsample(lr, self.scale)
+    def _start(self, job: Job) -> Started | None:
+        """Read a picture and lay out its windows; None if there is nothing (more) to do for it."""
+        record = FileRecord(str(job.source), str(job.output))
+        if self._is_done(job):
+            self._close(record, "skipped")
+            return None
+        try:
+            return self._lay_out(job, record, *self._read(job, record))
+        except FAILURES as error:
+            self._fail(record, job.source, error)
+            return None
+
+    def _is_done(self, job: Job) -> bool:
+        return self.options.skip_existing and job.output.exists()
+
+    def _read(self, job: Job, record: FileRecord) -> tuple[Picture, tuple[int, int]]:
+        """The picture and the size of its result."""
+        start = time.monotonic()
+        if job.output.exists() and job.source.exists() and job.output.samefile(job.source):
+            raise ImageError(f"{job.source}: its result would overwrite it: choose another --output, or a --suffix")
+        if job.frame is None and (frames := frame_count(job.source)) > 1:
+            raise ImageError(f"{job.source}: has {frames} frames: --frames restores each of them")
+        picture = read_picture(job.source, self.options.max_pixels, job.frame or 0)
+        try:
+            size = self.options.size.size(picture)
+        except ValueError as error:
+            raise ImageError(f"{job.source}: {error}") from error
+        record.read_seconds = time.monotonic() - start
+        return picture, size
+
+    def _lay_out(self, job: Job, record: FileRecord, picture: Picture, size: tuple[int, int],
+                 folder: WorkFolder | None = None) -> Started:
+        """Windows, their store and the result's file, in memory or in a work folder."""
+        tiled = self._tiled(picture, size)
+        if folder is not None:
+            shape = (self.model.config.vqvae.latent_channels, tiled.grid.window, tiled.grid.window)
+            tiled.latents = {side: folder.latents(side, len(tiled.grid), shape) for side in tiled.latents}
+        result = ResultFile(job.output, picture, *size, self.options.result, folder and folder.pixels)
+        (record.height, record.width), record.windows = size, len(tiled.grid)
+        return Started(job, picture, tiled, result, record)
+
+    def _finish_wave(self, wave: list[Started]) -> None:
+        """Generate what windows are missing, then write the pictures; if that fails for several, one by one."""
+        work = [(s.tiled, window) for s in wave for window in s.tiled.grid if window.index not in s.tiled.finished]
+        start, progress = time.monotonic(), self._progress(wave[0].job, len(work))
+        try:
+            generate_windows(self.model, work, self.settings, self.batch, progress)
+        except FAILURES as error:
+            self._recover()
+            if len(wave) > 1:
+                for started in wave:
+                    self._finish_wave([started])
+                return
+            wave[0].result.discard()
+            self._fail(wave[0].record, wave[0].job.source, error)
+            return
+        seconds = (time.monotonic() - start) / max(len(work), 1)
+        for started in wave:
+            started.record.generate_seconds = seconds * started.record.windows
+            self._complete(started)
+
+    def _complete(self, started: Started) -> None:
+        """Render, write, measure."""
+        try:
+            start = time.monotonic()
+            self._render(started, started.tiled.finished, started.result)
+            rendered = time.monotonic()
+            started.result.finish()
+            started.record.render_seconds = rendered - start
+            started.record.write_seconds = time.monotonic() - rendered
+            self._judge(started)
+        except FAILURES as error:
+            self._recover()
+            self._fail(started.record, started.job.source, error)
+        else:
+            self._close(started.record, "restored")
+        finally:
+            started.result.discard()
+
+    def _render(self, started: Started, latents: LatentStore, result: ResultFile) -> None:
+        for top, rows in render(self.model, started.tiled, latents, self.settings.color_fix, self.batch):
+            result.write_rows(top, rows)
+
+    def _run_large(self, job: Job) -> None:
+        """One picture by all ranks, which come here for the same pictures in the same order."""
+        record, folder, ranks = FileRecord(str(job.source), str(job.output)), WorkFolder(job.output), self.ranks
+        if any(ranks.gather(self._is_done(job))):
+            self._close(record, "skipped", once=True)
+            return
+        started = None
+        try:
+            picture, size = ranks.together(lambda: self._read(job, record))
+            ranks.together(lambda: ranks.rank or folder.prepare(self._plan(job, size)))
+            started = ranks.together(lambda: self._lay_out(job, record, picture, size, folder))
+            restore_large(self.model, started, folder, self.settings, self.batch, ranks,
+                          self._progress(job, len(started.tiled.grid)))
+            ranks.together(lambda: ranks.rank or self._judge(started))
+        except FAILURES as error:
+            self._recover()
+            if started is not None:
+                started.result.discard()
+            self._fail(record, job.source, error, once=True)
+        else:
+            self._close(record, "restored", once=True)
+        folder.close()
+        ranks.gather(None)  # nobody uses the folder any more
+        if ranks.rank == 0:
+            folder.remove()
+
+    def _plan(self, job: Job, size: tuple[int, int]) -> dict[str, object]:
+        """What a half-done picture must have in common with this run to be continued."""
+        source = job.source.stat()
+        settings = dataclasses.replace(self.settings, batch_size=None)
+        return {"source": [str(job.source.resolve()), source.st_size, source.st_mtime_ns, job.frame], "size": size,
+                "model": self.model.config.to_json(), "dtype": str(self.model.dtype), "settings": repr(settings),
+                "options": repr(self.options.result), "windows": LARGE_WINDOWS}
+
+    def _judge(self, started: Started) -> None:
+        """Pictures after each scale, metrics against the reference, and the row of the sheet."""
+        job, tiled = started.job, started.tiled
+        if self.options.export_max:
+            self._export(started)
+        extra = self.options.extra(started) if self.options.extra else {}
+        on_sheet = self.options.sheet is not None and tiled.height * tiled.width <= SHEET_PIXELS
+        if job.reference is None and not on_sheet:
+            return
+        # what the written file shows counts, not what was meant to be written
+        restored, bicubic = read_image(job.output), tiled.guide(0, 0, tiled.height, tiled.width)
         reference = read_image(job.reference) if job.reference else None
-        if self.sheet is not None:
-            pictures = {"bicubic": bicubic, **results}
+        if on_sheet:
+            pictures = {"bicubic": bicubic, self.options.label: restored, **extra}
             if reference is not None and reference.shape == restored.shape:
                 pictures["HR"] = reference
-            self.sheet_rows[job.source.stem] = pictures
+            self.sheet_rows[job.output.stem] = pictures
         if reference is not None:
-            report.rows[job.output] = self._measure(restored, reference)
-            report.baselines.append(fidelity(bicubic, reference))
+            self.learned = self.learned or LearnedMetrics(self.model.device)
+            self.report.rows[job.output] = {**fidelity(restored, reference),
+                                            **self.learned.measure(restored, reference)}
+            self.report.baselines[job.output] = fidelity(bicubic, reference)
+            self.report.references[job.output] = job.reference
 
-    def _measure(self, restored: Tensor, reference: Tensor) -> dict[str, float]:
-        if self.learned is None:
-            self.learned = LearnedMetrics(self.device)
-        return {**fidelity(restored, reference), **self.learned.measure(restored, reference)}
+    def _export(self, started: Started) -> None:
+        """The picture after each exported scale, as NAME_scales/side{n}.png."""
+        folder = started.job.output.with_name(f"{started.job.output.stem}_scales")
+        for side, latents in started.tiled.latents.items():
+            result = ResultFile(folder / f"side{side}.png", started.picture, started.tiled.height,
+                                started.tiled.width, self.options.result)
+            try:
+                self._render(started, latents, result)
+                result.finish()
+            finally:
+                result.discard()
 
-    def _write_tables(self, report: Report, jobs: list[Job]) -> None:
+    def _progress(self, job: Job, windows: int) -> Progress:
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            self.bar.set_postfix_str(f"{job.source.name}, window {done} of {windows}")
+        return advance
+
+    def _recover(self) -> None:
+        """After a failure the device's memory must be free for the next picture."""
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _fail(self, record: FileRecord, source: Path, error: Exception | str, once: bool = False) -> None:
+        """Report a failure, with the file's name in it; `once`: of a picture that every rank works on."""
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = lines[0] if str(source) in lines[0] else f"{source}: {lines[0]}"
+        record.error = reason
+        if not once or self.ranks.rank == 0:
+            self.report.failures[source] = reason
+            tqdm.write(f"failed: {reason}")
+        self._close(record, "failed", once)
+
+    def _close(self, record: FileRecord, status: str, once: bool = False) -> None:
+        """A picture is through: count it, log it."""
+        record.status = status
+        self.bar.update()
+        if once and self.ranks.rank > 0:
+            return
+        self.report.records.append(record)
+        if self.options.log is not None:
+            append_log(self.options.log, record)
+
+    def _write_tables(self, report: Report) -> None:
         for folder in dict.fromkeys(path.parent for path in report.rows):
             rows = {path.name: row for path, row in report.rows.items() if path.parent == folder}
             mean = mean_row(list(rows.values()))
-            references = {job.reference.parent for job in jobs if job.reference and job.output.parent == folder}
+            references = {path.parent for output, path in report.references.items() if output.parent == folder}
             fid = self.learned.fid(folder, references.pop()) if self.learned and len(references) == 1 else None
             if fid is not None:
                 mean["fid"] = fid
-            write_table(folder / METRICS_FILE, rows, mean)
+            write_table(folder / METRICS_FILE, dict(sorted(rows.items())), mean)
 
 
 def fidelity(image: Tensor, reference: Tensor) -> dict[str, float]:
@@ -149,18 +340,3 @@ def fidelity(image: Tensor, reference: Tensor) -> dict[str, float]:
     if min(image.shape[-2:]) >= SSIM_SIDE:
         values["ssim_y"] = ssim_y(image, reference)
     return values
-
-
-def write_table(path: Path, rows: dict[str, dict[str, float]], mean: dict[str, float]) -> None:
-    """A CSV with a row per picture and a mean row, under a temporary name first."""
-    names = list(dict.fromkeys(name for row in (*rows.values(), mean) for name in row))
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["picture", *names])
-            for picture, row in [*rows.items(), ("mean", mean)]:
-                writer.writerow([picture, *(f"{row[name]:.6g}" if name in row else "" for name in names)])
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,4 +1,8 @@
-"""Cutting a picture into overlapping model windows and putting the results together again."""
+"""Overlapping model windows over a picture of any size, and the share that each has in every cell.
+
+Lengths are in cells of whatever grid the caller works on: latent cells where windows are generated and merged, pixels
+(`scaled`) where decoded windows are put together.
+"""
 from __future__ import annotations
 
 import math
@@ -12,12 +16,12 @@ MIN_OVERLAP = 0.25  # of the window's side
 
 
 def window_starts(length: int, window: int, overlap: float = MIN_OVERLAP) -> list[int]:
-    """First pixels of the windows along one side, evenly spread, the last one flush with the border.
+    """First cells of the windows along one side, evenly spread, the last one flush with the border.
 
     Neighbours overlap by at least `overlap` of the window. Raises ValueError for sides shorter than the window.
     """
     if length < window:
-        raise ValueError(f"a side of {length} pixels is shorter than the window of {window}: pad it first")
+        raise ValueError(f"a side of {length} cells is shorter than the window of {window}: pad it first")
     if not 0 <= overlap < 1:
         raise ValueError(f"overlap must be in [0, 1), got {overlap}")
     step = max(int(window * (1 - overlap)), 1)
@@ -28,20 +32,55 @@ def window_starts(length: int, window: int, overlap: float = MIN_OVERLAP) -> lis
 
 
 def ramp_weight(window: int, margin: int) -> Tensor:
-    """Symmetric weight (window,) along one side: a raised cosine over `margin` pixels at each end, 1 between.
+    """Symmetric weight (window,), float64: a raised cosine over `margin` cells at each end, 1 between.
 
     It is positive everywhere, so that a normalised sum exists wherever one window lies.
     """
     position = torch.arange(window, dtype=torch.float64) + 0.5
     distance = torch.minimum(position, window - position)
     rising = torch.sin(distance / max(margin, 1) * (math.pi / 2)).square()
-    return torch.where(distance < margin, rising, torch.ones_like(rising)).float()
+    return torch.where(distance < margin, rising, torch.ones_like(rising))
+
+
+class WindowAxis:
+    """The windows along one side of a picture.
+
+    starts: their first cells. shares: (count, window) float32, what each contributes to its cells; the shares of
+    every cell sum to one, so that merging is a plain sum.
+    """
+
+    def __init__(self, length: int, window: int, overlap: float = MIN_OVERLAP) -> None:
+        self._place(length, window, window_starts(length, window, overlap))
+
+    def _place(self, length: int, window: int, starts: list[int]) -> None:
+        self.length, self.window, self.starts = length, window, starts
+        largest_step = max((b - a for a, b in zip(starts, starts[1:])), default=window)
+        weight = ramp_weight(window, min(window - largest_step, window // 2))
+        total = torch.zeros(length, dtype=torch.float64)
+        for start in starts:
+            total[start:start + window] += weight
+        self.shares = torch.stack([weight / total[start:start + window] for start in starts]).float()
+
+    def scaled(self, factor: int) -> WindowAxis:
+        """The same windows where each cell is `factor` cells long, with shares as smooth as the finer grid allows."""
+        fine = object.__new__(WindowAxis)
+        fine._place(self.length * factor, self.window * factor, [start * factor for start in self.starts])
+        return fine
+
+    def reaching(self, first: int, last: int) -> range:
+        """Indices of the windows that have cells in [first, last)."""
+        inside = [i for i, start in enumerate(self.starts) if start < last and start + self.window > first]
+        return range(inside[0], inside[-1] + 1) if inside else range(0)
+
+    def __len__(self) -> int:
+        return len(self.starts)
 
 
 @dataclass(frozen=True)
 class Window:
-    """Place of a window: its row and column in the grid, and its first pixel."""
+    """Place of a window: its number in the grid (row-major), its row and column there, and its first cell."""
 
+    index: int
     row: int
     column: int
     top: int
@@ -49,43 +88,19 @@ class Window:
 
 
 class WindowGrid:
-    """All windows over a picture of a size, and their blending."""
+    """All windows over a picture of height x width cells."""
 
     def __init__(self, height: int, width: int, window: int, overlap: float = MIN_OVERLAP) -> None:
-        self.height, self.width, self.window = height, width, window
-        self.tops = window_starts(height, window, overlap)
-        self.lefts = window_starts(width, window, overlap)
-        weight = ramp_weight(window, max(round(window * overlap), 1))
-        self.weight = weight[:, None] * weight[None, :]
+        self.rows, self.columns = WindowAxis(height, window, overlap), WindowAxis(width, window, overlap)
+        self.window = window
 
     def __len__(self) -> int:
-        return len(self.tops) * len(self.lefts)
+        return len(self.rows) * len(self.columns)
 
     def __iter__(self) -> Iterator[Window]:
-        for row, top in enumerate(self.tops):
-            for column, left in enumerate(self.lefts):
-                yield Window(row, column, top, left)
+        return (window for row in range(len(self.rows)) for window in self.row(row))
 
-    def cut(self, picture: Tensor, place: Window) -> Tensor:
-        """The window's part of a picture (C, H, W)."""
-        return picture[:, place.top:place.top + self.window, place.left:place.left + self.window]
-
-
-class Blend:
-    """Weighted sum of windows; `result` divides by the sum of the weights."""
-
-    def __init__(self, grid: WindowGrid, channels: int = 3) -> None:
-        self.grid = grid
-        self.total = torch.zeros(channels, grid.height, grid.width)
-        self.weights = torch.zeros(grid.height, grid.width)
-
-    def add(self, place: Window, values: Tensor) -> None:
-        """Add a window's values (C, window, window)."""
-        rows = slice(place.top, place.top + self.grid.window)
-        columns = slice(place.left, place.left + self.grid.window)
-        self.total[:, rows, columns] += values.float().cpu() * self.grid.weight
-        self.weights[rows, columns] += self.grid.weight
-
-    def result(self) -> Tensor:
-        """The blended picture (C, H, W)."""
-        return self.total / self.weights
+    def row(self, row: int) -> list[Window]:
+        """The windows of one row, from left to right."""
+        return [Window(row * len(self.columns) + column, row, column, self.rows.starts[row], left)
+                for column, left in enumerate(self.columns.starts)]

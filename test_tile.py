@@ -1,0 +1,41 @@
+"""Restore pictures of any size, window by window, into files like the ones they came in.
+
+Without arguments as test_varsr.py, but with the guidance for tiled pictures (published weights: cfg 7). Profiles,
+transparency, 16 bits and metadata are kept. `torchrun --nproc-per-node=N test_tile.py ...` shares the pictures, and
+the windows of large ones, between N processes. A large picture whose run was stopped is continued.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from utils.cli import OneLineParser
+from utils.fastvar_run import add_fastvar_flags, fastvar_config, plan_lines
+from utils.restoration import add_restoration_flags, run_restoration
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_restoration_flags(parser, ext="auto")
+    add_fastvar_flags(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, restore, report."""
+    args = build_parser().parse_args(argv)
+
+    def adjust(model, settings, options):
+        config = fastvar_config(args, model)
+        if config is not None and not args.fastvar_quiet:
+            print("\n".join(plan_lines(model, config)))
+        return dataclasses.replace(settings, fastvar=config), options
+    report = run_restoration(args, Path(__file__), adjust, tiled=True)
+    return 1 if report is None else report.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

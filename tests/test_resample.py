@@ -1,0 +1,44 @@
+"""Enlarging parts of a picture: against PyTorch's resize, and against the whole."""
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils.resample import SizeRequest, TensorSource, upsample, upsample_region
+
+
+@pytest.mark.parametrize("size, scale", [((9, 14), 4.0), ((1, 1), 4.0), ((30, 7), 2.5), ((5, 40), 1.0), ((4, 4), 16.0)])
+def test_it_is_an_antialiased_bicubic_resize(size: tuple[int, int], scale: float) -> None:
+    lr = torch.rand(3, *size)
+    whole = [round(side * scale) for side in size]
+    expected = F.interpolate(lr[None], size=whole, mode="bicubic", antialias=True)[0].clamp(0, 1)
+    torch.testing.assert_close(upsample(lr, scale), expected, atol=2e-6, rtol=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(h=st.integers(1, 30), w=st.integers(1, 30), scale=st.floats(1, 6), data=st.data())
+def test_a_part_is_that_part_of_the_whole(h: int, w: int, scale: float, data: st.DataObject) -> None:
+    source = TensorSource(torch.rand(3, h, w))
+    height, width = round(h * scale), round(w * scale)
+    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    rows, columns = data.draw(st.integers(1, height - top)), data.draw(st.integers(1, width - left))
+    whole = upsample_region(source, (height, width), 0, 0, height, width)
+    part = upsample_region(source, (height, width), top, left, rows, columns)
+    torch.testing.assert_close(part, whole[:, top:top + rows, left:left + columns], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("request_, size", [
+    (SizeRequest(4.0), (40, 80)), (SizeRequest(4.0, width=50), (25, 50)), (SizeRequest(4.0, height=25), (25, 50)),
+    (SizeRequest(4.0, width=30, height=20), (20, 30)), (SizeRequest(4.0, longest=100), (50, 100)),
+])
+def test_requested_sizes(request_: SizeRequest, size: tuple[int, int]) -> None:
+    assert request_.size(TensorSource(torch.zeros(3, 10, 20))) == size
+
+
+@pytest.mark.parametrize("request_", [SizeRequest(4.0, width=19), SizeRequest(4.0, longest=330)])
+def test_sizes_out_of_range_are_refused(request_: SizeRequest) -> None:
+    with pytest.raises(ValueError, match="from 1 to 16"):
+        request_.size(TensorSource(torch.zeros(3, 10, 20)))

@@ -1,0 +1,76 @@
+"""Several processes on one list of pictures (torchrun): who does what, and agreement between them."""
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import TypeVar
+
+import torch.distributed as dist
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=7)  # one rank may wait for another through the whole of a huge picture
+
+
+class Ranks:
+    """This process's number among `world`; with one process every method is trivial."""
+
+    def __init__(self, rank: int = 0, world: int = 1) -> None:
+        self.rank, self.world = rank, world
+        if world > 1:
+            dist.init_process_group("gloo", rank=rank, world_size=world, timeout=PATIENCE)
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """As torchrun says, else a single process."""
+        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+    def close(self) -> None:
+        """Leave the group."""
+        if self.world > 1:
+            dist.destroy_process_group()
+
+    def dealt(self, items: Sequence[T]) -> list[T]:
+        """This rank's part of independent items, dealt like cards."""
+        return list(items[self.rank::self.world])
+
+    def stretch(self, items: Sequence[T]) -> list[T]:
+        """This rank's part of neighbouring items, one unbroken stretch."""
+        return list(items[len(items) * self.rank // self.world:len(items) * (self.rank + 1) // self.world])
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, on every rank; also a meeting point."""
+        if self.world == 1:
+            return [value]
+        values: list[T] = [value] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+
+    def together(self, step: Callable[[], T]) -> T:
+        """Run a step on every rank. Where it fails on one it fails on all: with the rank's own error, or its text."""
+        failure: Exception | None = None
+        try:
+            value = step()
+        except Exception as error:  # whatever it is, the other ranks must not be left waiting
+            failure = error
+        reasons = self.gather(None if failure is None else str(failure) or type(failure).__name__)
+        if failure is not None:
+            raise failure
+        if any(reasons):
+            raise RuntimeError(next(reason for reason in reasons if reason))
+        return value
+
+
+def local_device(rank: int | None = None) -> str:
+    """The device of "auto" for this process: its own GPU of this machine, else the CPU."""
+    import torch
+    if not torch.cuda.is_available():
+        return "cpu"
+    local = int(os.environ.get("LOCAL_RANK", 0)) if rank is None else rank
+    return f"cuda:{local % torch.cuda.device_count()}" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else "cuda"
+
+
+def is_restart() -> bool:
+    """Whether torchrun has started this group again after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0

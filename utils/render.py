@@ -1,0 +1,133 @@
+"""From window latents to rows of pixels: merging, tiled decoding, colour fix; no stage sees the whole picture."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from models.varsr import VARSR
+
+from .batching import BatchSize, is_out_of_memory
+from .color import WAVELET_REACH, adain_color_fix, wavelet_color_fix
+from .latents import LatentStore
+from .tiles import TiledPicture
+from .windows import Window
+
+COLOR_FIXES = ("adain", "wavelet", "none")
+Band = tuple[int, Tensor]  # first row, pixels (3, rows, W)
+
+
+def render(model: VARSR, picture: TiledPicture, latents: LatentStore, color_fix: str, batch: BatchSize,
+           top: int = 0, bottom: int | None = None) -> Iterator[Band]:
+    """Rows [top, bottom) of a picture from its windows' latents, in bands from the top, float32 in [0, 1].
+
+    The bands are the same whichever rows are asked for. The wavelet fix works on them as on the whole picture; AdaIN
+    on each decoded window, so that neighbouring windows agree in the colours of the LR picture.
+    """
+    bottom = picture.height if bottom is None else bottom
+    reach = WAVELET_REACH if color_fix == "wavelet" else 0
+    first, last = max(top - reach, 0), min(bottom + reach, picture.height)
+    bands = _decoded(model, picture, latents, color_fix == "adain", batch, first, last)
+    if color_fix != "wavelet":
+        yield from bands
+        return
+    def fix(rows: Tensor, start: int) -> Tensor:
+        return wavelet_color_fix(rows, picture.guide(start, 0, rows.shape[1], picture.width))
+    for start, rows in with_context(bands, reach, fix):
+        inside = rows[:, max(top - start, 0):max(bottom - start, 0)]
+        if inside.shape[1]:
+            yield max(start, top), inside
+
+
+def merged_latent(picture: TiledPicture, latents: LatentStore, row: int) -> Tensor:
+    """The cells of one row of windows, (c, N, w): every window's latent by its share, summed."""
+    grid, side = picture.grid, picture.grid.window
+    top = grid.rows.starts[row]
+    merged = torch.zeros(picture.config.vqvae.latent_channels, side, grid.columns.length)
+    for neighbour in grid.rows.reaching(top, top + side):
+        offset = grid.rows.starts[neighbour] - top
+        cells, own = slice(max(offset, 0), side + min(offset, 0)), slice(max(-offset, 0), side - max(offset, 0))
+        down = grid.rows.shares[neighbour][own, None]
+        for window in grid.row(neighbour):
+            share = down * grid.columns.shares[window.column]
+            merged[:, cells, window.left:window.left + side] += latents[window.index][:, own] * share
+    return merged
+
+
+def _decoded(model: VARSR, picture: TiledPicture, latents: LatentStore, adain: bool, batch: BatchSize, first: int,
+             last: int) -> Iterator[Band]:
+    """Decoded and blended rows [first, last), without the wavelet fix."""
+    grid, factor = picture.grid, picture.factor
+    rows, columns = grid.rows.scaled(factor), grid.columns.scaled(factor)
+    size = rows.window
+    needed = rows.reaching(first, last)
+    total = torch.zeros(3, size, columns.length)  # rows from `top` on that later windows may still add to
+    top = rows.starts[needed[0]]
+    for row in needed:
+        gone = rows.starts[row] - top
+        if gone:
+            yield from _cut(top, total[:, :gone], picture.width, first, last)
+            total = torch.cat([total[:, gone:], torch.zeros(3, gone, columns.length)], dim=1)
+            top = rows.starts[row]
+        merged = merged_latent(picture, latents, row)
+        for window, pixels in _decode_row(model, picture, merged, row, adain, batch):
+            left = window.left * factor
+            total[:, :, left:left + size] += pixels * (rows.shares[row][:, None] * columns.shares[window.column])
+    yield from _cut(top, total, picture.width, first, last)
+
+
+def _cut(top: int, rows: Tensor, width: int, first: int, last: int) -> Iterator[Band]:
+    """The part of some rows that lies in [first, last) and inside the picture, if any."""
+    inside = rows[:, max(first - top, 0):max(last - top, 0), :width]
+    if inside.shape[1]:
+        yield max(top, first), inside.clone()
+
+
+def _decode_row(model: VARSR, picture: TiledPicture, merged: Tensor, row: int, adain: bool,
+                batch: BatchSize) -> Iterator[tuple[Window, Tensor]]:
+    """Decoded pixels (3, S, S) of the windows of a row, whose merged cells are given."""
+    windows, done, side = picture.grid.row(row), 0, picture.grid.window
+    while done < len(windows):
+        part = windows[done:done + batch.size]
+        guides = torch.stack([picture.window_guide(window) for window in part])
+        cells = torch.stack([merged[:, :, window.left:window.left + side] for window in part])
+        try:
+            decoded = model.decode(cells.to(model.device), guides).cpu()
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or len(part) == 1:
+                raise
+            batch.halve()
+            continue
+        for window, pixels, guide in zip(part, decoded, guides, strict=True):
+            yield window, _window_adain(picture, window, pixels, guide) if adain else pixels
+        done += len(part)
+
+
+def _window_adain(picture: TiledPicture, window: Window, pixels: Tensor, guide: Tensor) -> Tensor:
+    """AdaIN over the part of a window that is inside the picture."""
+    height, width = picture.height - window.top * picture.factor, picture.width - window.left * picture.factor
+    fixed = pixels.clone()
+    fixed[:, :height, :width] = adain_color_fix(pixels[:, :height, :width], guide[:, :height, :width])
+    return fixed
+
+
+def with_context(bands: Iterator[Band], reach: int, apply: Callable[[Tensor, int], Tensor]) -> Iterator[Band]:
+    """Apply a filter to consecutive bands as if they were one picture: each row sees `reach` rows on both sides.
+
+    apply: given rows (3, n, W) and the number of the first of them, returns them filtered.
+    """
+    held, start, ready = None, 0, 0  # rows [start, ...) are held, those below `ready` have been given out
+    for top, rows in bands:
+        if held is None:
+            held, start, ready = rows, top, top
+        else:
+            held = torch.cat([held, rows], dim=1)
+        until = start + held.shape[1] - reach
+        if until > ready:
+            yield ready, apply(held, start)[:, ready - start:until - start]
+            ready = until
+            drop = max(ready - reach - start, 0)
+            held, start = held[:, drop:], start + drop
+    if held is not None:
+        yield ready, apply(held, start)[:, ready - start:]
