@@ -1,0 +1,112 @@
+"""Time and weigh pictures of growing size: `python benchmarks/bench_tile.py --megapixels 1 4 16 64 256`.
+
+Each result is four times the side of a mosaic of the sample pictures and runs in a process of its own. Prints seconds,
+seconds per megapixel and the peak of the resident memory, of which the model and the libraries are told apart, and
+writes them as JSON.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils.cli import DTYPES
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLES = ROOT / "testset" / "sample" / "HR"
+MEGAPIXEL, MEGABYTE = 2 ** 20, 2 ** 20
+SCALE = 4
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megapixels", type=int, nargs="+", default=(1, 4, 16, 64), help="sizes of the results")
+    parser.add_argument("--model", default=str(ROOT / "checkpoints" / "varsr-tiny"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16")
+    parser.add_argument("--ext", choices=("png", "tif"), default="png")
+    parser.add_argument("--output", help="JSON file for the results")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)  # a child process measures one size
+    return parser
+
+
+def mosaic(side: int):
+    """A square picture of `side` pixels made of the sample pictures."""
+    from PIL import Image
+    whole = Image.new("RGB", (side, side))
+    pictures = [Image.open(path).convert("RGB") for path in sorted(SAMPLES.iterdir())]
+    step = pictures[0].width
+    places = [(x, y) for y in range(0, side, step) for x in range(0, side, step)]
+    for i, place in enumerate(places):
+        whole.paste(pictures[i % len(pictures)], place)
+    return whole
+
+
+def measure(args: argparse.Namespace) -> dict[str, float]:
+    """One size, in this process."""
+    import torch
+
+    from benchmarks.machine import peak_memory
+    from models.varsr import VARSR
+    from utils.allocator import keep_freed_memory
+    from utils.generation import RestoreSettings
+    from utils.inputs import Job
+    from utils.resample import SizeRequest
+    from utils.runner import Runner, RunOptions
+
+    device = torch.device(args.device)
+    keep_freed_memory()  # as the scripts do
+    side = round(math.sqrt(args.one * MEGAPIXEL))
+    model = VARSR.from_pretrained(args.model, device=device, dtype=getattr(torch, DTYPES[args.dtype]))
+    model.for_inference()
+    size = model.config.image_size
+    model.generate(torch.rand(1, 3, size, size, device=device))  # libraries load with their first use
+    before = peak_memory(device)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "mosaic.png"
+        mosaic(side // SCALE).save(source)
+        job = Job(source, Path(folder) / f"result.{args.ext}")
+        report = Runner(model, RestoreSettings(model.config.generation), RunOptions(SizeRequest(SCALE))).run([job])
+    record = report.records[0]
+    if record.error:
+        raise SystemExit(record.error)
+    return {"megapixels": args.one, "windows": record.windows, "seconds": report.seconds,
+            "seconds_per_megapixel": report.seconds / args.one, "generate_seconds": record.generate_seconds,
+            "render_seconds": record.render_seconds, "write_seconds": record.write_seconds,
+            "model_mb": before / MEGABYTE, "peak_mb": peak_memory(device) / MEGABYTE}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure every size and report."""
+    args = build_parser().parse_args(argv)
+    if args.one is not None:
+        print(json.dumps(measure(args)))
+        return 0
+    import torch
+
+    from benchmarks.machine import describe
+    rows = []
+    for megapixels in args.megapixels:
+        child = [sys.executable, __file__, "--one", str(megapixels), "--model", args.model, "--device", args.device,
+                 "--dtype", args.dtype, "--ext", args.ext]
+        done = subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True)
+        row = json.loads(done.stdout.splitlines()[-1])
+        rows.append(row)
+        print(f"{row['megapixels']:4d} MP  {row['seconds']:8.1f} s  {row['seconds_per_megapixel']:6.2f} s/MP  "
+              f"peak {row['peak_mb']:6.0f} MB, {row['peak_mb'] - row['model_mb']:6.0f} MB above the model", flush=True)
+        if args.output:
+            result = {"model": Path(args.model).name, "dtype": args.dtype, "ext": args.ext,
+                      "machine": describe(torch.device(args.device)), "sizes": rows}
+            Path(args.output).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
