@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +10,19 @@ from pathlib import Path
 from PIL import Image
 
 from . import exif as exif_block
-from .formats import JPEG, TIFF, register_plugins
+from .formats import AVIF, JPEG, TIFF, register_plugins
 from .picture import Metadata
 from .pixel_store import PixelStore
 from .vips import vips
+
+log = logging.getLogger(__name__)
 
 SOFTWARE, SETTINGS = "Software", "VARSR"  # keywords of the text in PNG files
 PNG_COMPRESSION, PNG_FILTER = 2, "sub"
 TIFF_COMPRESSION_LEVEL = 2
 TIFF_ROWS = 64  # of a strip
 CLASSIC_TIFF_BYTES = 3_500_000_000  # of pixels; a classic TIFF file ends at 4 GiB
+JPEG_SEGMENT_BYTES = 65_500  # that hold an EXIF block
 DEFAULT_RESOLUTION = 72 / 25.4  # pixels per millimetre
 
 
@@ -61,11 +65,19 @@ def _write_png(store: PixelStore, path: Path, labels: Labels, quality: int) -> N
 
 
 def _write_jpeg(store: PixelStore, path: Path, labels: Labels, quality: int) -> None:
-    _labelled(store, labels, labels.exif(*store.shape[:2])).jpegsave(str(path), Q=quality)
+    block = labels.exif(*store.shape[:2])
+    if block is not None and len(block) > JPEG_SEGMENT_BYTES:
+        log.warning("%s: the EXIF data is too long for a JPEG file and left out", path)
+        block = None
+    _labelled(store, labels, block).jpegsave(str(path), Q=quality)
 
 
 def _write_webp(store: PixelStore, path: Path, labels: Labels, quality: int) -> None:
     _labelled(store, labels, labels.exif(*store.shape[:2])).webpsave(str(path), Q=quality)
+
+
+def _write_avif(store: PixelStore, path: Path, labels: Labels, quality: int) -> None:
+    _labelled(store, labels, labels.exif(*store.shape[:2])).heifsave(str(path), compression="av1", Q=quality)
 
 
 def _write_tiff(store: PixelStore, path: Path, labels: Labels, quality: int) -> None:
@@ -102,6 +114,6 @@ def _write_by_pillow(store: PixelStore, path: Path, labels: Labels, quality: int
 
 
 WRITERS: dict[str, Callable[[PixelStore, Path, Labels, int], None]] = {
-    ".png": _write_png, ".webp": _write_webp,
+    ".png": _write_png, ".webp": _write_webp, **dict.fromkeys(AVIF, _write_avif),
     **dict.fromkeys(JPEG, _write_jpeg), **dict.fromkeys(TIFF, _write_tiff),
 }
