@@ -1,6 +1,7 @@
 """Encoding finished pixels into a picture file with its metadata."""
 from __future__ import annotations
 
+import io
 import json
 import logging
 from collections.abc import Callable
@@ -61,7 +62,7 @@ def _write_png(store: PixelStore, path: Path, labels: Labels, quality: int) -> N
     for index, (key, text) in enumerate(((SOFTWARE, labels.software), (SETTINGS, labels.settings))):
         if text is not None:
             picture.set_type(kind, f"png-comment-{index}-{key}", text)
-    picture.pngsave(str(path), compression=PNG_COMPRESSION, filter=PNG_FILTER)
+    picture.pngsave(str(path), compression=PNG_COMPRESSION, filter=PNG_FILTER, keep=_kept(picture))
 
 
 def _write_jpeg(store: PixelStore, path: Path, labels: Labels, quality: int) -> None:
@@ -69,15 +70,18 @@ def _write_jpeg(store: PixelStore, path: Path, labels: Labels, quality: int) -> 
     if block is not None and len(block) > JPEG_SEGMENT_BYTES:
         log.warning("%s: the EXIF data is too long for a JPEG file and left out", path)
         block = None
-    _labelled(store, labels, block).jpegsave(str(path), Q=quality)
+    picture = _labelled(store, labels, block)
+    picture.jpegsave(str(path), Q=quality, keep=_kept(picture))
 
 
 def _write_webp(store: PixelStore, path: Path, labels: Labels, quality: int) -> None:
-    _labelled(store, labels, labels.exif(*store.shape[:2])).webpsave(str(path), Q=quality)
+    picture = _labelled(store, labels, labels.exif(*store.shape[:2]))
+    picture.webpsave(str(path), Q=quality, keep=_kept(picture))
 
 
 def _write_avif(store: PixelStore, path: Path, labels: Labels, quality: int) -> None:
-    _labelled(store, labels, labels.exif(*store.shape[:2])).heifsave(str(path), compression="av1", Q=quality)
+    picture = _labelled(store, labels, labels.exif(*store.shape[:2]))
+    picture.heifsave(str(path), compression="av1", Q=quality, keep=_kept(picture))
 
 
 def _write_tiff(store: PixelStore, path: Path, labels: Labels, quality: int) -> None:
@@ -103,14 +107,21 @@ def _labelled(store: PixelStore, labels: Labels, exif: bytes | None):
     return picture
 
 
+def _kept(picture) -> str:
+    """Everything; without an EXIF block libvips would make one of its own."""
+    return "all" if picture.get_typeof("exif-data") else "xmp:icc:other"
+
+
 def _write_by_pillow(store: PixelStore, path: Path, labels: Labels, quality: int) -> None:
     """The kinds that libvips does not write; the pixels are in memory at once."""
     register_plugins()
-    pixels = store.array()
+    pixels, buffer = store.array(), io.BytesIO()
     exif = labels.exif(*store.shape[:2])
     options = {"exif": exif, "icc_profile": labels.metadata.icc, "xmp": labels.metadata.xmp, "quality": quality}
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(
-        path, **{name: value for name, value in options.items() if value is not None})
+        buffer, Image.registered_extensions()[path.suffix],
+        **{name: value for name, value in options.items() if value is not None})
+    path.write_bytes(buffer.getbuffer())  # Pillow itself overlooks what a full disk does not take
 
 
 WRITERS: dict[str, Callable[[PixelStore, Path, Labels, int], None]] = {
