@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import struct
 import sys
 from pathlib import Path
 
@@ -75,3 +76,28 @@ def testset(tmp_path: Path) -> Path:
         Image.fromarray(pixels).save(tmp_path / "set" / folder / f"{name}.png")
     (tmp_path / "set" / "LR" / "broken.png").write_bytes(b"nonsense")
     return tmp_path
+
+
+def color_profile(space: str = "RGB ", gamma: float = 2.19921875) -> bytes:
+    """An ICC v2 profile made by hand (ICC.1:2001-04): Adobe RGB's primaries with a gamma, or "GRAY" with a gamma."""
+    def number(*values: float) -> bytes:
+        return struct.pack(f">{len(values)}i", *(round(value * 65536) for value in values))
+
+    text = b"text\0\0\0\0made for a test\0"
+    description = b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test\0" + b"\0" * 78
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
+    tags = {b"desc": description, b"cprt": text, b"wtpt": b"XYZ \0\0\0\0" + number(0.9642, 1.0, 0.8249)}
+    if space == "RGB ":
+        tags.update({b"rXYZ": b"XYZ \0\0\0\0" + number(0.60974, 0.31111, 0.01947),
+                     b"gXYZ": b"XYZ \0\0\0\0" + number(0.20528, 0.62567, 0.06087),
+                     b"bXYZ": b"XYZ \0\0\0\0" + number(0.14919, 0.06322, 0.74457),
+                     b"rTRC": curve, b"gTRC": curve, b"bTRC": curve})
+    else:
+        tags[b"kTRC"] = curve
+    table, data, start = b"", b"", 132 + 12 * len(tags)
+    for name, value in tags.items():
+        table += name + struct.pack(">II", start + len(data), len(value))
+        data += value + b"\0" * (-len(value) % 4)
+    head = struct.pack(">I4sI4s4s4s12s4s28s", start + len(data), b"", 0x02100000, b"mntr", space.encode(), b"XYZ ",
+                       struct.pack(">6H", 2020, 1, 1, 0, 0, 0), b"acsp", b"") + number(0.9642, 1.0, 0.8249)
+    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + data

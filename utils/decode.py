@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +18,14 @@ from .vips import vips
 
 log = logging.getLogger(__name__)
 
-TOP_8, TOP_16 = 255, 65_535
+TOP_16 = 65_535
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 BITS_PER_SAMPLE, SUBFILE_TYPE, REDUCED = 258, 254, 1
 PNG_DEPTH_OFFSET = 24
 ANIMATED = ("PNG", "GIF", "WEBP", "AVIF")
 SUFFIX_OF = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "HEIF": "heic", "DIB": "bmp"}
-DEEP_MODES = {"I": 1, "I;16": 1, "I;16L": 1, "I;16B": 1, "I;16N": 1, "F": TOP_16}  # gray, with the factor to 16 bits
-_open_lock = threading.Lock()
+DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # all of them gray
+BAND_PIXELS = 2 ** 22  # converted at a time
 
 
 @dataclass
@@ -40,17 +40,33 @@ class Decoded:
     icc: bytes | None = None
 
 
+class _NoPillowLimit:
+    """While anyone is within it, Pillow's own limit of pixels, which is one for the process, is off."""
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._limit = threading.Lock(), 0, None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._users += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                Image.MAX_IMAGE_PIXELS = self._limit
+
+
+_no_pillow_limit = _NoPillowLimit()
+
+
 @contextmanager
 def open_picture(path: Path) -> Iterator[Image.Image]:
-    """A file's header, by Pillow, without Pillow's own limit of pixels: callers check their own before decoding."""
+    """A file's header, by Pillow, without Pillow's own limit of pixels: callers check theirs before decoding."""
     register_plugins()
-    with _open_lock:  # the limit is the module's
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            file = Image.open(path)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-    with file:
+    with _no_pillow_limit, Image.open(path) as file:
         yield file
 
 
@@ -80,7 +96,7 @@ def pages(file: Image.Image) -> list[int]:
 
 
 def decode(path: Path, max_pixels: int, frame: int = 0) -> Decoded:
-    """A file's picture. Raises ImageError for the limit and a frame that is not there, else what the libraries raise."""
+    """A file's picture. Raises ImageError for the limit and a missing frame, else what the libraries raise."""
     try:
         with open_picture(path) as file:
             numbers = pages(file)
@@ -147,26 +163,45 @@ def _xmp_of(info: dict) -> bytes | None:
 
 
 def _pixels(file: Image.Image, decoded: Decoded, path: Path) -> np.ndarray:
-    """The decoded picture in gray or RGB, with alpha where the file has it; sets `decoded.icc` right."""
-    mode, transparent = file.mode, "transparency" in file.info
+    """The decoded picture in gray or RGB, with alpha where the file has it; drops a profile that is used up."""
+    mode = file.mode
     if mode in DEEP_MODES:
-        values = np.asarray(file)
-        if values.dtype != np.uint16:
-            values = (values * DEEP_MODES[mode] + 0.5 * (mode == "F")).clip(0, TOP_16).astype(np.uint16)
-        return values[:, :, None]
+        return _by_bands(file, 1, np.dtype(np.uint16), _deep_gray)
     if mode == "CMYK":
-        return _from_cmyk(np.asarray(file), decoded, path, lambda: np.asarray(file.convert("RGB")))
+        return _from_cmyk(file, decoded, path)
     if mode == "LAB":
         decoded.icc = None
-        return np.array(ImageCms.profileToProfile(file, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"),
-                                                  outputMode="RGB"))
-    alpha = transparent or mode in ("LA", "La", "PA", "RGBA", "RGBa")
+        return _by_bands(file, 3, np.dtype(np.uint8), _from_lab)
     gray = mode in ("1", "L", "LA", "La") or (mode in ("P", "PA") and decoded.icc is None and _gray_palette(file))
-    if alpha:  # by way of RGBA: it is the one mode that every kind of transparency converts to
-        values = np.asarray(file if mode == "RGBA" else file.convert("RGBA"))
-        return values[:, :, 2:] if gray else values
-    values = np.asarray(file.convert("L" if gray else "RGB"))
-    return values[:, :, None] if gray else values
+    if "transparency" in file.info or mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        # by way of RGBA, to which every kind of transparency converts
+        return _by_bands(file, 2 if gray else 4, np.dtype(np.uint8),
+                         lambda band: np.asarray(band.convert("RGBA"))[:, :, 2 if gray else 0:])
+    return _by_bands(file, 1 if gray else 3, np.dtype(np.uint8), lambda band: band.convert("L" if gray else "RGB"))
+
+
+def _by_bands(file: Image.Image, channels: int, dtype: np.dtype,
+              convert: Callable[[Image.Image], Image.Image | np.ndarray]) -> np.ndarray:
+    """A picture converted by bands of rows into one array (h, w, channels), so that nothing else is as large."""
+    pixels = np.empty((file.height, file.width, channels), dtype)
+    rows = max(BAND_PIXELS // file.width, 1)
+    for top in range(0, file.height, rows):
+        bottom = min(top + rows, file.height)
+        band = np.asarray(convert(file.crop((0, top, file.width, bottom))))
+        pixels[top:bottom] = band.reshape(bottom - top, file.width, channels)
+    return pixels
+
+
+def _deep_gray(band: Image.Image) -> np.ndarray:
+    values = np.asarray(band)
+    if values.dtype == np.float32:
+        values = (values * TOP_16).round()
+    return values.clip(0, TOP_16)
+
+
+def _from_lab(band: Image.Image) -> Image.Image:
+    return ImageCms.profileToProfile(band, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"),
+                                     outputMode="RGB")
 
 
 def _gray_palette(file: Image.Image) -> bool:
@@ -174,11 +209,12 @@ def _gray_palette(file: Image.Image) -> bool:
     return bool((palette == palette[:, :1]).all())
 
 
-def _from_cmyk(pixels: np.ndarray, decoded: Decoded, path: Path, plain) -> np.ndarray:
-    """CMYK as sRGB: by its profile, or by `plain` where there is none."""
+def _from_cmyk(file: Image.Image, decoded: Decoded, path: Path) -> np.ndarray:
+    """CMYK as sRGB, by its profile if it has one."""
     icc = usable_profile(decoded.icc, 4, path)
     decoded.icc = None
-    return plain() if icc is None else to_srgb(pixels, icc)
+    return _by_bands(file, 3, np.dtype(np.uint8),
+                     lambda band: band.convert("RGB") if icc is None else to_srgb(np.asarray(band), icc))
 
 
 def usable_profile(icc: bytes | None, channels: int, path: Path) -> bytes | None:
@@ -217,9 +253,10 @@ def _by_vips(path: Path, max_pixels: int, page: int, kind: str) -> Decoded:
 
 def _vips_pixels(picture, decoded: Decoded, path: Path) -> np.ndarray:
     if picture.interpretation == "cmyk":
-        picture = picture.extract_band(0, n=4).copy_memory()
-        kind = "rgb16" if picture.format == "ushort" else "srgb"
-        return _from_cmyk(picture.numpy(), decoded, path, lambda: picture.colourspace(kind).numpy())
+        icc = usable_profile(decoded.icc, 4, path)
+        decoded.icc = None
+        colors = picture.extract_band(0, n=4)
+        return to_srgb(colors.numpy(), icc) if icc else colors.colourspace("rgb16").numpy()
     if picture.interpretation in ("lab", "labs", "xyz"):
         decoded.icc, picture = None, picture.colourspace("rgb16")
     if picture.format in ("float", "double"):  # 0 to 1, in the encoding of the profile as everything else

@@ -1,7 +1,9 @@
 """Encoding finished pixels into a picture file with its metadata."""
 from __future__ import annotations
 
+import io
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +11,19 @@ from pathlib import Path
 from PIL import Image
 
 from . import exif as exif_block
-from .formats import JPEG, TIFF, register_plugins
+from .formats import AVIF, JPEG, TIFF, register_plugins
 from .picture import Metadata
 from .pixel_store import PixelStore
 from .vips import vips
+
+log = logging.getLogger(__name__)
 
 SOFTWARE, SETTINGS = "Software", "VARSR"  # keywords of the text in PNG files
 PNG_COMPRESSION, PNG_FILTER = 2, "sub"
 TIFF_COMPRESSION_LEVEL = 2
 TIFF_ROWS = 64  # of a strip
 CLASSIC_TIFF_BYTES = 3_500_000_000  # of pixels; a classic TIFF file ends at 4 GiB
+JPEG_SEGMENT_BYTES = 65_500  # that hold an EXIF block
 DEFAULT_RESOLUTION = 72 / 25.4  # pixels per millimetre
 
 
@@ -57,15 +62,26 @@ def _write_png(store: PixelStore, path: Path, labels: Labels, quality: int) -> N
     for index, (key, text) in enumerate(((SOFTWARE, labels.software), (SETTINGS, labels.settings))):
         if text is not None:
             picture.set_type(kind, f"png-comment-{index}-{key}", text)
-    picture.pngsave(str(path), compression=PNG_COMPRESSION, filter=PNG_FILTER)
+    picture.pngsave(str(path), compression=PNG_COMPRESSION, filter=PNG_FILTER, keep=_kept(picture))
 
 
 def _write_jpeg(store: PixelStore, path: Path, labels: Labels, quality: int) -> None:
-    _labelled(store, labels, labels.exif(*store.shape[:2])).jpegsave(str(path), Q=quality)
+    block = labels.exif(*store.shape[:2])
+    if block is not None and len(block) > JPEG_SEGMENT_BYTES:
+        log.warning("%s: the EXIF data is too long for a JPEG file and left out", path)
+        block = None
+    picture = _labelled(store, labels, block)
+    picture.jpegsave(str(path), Q=quality, keep=_kept(picture))
 
 
 def _write_webp(store: PixelStore, path: Path, labels: Labels, quality: int) -> None:
-    _labelled(store, labels, labels.exif(*store.shape[:2])).webpsave(str(path), Q=quality)
+    picture = _labelled(store, labels, labels.exif(*store.shape[:2]))
+    picture.webpsave(str(path), Q=quality, keep=_kept(picture))
+
+
+def _write_avif(store: PixelStore, path: Path, labels: Labels, quality: int) -> None:
+    picture = _labelled(store, labels, labels.exif(*store.shape[:2]))
+    picture.heifsave(str(path), compression="av1", Q=quality, keep=_kept(picture))
 
 
 def _write_tiff(store: PixelStore, path: Path, labels: Labels, quality: int) -> None:
@@ -91,17 +107,24 @@ def _labelled(store: PixelStore, labels: Labels, exif: bytes | None):
     return picture
 
 
+def _kept(picture) -> str:
+    """Everything; without an EXIF block libvips would make one of its own."""
+    return "all" if picture.get_typeof("exif-data") else "xmp:icc:other"
+
+
 def _write_by_pillow(store: PixelStore, path: Path, labels: Labels, quality: int) -> None:
     """The kinds that libvips does not write; the pixels are in memory at once."""
     register_plugins()
-    pixels = store.array()
+    pixels, buffer = store.array(), io.BytesIO()
     exif = labels.exif(*store.shape[:2])
     options = {"exif": exif, "icc_profile": labels.metadata.icc, "xmp": labels.metadata.xmp, "quality": quality}
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(
-        path, **{name: value for name, value in options.items() if value is not None})
+        buffer, Image.registered_extensions()[path.suffix],
+        **{name: value for name, value in options.items() if value is not None})
+    path.write_bytes(buffer.getbuffer())  # Pillow itself overlooks what a full disk does not take
 
 
 WRITERS: dict[str, Callable[[PixelStore, Path, Labels, int], None]] = {
-    ".png": _write_png, ".webp": _write_webp,
+    ".png": _write_png, ".webp": _write_webp, **dict.fromkeys(AVIF, _write_avif),
     **dict.fromkeys(JPEG, _write_jpeg), **dict.fromkeys(TIFF, _write_tiff),
 }

@@ -17,6 +17,7 @@ class Kind:
 
     deep: bool = False  # 16 bit a sample
     alpha: bool = True
+    profile: bool = True  # a colour profile; the writer's limit, not always that of the format
     max_side: int | None = None
 
 
@@ -30,10 +31,10 @@ KINDS = {
     **dict.fromkeys(TIFF, Kind(deep=True)),
     **dict.fromkeys(JPEG, Kind(alpha=False, max_side=65_500)),
     ".webp": Kind(max_side=16_383),
-    ".bmp": Kind(alpha=False),
+    ".bmp": Kind(alpha=False, profile=False),
     **dict.fromkeys(AVIF, Kind(max_side=65_535)),
     **dict.fromkeys(HEIF, Kind(max_side=8_192)),
-    **dict.fromkeys(JPEG_XL, Kind()),
+    **dict.fromkeys(JPEG_XL, Kind(profile=False)),
 }
 WRITABLE = tuple(KINDS)
 

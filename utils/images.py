@@ -4,6 +4,7 @@ Files with all they hold are read by `picture.py` and written by `result_file.py
 """
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -55,7 +56,9 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
     options = {"quality": JPEG_QUALITY} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(temporary, **options)
+        buffer = io.BytesIO()
+        picture.save(buffer, Image.registered_extensions().get(path.suffix.lower()), **options)
+        temporary.write_bytes(buffer.getbuffer())  # Pillow itself overlooks what a full disk does not take
         os.replace(temporary, path)
     except (OSError, ValueError) as error:
         raise ImageError(f"{path}: cannot be written ({error})") from error

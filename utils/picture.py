@@ -35,7 +35,7 @@ class Metadata:
     icc: bytes | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Picture:
     """A decoded picture.
 
@@ -104,10 +104,10 @@ def _finished(decoded: Decoded, path: Path) -> Picture:
     color, alpha = pixels[:, :, :colors], pixels[:, :, colors] if colors < channels else None
     if icc is not None and not is_srgb(icc):
         color = to_srgb(color, icc)
-    color = np.array(color, order="C")
     if alpha is not None:
-        alpha = np.ascontiguousarray(alpha)
+        color, alpha = np.array(color, order="C"), np.array(alpha, order="C")
         bleed(color, alpha)
+    color = np.ascontiguousarray(color)
     xmp = XMP_ORIENTATION.sub(rb"\g<1>1", decoded.xmp) if decoded.xmp else None
     return Picture(color, alpha, colors == 1, Metadata(decoded.exif, xmp, icc), decoded.format)
 

@@ -1,20 +1,27 @@
-"""Where the pixels of a result wait until it is complete: memory, or a raw file that several processes may fill."""
+"""Where the pixels of a result wait until it is complete: memory, or a file that several processes may fill."""
 from __future__ import annotations
 
 import os
+import struct
+import sys
 from pathlib import Path
 
 import numpy as np
 
+from .tiff import LONG8, SHORT, Entry, Layout, directory_bytes
 from .vips import FORMATS, INTERPRETATIONS, vips
+
+STRIP_BYTES = 4 * 2 ** 20
+LAYOUT = Layout("<" if sys.byteorder == "little" else ">", big=True)
+PIXELS_START = 16  # behind the header
 
 
 class PixelStore:
     """Pixels (height, width, channels) of uint8 or uint16, written by rows, then read as one picture.
 
-    With a path they lie in that file, which is created or, having the right size, taken over with what it holds.
-    It is written with pwrite and read through libvips' window, never mapped whole: the pixels take no memory, and a
-    full disk is an OSError.
+    With a path they lie in that file, an uncompressed BigTIFF, which is created or, having the right size, taken over
+    with what it holds. It is written and read in pieces, never mapped whole: the pixels take no memory, and a full
+    disk is an OSError.
     """
 
     def __init__(self, shape: tuple[int, int, int], dtype: np.dtype, path: Path | None = None) -> None:
@@ -27,48 +34,70 @@ class PixelStore:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        size = shape[0] * self.row_bytes
-        found = os.fstat(self._file).st_size
+        end = (PIXELS_START + shape[0] * self.row_bytes + 1) // 2 * 2
+        directory = self._directory(end)
+        size, found = end + len(directory), os.fstat(self._file).st_size
         if found not in (0, size):  # of another run; never an empty one, which another process may be filling
             os.ftruncate(self._file, 0)
         if found != size:
-            self._reserve(size)
+            self._create(size, end, directory)
 
-    def _reserve(self, size: int) -> None:
+    def _create(self, size: int, end: int, directory: bytes) -> None:
         """Take the room on the disk now: a full disk shows before hours of work, not after."""
         try:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self._file, 0, size)
             else:
                 os.ftruncate(self._file, size)
+            mark = b"II" if LAYOUT.order == "<" else b"MM"
+            self._put(0, mark + struct.pack(LAYOUT.order + "HHHQ", 43, 8, 0, end))
+            self._put(end, directory)
         except OSError:
             self.remove()
             raise
+
+    def _directory(self, end: int) -> bytes:
+        """The TIFF directory of the pixels, to stand behind them."""
+        height, width, channels = self.shape
+        rows = max(STRIP_BYTES // self.row_bytes, 1)
+        tops = range(0, height, rows)
+        alpha = channels in (2, 4)
+        values = {
+            256: (LONG8, width), 257: (LONG8, height), 258: (SHORT, *[8 * self.dtype.itemsize] * channels),
+            259: (SHORT, 1), 262: (SHORT, 2 if channels > 2 else 1),  # not compressed; RGB or black is 0
+            273: (LONG8, *(PIXELS_START + top * self.row_bytes for top in tops)), 277: (SHORT, channels),
+            278: (LONG8, rows), 279: (LONG8, *(min(rows, height - top) * self.row_bytes for top in tops)),
+            **({338: (SHORT, 2)} if alpha else {}),  # not multiplied into the colours
+        }
+        entries = {tag: Entry.numbers(LAYOUT, *numbers) for tag, numbers in values.items()}
+        return directory_bytes({}, entries, end, LAYOUT)
 
     def write(self, top: int, rows: np.ndarray) -> None:
         """Store rows (n, width, channels) from row `top` on. Raises OSError."""
         if self._memory is not None:
             self._memory[top:top + len(rows)] = rows
             return
-        data, place = memoryview(np.ascontiguousarray(rows)).cast("B"), top * self.row_bytes
-        while data:
-            written = os.pwrite(self._file, data, place)
-            data, place = data[written:], place + written
+        self._put(PIXELS_START + top * self.row_bytes, np.ascontiguousarray(rows))
+
+    def _put(self, place: int, data: bytes | np.ndarray) -> None:
+        rest = memoryview(data).cast("B")
+        while rest:
+            written = os.pwrite(self._file, rest, place)
+            rest, place = rest[written:], place + written
 
     def array(self) -> np.ndarray:
-        """All pixels; those of a file are mapped."""
+        """All pixels in memory."""
         if self._memory is not None:
             return self._memory
-        return np.memmap(self.path, self.dtype, "r", shape=self.shape)
+        count = int(np.prod(self.shape))
+        return np.fromfile(self.path, self.dtype, count, offset=PIXELS_START).reshape(self.shape)
 
     def picture(self):
         """All pixels as a libvips picture, which reads them as they are needed."""
+        if self._memory is None:
+            return vips().Image.tiffload(str(self.path), access="sequential")
         height, width, channels = self.shape
-        if self._memory is not None:
-            picture = vips().Image.new_from_memory(self._memory, width, height, channels, FORMATS[self.dtype])
-        else:
-            picture = vips().Image.rawload(str(self.path), width, height, channels, format=FORMATS[self.dtype],
-                                           access="sequential")
+        picture = vips().Image.new_from_memory(self._memory, width, height, channels, FORMATS[self.dtype])
         return picture.copy(interpretation=INTERPRETATIONS[self.dtype][channels])
 
     def close(self) -> None:

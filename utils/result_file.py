@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor
 from pathlib import Path
 
@@ -65,6 +65,8 @@ class ResultFile:
         self._check_kind()
         kind = KINDS[self.suffix]
         self.metadata = Metadata() if options.strip_metadata else picture.metadata
+        if not kind.profile:
+            self.metadata = replace(self.metadata, icc=None)
         icc = self.metadata.icc
         self.profile = icc if icc is not None and not is_srgb(icc) else None
         self.dtype = picture.color.dtype if kind.deep else np.dtype(np.uint8)
@@ -75,7 +77,7 @@ class ResultFile:
         with self._one_line_errors():
             self._check_folder()
             large = height * width * shape[2] * self.dtype.itemsize > MEMORY_BYTES
-            own = self.path.with_name(f".{self.path.name}.part.raw") if large else None
+            own = self.path.with_name(f".{self.path.name}.part.spool") if large else None
             self.store = PixelStore(shape, self.dtype, Path(spool) if self.shared else own)
 
     def _check_kind(self) -> None:

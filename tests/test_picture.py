@@ -1,0 +1,306 @@
+"""Reading every kind of file, against Pillow, tifffile and formulas; every bad file in one line."""
+from __future__ import annotations
+
+import io
+import os
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from conftest import color_profile
+from PIL import Image, ImageCms, ImageOps
+
+from utils.formats import AVIF, ImageError
+from utils.picture import frame_count, read_picture
+from utils.vips import vips
+
+RNG = np.random.default_rng(0)
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+def noise(*shape: int, dtype: type = np.uint8, top: int | None = None) -> np.ndarray:
+    return RNG.integers(0, (top or np.iinfo(dtype).max) + 1, shape, dtype=dtype)
+
+
+def png(width: int, height: int, depth: int, color: int, rows: np.ndarray, **chunks: bytes) -> bytes:
+    """A PNG file made by hand: Pillow writes neither 16-bit colour nor its tRNS."""
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    lines = b"".join(b"\0" + row.astype(f">u{depth // 8}").tobytes() for row in rows)
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
+            + b"".join(chunk(name.encode(), data) for name, data in chunks.items())
+            + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize("mode, suffix, gray", [
+    ("RGB", "png", False), ("L", "png", True), ("1", "png", True), ("P", "png", False), ("L", "jpg", True),
+    ("RGB", "jpg", False), ("CMYK", "jpg", False), ("RGB", "webp", False), ("RGB", "bmp", False), ("P", "gif", False),
+    ("CMYK", "tif", False), ("L", "tif", True), ("1", "tif", True), ("P", "tif", False), ("RGB", "ppm", False),
+    pytest.param("RGB", "avif", False, marks=pytest.mark.skipif(not AVIF, reason="Pillow without AVIF"))])
+def test_opaque_pictures_are_what_pillow_reads(tmp_path: Path, mode: str, suffix: str, gray: bool) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(noise(13, 17, 3)).convert(mode).save(path)
+    picture = read_picture(path)
+    expected = np.asarray(Image.open(path).convert("L" if gray else "RGB"))
+    assert picture.alpha is None and picture.is_gray == gray and picture.format == suffix
+    assert picture.color.dtype == np.uint8 and np.array_equal(picture.color.squeeze(), expected)
+
+
+@pytest.mark.parametrize("mode, suffix", [("RGBA", "png"), ("LA", "png"), ("RGBA", "tif"), ("RGBA", "webp"),
+                                          ("PA", "png"), ("LA", "tif")])
+def test_transparent_pictures_are_what_pillow_reads_where_they_show(tmp_path: Path, mode: str, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    pixels = noise(13, 17, 4)
+    pixels[:4, :4, 3] = 0
+    picture = Image.fromarray(pixels)
+    picture = picture.convert("LA" if mode == "LA" else "RGBA")
+    (picture.quantize(64) if mode == "PA" else picture).save(path, **({"lossless": True} if suffix == "webp" else {}))
+    expected = np.asarray(Image.open(path).convert("RGBA"))
+    found = read_picture(path)
+    assert found.is_gray == (mode == "LA") and np.array_equal(found.alpha, expected[:, :, 3])
+    shown = found.alpha > 0
+    colors = np.broadcast_to(found.color, (13, 17, 3))
+    assert np.array_equal(colors[shown], expected[:, :, :3][shown])
+
+
+def test_opaque_alpha_stays_and_palettes_of_grays_are_gray(tmp_path: Path) -> None:
+    Image.fromarray(np.dstack((noise(5, 5, 3), np.full((5, 5), 255, np.uint8)))).save(tmp_path / "a.png")
+    assert (read_picture(tmp_path / "a.png").alpha == 255).all()
+    Image.fromarray(noise(5, 5)).quantize(8).save(tmp_path / "b.gif")
+    assert read_picture(tmp_path / "b.gif").is_gray
+
+
+def test_tones_named_transparent_become_alpha(tmp_path: Path) -> None:
+    gray = Image.fromarray(np.array([[1, 2], [3, 1]], np.uint8))
+    gray.save(tmp_path / "a.png", transparency=1)
+    assert read_picture(tmp_path / "a.png").alpha.tolist() == [[0, 255], [255, 0]]
+    deep = np.array([[[1, 2, 3], [300, 400, 500]]])
+    (tmp_path / "b.png").write_bytes(png(2, 1, 16, 2, deep, tRNS=struct.pack(">HHH", 1, 2, 3)))
+    picture = read_picture(tmp_path / "b.png")
+    assert picture.alpha.tolist() == [[0, 65535]] and picture.color[0, 1].tolist() == [300, 400, 500]
+
+
+@pytest.mark.parametrize("top", [255, 65535])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_16_bits_are_a_matter_of_the_header(tmp_path: Path, channels: int, top: int) -> None:
+    pixels = noise(7, 9, channels, dtype=np.uint16, top=top)
+    pixels[:, :, -1] |= 1  # no hidden colours
+    (tmp_path / "a.png").write_bytes(png(9, 7, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], pixels))
+    tifffile.imwrite(tmp_path / "a.tif", pixels.squeeze(), photometric="rgb" if channels > 2 else "minisblack",
+                     planarconfig="contig", compression="lzw",
+                     extrasamples=["unassalpha"] if channels in (2, 4) else None)
+    for name in ("a.png", "a.tif"):
+        picture = read_picture(tmp_path / name)
+        found = picture.color if picture.alpha is None else np.dstack((picture.color, picture.alpha))
+        assert found.dtype == np.uint16 and np.array_equal(found, pixels), name
+        assert picture.is_gray == (channels < 3)
+
+
+def test_other_tiff_kinds(tmp_path: Path) -> None:
+    planes = noise(3, 7, 9, dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "planes.tif", planes, photometric="rgb", planarconfig="separate")
+    assert np.array_equal(read_picture(tmp_path / "planes.tif").color, planes.transpose(1, 2, 0))
+    tifffile.imwrite(tmp_path / "big.tif", planes[0], photometric="miniswhite", bigtiff=True, tile=(16, 16))
+    assert np.array_equal(read_picture(tmp_path / "big.tif").color[:, :, 0], 65535 - planes[0])
+    values = RNG.random((7, 9, 3), dtype=np.float32)
+    tifffile.imwrite(tmp_path / "float.tif", values, photometric="rgb")
+    assert np.array_equal(read_picture(tmp_path / "float.tif").color, (values * 65535).round().astype(np.uint16))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_and_reset(tmp_path: Path, suffix: str, orientation: int) -> None:
+    path, picture = tmp_path / f"a.{suffix}", Image.fromarray(noise(5, 8, 3))
+    exif = picture.getexif()
+    exif[274], exif[271] = orientation, "maker"
+    picture.save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    found, upright = read_picture(path), Image.Exif()
+    assert np.array_equal(found.color, np.asarray(ImageOps.exif_transpose(Image.open(path))))
+    upright.load(found.metadata.exif)
+    assert upright.get(274, 1) == 1 and upright[271] == "maker"
+
+
+def test_orientation_of_16_bit_files_and_in_xmp(tmp_path: Path) -> None:
+    pixels = noise(5, 8, 3, dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extratags=[(274, 3, 1, 6, True)])
+    assert np.array_equal(read_picture(tmp_path / "a.tif").color, np.rot90(pixels, -1))
+    Image.fromarray(noise(5, 8, 3)).save(tmp_path / "b.jpg", xmp=XMP)
+    picture = read_picture(tmp_path / "b.jpg")
+    assert picture.color.shape == (8, 5, 3) and picture.metadata.xmp == XMP.replace(b'"6"', b'"1"')
+
+
+def adobe_to_srgb(values: np.ndarray) -> np.ndarray:
+    """Adobe RGB in [0, 1] as sRGB, by the published matrices (D50) and curves."""
+    adobe = np.array([[0.60974, 0.20528, 0.14919], [0.31111, 0.62567, 0.06322], [0.01947, 0.06087, 0.74457]])
+    srgb = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]])
+    linear = values ** 2.19921875 @ adobe.T @ np.linalg.inv(srgb).T
+    linear = linear.clip(0, 1)
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(np.uint8, 1), (np.uint16, 330)])
+def test_profiles_are_converted_to_srgb(tmp_path: Path, dtype: type, tolerance: int) -> None:
+    top, icc = np.iinfo(dtype).max, color_profile()
+    pixels = noise(20, 20, 3, dtype=dtype)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", iccprofile=icc)
+    picture = read_picture(tmp_path / "a.tif")
+    difference = np.abs(picture.color - adobe_to_srgb(pixels / top) * top)
+    assert difference.max() <= tolerance and picture.metadata.icc == icc and picture.color.dtype == dtype
+
+
+def test_gray_profiles_are_converted_and_srgb_profiles_are_not(tmp_path: Path) -> None:
+    ramp = np.arange(256, dtype=np.uint8)[None]
+    Image.fromarray(ramp).save(tmp_path / "a.png", icc_profile=color_profile("GRAY", 1.0))
+    linear = ramp / 255
+    expected = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055) * 255
+    picture = read_picture(tmp_path / "a.png")
+    assert picture.is_gray and np.abs(picture.color[:, :, 0] - expected).max() <= 1
+    pixels, icc = noise(9, 9, 3), ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(pixels).save(tmp_path / "b.png", icc_profile=icc)
+    picture = read_picture(tmp_path / "b.png")
+    assert np.array_equal(picture.color, pixels) and picture.metadata.icc == icc
+
+
+def test_cmyk_goes_through_its_profile(tmp_path: Path) -> None:
+    black = vips().Image.black(1, 1, bands=3).copy(interpretation="srgb").icc_import(input_profile="srgb")
+    icc = bytes(black.icc_export(output_profile="cmyk").get("icc-profile-data"))
+    ink = Image.fromarray(noise(9, 9, 4), "CMYK")
+    ink.save(tmp_path / "a.tif", icc_profile=icc)
+    expected = ImageCms.profileToProfile(ink, io.BytesIO(icc), ImageCms.createProfile("sRGB"), outputMode="RGB",
+                                         renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+                                         flags=ImageCms.Flags.BLACKPOINTCOMPENSATION)
+    picture = read_picture(tmp_path / "a.tif")
+    assert np.abs(picture.color.astype(int) - np.asarray(expected)).max() <= 2 and picture.metadata.icc is None
+
+
+@pytest.mark.parametrize("icc", [b"nonsense", color_profile("GRAY")])
+def test_unusable_profiles_are_dropped_with_a_warning(tmp_path: Path, icc: bytes,
+                                                      caplog: pytest.LogCaptureFixture) -> None:
+    pixels = noise(9, 9, 3)
+    Image.fromarray(pixels).save(tmp_path / "a.png", icc_profile=icc)
+    picture = read_picture(tmp_path / "a.png")
+    assert np.array_equal(picture.color, pixels) and picture.metadata.icc is None
+    assert [record.levelname for record in caplog.records] == ["WARNING"] and "a.png" in caplog.text
+
+
+def test_damaged_exif_is_dropped_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Image.fromarray(noise(9, 9, 3)).save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\1\2")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's own
+        assert read_picture(tmp_path / "a.png").metadata.exif is None
+    assert "a.png" in caplog.text
+
+
+def test_frames_and_pages(tmp_path: Path) -> None:
+    frames = [Image.fromarray(noise(6, 7, 3)) for _ in range(3)]
+    for name in ("a.gif", "a.webp", "a.png", "a.tif"):
+        options = {"lossless": True} if name == "a.webp" else {}
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
+        assert frame_count(tmp_path / name) == 3
+        with Image.open(tmp_path / name) as file:
+            file.seek(2)
+            expected = np.asarray(file.convert("RGB"))
+        assert np.array_equal(read_picture(tmp_path / name, frame=2).color, expected), name
+        with pytest.raises(ImageError, match="no frame 3"):
+            read_picture(tmp_path / name, frame=3)
+    pages = noise(3, 6, 7, 2, dtype=np.uint16) | 1
+    tifffile.imwrite(tmp_path / "b.tif", pages, photometric="minisblack", extrasamples=["unassalpha"],
+                     planarconfig="contig")
+    assert frame_count(tmp_path / "b.tif") == 3
+    assert np.array_equal(read_picture(tmp_path / "b.tif", frame=1).color, pages[1, :, :, :1])
+
+
+def test_thumbnails_are_no_pages(tmp_path: Path) -> None:
+    pixels = noise(32, 32, 3, dtype=np.uint16)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(pixels[::4, ::4], photometric="rgb", subfiletype=1)
+        file.write(pixels, photometric="rgb")
+    assert frame_count(tmp_path / "a.tif") == 1 and np.array_equal(read_picture(tmp_path / "a.tif").color, pixels)
+    picture = Image.fromarray(noise(32, 32, 3))
+    picture.save(tmp_path / "b.jpg", format="MPO", save_all=True, append_images=[picture])
+    assert frame_count(tmp_path / "b.jpg") == 1 and read_picture(tmp_path / "b.jpg").format == "jpg"
+
+
+def test_regions_are_tensors(tmp_path: Path) -> None:
+    gray, deep = noise(9, 11), noise(9, 11, 3, dtype=np.uint16)
+    Image.fromarray(gray).save(tmp_path / "a.png")
+    tifffile.imwrite(tmp_path / "b.tif", deep, photometric="rgb")
+    region = read_picture(tmp_path / "a.png").region(2, 3, 4, 5)
+    np.testing.assert_allclose(region.numpy(), np.broadcast_to(gray[2:6, 3:8] / 255, (3, 4, 5)), atol=1e-6)
+    region = read_picture(tmp_path / "b.tif").region(0, 0, 9, 11)
+    np.testing.assert_allclose(region.permute(1, 2, 0).numpy(), deep / 65535, atol=1e-6)
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (1, 10_000), (10_000, 1)])
+def test_extreme_shapes(tmp_path: Path, height: int, width: int) -> None:
+    pixels = noise(height, width, 4)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert np.array_equal(read_picture(tmp_path / "a.png").alpha, pixels[:, :, 3])
+
+
+def test_bad_files_are_told_in_one_line(tmp_path: Path) -> None:
+    whole = Image.fromarray(noise(200, 200, 3))
+    deep = noise(200, 200, 3, dtype=np.uint16)
+    whole.save(tmp_path / "whole.jpg")
+    whole.save(tmp_path / "whole.png")
+    whole.save(tmp_path / "whole.tif", compression="tiff_deflate")
+    tifffile.imwrite(tmp_path / "deep.tif", deep, photometric="rgb")
+    (tmp_path / "deep.png").write_bytes(png(200, 200, 16, 2, deep))
+    bad = {"cut_" + name: (tmp_path / name).read_bytes()[:3000]
+           for name in ("whole.jpg", "whole.png", "whole.tif", "deep.tif", "deep.png")}
+    bad |= {"text.png": b"hello", "empty.png": b"", "zero.png": png(0, 5, 8, 2, np.zeros((5, 0))),
+            "huge.png": png(60_000, 60_000, 8, 2, np.zeros((0, 0)))}
+    reasons = {"text.png": "not a picture", "empty.png": "empty", "huge.png": "too many pixels.*--max_pixels"}
+    for name, data in bad.items():
+        (tmp_path / name).write_bytes(data)
+        with warnings.catch_warnings(), pytest.raises(ImageError, match=reasons.get(name, name)) as error:
+            warnings.simplefilter("ignore")  # Pillow's own
+            read_picture(tmp_path / name)
+        assert name in str(error.value) and "\n" not in str(error.value), name
+    for path, reason in ((tmp_path / "missing.png", "no such file"), (tmp_path, "cannot be read")):
+        with pytest.raises(ImageError, match=reason):
+            read_picture(path)
+
+
+@pytest.mark.parametrize("name", ["a.png", "deep.png", "a.tif", "odd.tif"])
+def test_the_limit_holds_before_anything_is_decoded(tmp_path: Path, name: str) -> None:
+    pixels = noise(10, 10, 2 if name == "odd.tif" else 3, dtype=np.uint8 if name == "a.png" else np.uint16)
+    if name.endswith("tif"):
+        tifffile.imwrite(tmp_path / name, pixels, photometric="minisblack" if name == "odd.tif" else "rgb",
+                         planarconfig="contig", extrasamples=["unassalpha"] if name == "odd.tif" else None)
+    else:
+        (tmp_path / name).write_bytes(png(10, 10, 8 * pixels.itemsize, 2, pixels))
+    read_picture(tmp_path / name, max_pixels=100)
+    with pytest.raises(ImageError, match="10x10; the limit is 99"):
+        read_picture(tmp_path / name, max_pixels=99)
+
+
+def test_pillows_own_limit_is_off_only_while_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    pixels = noise(10, 10, 3)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", compression="deflate")
+    assert np.array_equal(read_picture(tmp_path / "a.tif").color, pixels) and Image.MAX_IMAGE_PIXELS == 10
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="needs a user without all rights")
+def test_no_permission(tmp_path: Path) -> None:
+    Image.fromarray(noise(2, 2)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").chmod(0)
+    with pytest.raises(ImageError, match="no permission"):
+        read_picture(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("package, suffix", [("pillow_heif", "heic"), ("pillow_jxl", "jxl")])
+def test_formats_of_plugins(tmp_path: Path, package: str, suffix: str) -> None:
+    pytest.importorskip(package)
+    from utils.formats import SUFFIXES, register_plugins
+    register_plugins()
+    smooth = np.dstack((*np.meshgrid(np.arange(0, 128, 2), np.arange(0, 128, 2)), np.full((64, 64), 90)))
+    Image.fromarray(smooth.astype(np.uint8)).save(tmp_path / f"a.{suffix}", quality=95)
+    picture = read_picture(tmp_path / f"a.{suffix}")
+    assert f".{suffix}" in SUFFIXES and picture.format == suffix
+    assert np.abs(picture.color - smooth).mean() < 2
