@@ -153,6 +153,7 @@ class VARSRConfig:
     refiner: RefinerConfig = field(default_factory=RefinerConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     class_names: tuple[str, ...] = ()  # of a class-to-image model, where they are known
+    inference: bool = False  # without what only training needs (`VARSR.for_inference`)
 
     def __post_init__(self) -> None:
         prefix = self.transformer.prefix

@@ -55,7 +55,6 @@ class Block(nn.Module):
         self.attention = Attention(config.width, config.num_heads)
         self.feed_forward = FeedForward(config.width, config.ffn_ratio * config.width)
         self.drop_path = StochasticDepth(drop_path, "row")
-        self.shares_modulation = config.shared_modulation
         if config.shared_modulation:
             self.modulation_offset = nn.Parameter(torch.zeros(MODULATIONS, config.width))
         else:
@@ -117,8 +116,8 @@ class VARTransformer(nn.Module):
         self.shared_modulation = nn.Linear(width, MODULATIONS * width) if config.shared_modulation else None
         self.head_modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, tokenizer.vocab_size)
-        self.register_buffer("block_table", None, persistent=False)  # see fold_modulations
-        self.register_buffer("head_table", None, persistent=False)
+        self.register_buffer("block_table", None)  # see fold_modulations
+        self.register_buffer("head_table", None)
         self.checkpointing = False  # recompute block activations in the backward pass
         self.register_buffer("rope_cos", torch.empty(0), persistent=False)
         self.register_buffer("rope_sin", torch.empty(0), persistent=False)
@@ -176,14 +175,16 @@ class VARTransformer(nn.Module):
         The published super-resolution model has two classes and 340 M weights that know no more than that. Nothing
         is done where the table would be larger than the layers.
         """
-        rows, width = self.config.class_rows, self.config.width
-        if self.is_folded or rows >= width or self.shared_modulation is not None:
+        rows, depth = self.config.class_rows, self.config.depth
+        layers = 1 if self.config.shared_modulation else depth
+        if self.is_folded or rows * depth >= layers * self.config.width:
             return
         blocks, self.head_table = self.modulations(torch.arange(rows, device=self.start_position.device))
         self.block_table = torch.stack(blocks)
-        self.head_modulation = None
+        self.head_modulation = self.shared_modulation = None
         for block in self.blocks:
-            block.modulation = None
+            name = "modulation_offset" if self.config.shared_modulation else "modulation"
+            setattr(block, name, None)
 
     def start_tokens(self, labels: Tensor, prefix: Tensor | None) -> Tensor:
         """Level 0: prefix (B, N^2, C) if any, then the class token, with positions: (B, N^2 + 1, C)."""

@@ -1,6 +1,7 @@
 """VARSR as a whole: tokenizer, transformer and refiner, the one generation path, and the training losses."""
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -60,6 +61,8 @@ class VARSR(nn.Module):
         self.vqvae = VQVAE(config.vqvae)
         self.transformer = VARTransformer(config.transformer, config.vqvae)
         self.refiner = DiffusionRefiner(config.refiner, config.vqvae.latent_channels, config.transformer.width)
+        if config.inference:
+            self.for_inference()
 
     @classmethod
     def from_pretrained(cls, source: str | PathLike, *, dtype: torch.dtype = torch.float32,
@@ -90,9 +93,14 @@ class VARSR(nn.Module):
         return model.eval().requires_grad_(False).channels_last()
 
     def for_inference(self) -> VARSR:
-        """Make ready for generation alone: nothing trains, class modulations are tables. Cannot be saved then."""
+        """Make ready for generation alone: nothing trains, class modulations are tables, no tokenizer encoder.
+
+        Saved (`save_pretrained`), such a model is an inference export: smaller, and for `generate` alone.
+        """
         self.eval().requires_grad_(False)
         self.transformer.fold_modulations()
+        self.vqvae.drop_encoder()
+        self.config = dataclasses.replace(self.config, inference=True)
         return self
 
     def save_pretrained(self, folder: str | PathLike, dtype: torch.dtype | None = None) -> None:
