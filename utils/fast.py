@@ -1,4 +1,4 @@
-"""The preset `--fast`: the quickest of the settings in `benchmarks/bench_fast.py` with 32 dB or more to the plain run."""
+"""The preset `--fast`: the quickest settings of `benchmarks/bench_fast.py` with 32 dB or more to the plain run."""
 from __future__ import annotations
 
 import dataclasses
