@@ -65,6 +65,10 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     """How codes are chosen; unset flags leave the model's own defaults."""
     add = parser.add_argument
     add("--cfg", type=bounded(float, 0), help="guidance strength (default: the model's own; published 6.0)")
+    add("--cfg_from_scale", type=bounded(int, 0), metavar="K",
+        help="no guidance, and half the work, before scale K, counted from 0 (default: the model's own, 0)")
+    add("--refiner_steps", type=bounded(int, 2), metavar="N",
+        help="steps of the diffusion refiner (default: the model's own, 10)")
     add("--top_k", type=bounded(int, 0), help="sample from the k likeliest codes; 1: the likeliest, 0: all")
     add("--top_p", type=bounded(float, 0, 1, open_low=True), help="sample from the nucleus of this mass")
     add("--seed", type=bounded(int, 0), default=0, help="the same seed gives the same pictures (default: 0)")
@@ -74,6 +78,9 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
     """Sampling, and what restoring adds to it."""
     add_sampling_flags(parser)
     add = parser.add_argument
+    add("--fast", action="store_true",
+        help="about twice as fast at a measured cost (docs/performance.md): --cfg_from_scale, --refiner_steps and "
+             "token pruning; flags that are given win")
     add("--scale", type=bounded(float, 1, 16), help="up-scaling factor (default: the model's own, 4)")
     add("--batch_size", "--tile_batch", type=automatic, default="auto",
         help="windows at a time; auto: what suits the model and the free memory")
@@ -139,21 +146,26 @@ def load_model(args: argparse.Namespace, super_resolution: bool = True) -> tuple
 
 
 def generation_options(args: argparse.Namespace, model: VARSR) -> GenerationConfig:
-    """The model's own sampling settings, overridden by the flags that were given."""
-    names = [field.name for field in dataclasses.fields(model.config.generation)]
+    """The model's own sampling settings, or the fast ones, overridden by the flags that were given."""
+    from .fast import fast_generation
+    options = fast_generation(model.config) if getattr(args, "fast", False) else model.config.generation
+    names = [field.name for field in dataclasses.fields(options)]
     given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
-    return dataclasses.replace(model.config.generation, **given)
+    options = dataclasses.replace(options, **given)
+    model.config.check_options(options)
+    return options
 
 
 def restore_settings(args: argparse.Namespace, model: VARSR, tiled: bool = False) -> RestoreSettings:
     """Restoration settings from the flags; `tiled`: the model's guidance for tiled pictures where no flag says one."""
+    from .fast import fast_pruning
     from .generation import RestoreSettings
     generation = generation_options(args, model)
     if tiled and args.cfg is None and generation.tiled_cfg is not None:
         generation = dataclasses.replace(generation, cfg=generation.tiled_cfg)
     return RestoreSettings(generation, seed=args.seed, color_fix=args.color_fix,
                            batch_size=None if args.batch_size == "auto" else args.batch_size,
-                           overlap=args.tile_overlap)
+                           overlap=args.tile_overlap, fastvar=fast_pruning(model.config) if args.fast else None)
 
 
 def set_up_logging() -> None:

@@ -60,7 +60,7 @@ def _generate(model: VARSR, part: Work, settings: RestoreSettings) -> None:
         for (picture, window), latent in zip(part, step.f_hat, strict=True):
             if step.side in picture.latents and step.side != picture.config.vqvae.side:
                 picture.latents[step.side][window.index] = latent.cpu()
-    noise = refiner_noise(model.config, settings.seed, windows, model.config.refiner.sampling_steps)
+    noise = refiner_noise(model.config, settings.seed, windows, model.config.refiner_steps(settings.generation))
     seeds = [place_seed(settings.seed, window.top, window.left) for window in windows]
     latents = model.generate_latent(guides, options=settings.generation, seed=seeds, on_scale=keep,
                                     refiner_noise=noise, fastvar=settings.fastvar).float().cpu()
