@@ -19,7 +19,8 @@ from .images import ImageError, read_image, save_picture
 from .inputs import Job
 from .large import restore_large
 from .latents import LatentStore
-from .metrics import SSIM_SIDE, LearnedMetrics, psnr_y, ssim_y
+from .learned import LearnedMetrics
+from .metrics import SSIM_SIDE, psnr_y, ssim_y
 from .picture import MAX_PIXELS, Picture, frame_count, read_picture
 from .ranks import Ranks
 from .render import render
