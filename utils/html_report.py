@@ -160,8 +160,9 @@ def _table(evaluation: Evaluation) -> str:
         cells = [means[method].get(metric.column) for method in means]
         if any(cells):
             rows.append(_table_row(metric, cells))
-    return (f'<section><h2>Means</h2><table class="means"><thead><tr><th>metric</th>{head}</tr></thead><tbody>{"".join(rows)}'
-            f"</tbody></table><p class=\"small\">{CONFIDENCE:.0%} confidence intervals by bootstrap over pictures "
+    return (f'<section><h2>Means</h2><table class="means"><thead><tr><th>metric</th>{head}</tr></thead>'
+            f"<tbody>{''.join(rows)}</tbody></table>"
+            f'<p class="small">{CONFIDENCE:.0%} confidence intervals by bootstrap over pictures '
             f"({RESAMPLES} resamples, seed {SEED}). The best mean is bold; methods whose intervals overlap may "
             "not differ.</p></section>")
 

@@ -63,11 +63,13 @@ class Protocol:
         return "\n".join(lines)
 
 
-def _luma_pair(planes: str, crop: int = 0, contrast_floor: float = -1.0) -> tuple[Metric, Metric]:
-    return (Metric("psnr_y", "PSNR-Y (dB)", "psnr", planes, crop),
-            Metric("ssim_y", "SSIM-Y", "ssim", planes, crop, contrast_floor, WINDOW))
+def _luma_pair(crop: int = 0) -> tuple[Metric, Metric]:
+    """PSNR and SSIM as BasicSR computes them on luma."""
+    return (Metric("psnr_y", "PSNR-Y (dB)", "psnr", "y_studio", crop),
+            Metric("ssim_y", "SSIM-Y", "ssim", "y_studio", crop, details=WINDOW))
 
 
+PYIQA_SSIM = Metric("ssim_y", "SSIM-Y", "ssim", "y_studio_rounded", contrast_floor=0.0, details=WINDOW)
 STRUCTURAL = (
     Metric("ms_ssim", "MS-SSIM", "ms_ssim", "gray", contrast_floor=0.0, details=f"five scales, {WINDOW}"),
     Metric("gmsd", "GMSD", "gmsd", "gray", details="Prewitt at half size, c = 170", higher_is_better=False),
@@ -90,10 +92,10 @@ PAPER_PERCEPTUAL = (LPIPS, DISTS, NIQE, MUSIQ, MANIQA, CLIPIQA, FID)
 
 PROTOCOLS = {protocol.name: protocol for protocol in (
     Protocol("varsr-paper", "Qu et al. 2025: full image, luma as BasicSR computes it, pyiqa's learned metrics",
-             (*_luma_pair("y_studio"), *STRUCTURAL, PIQE, *PAPER_PERCEPTUAL)),
+             (*_luma_pair(), *STRUCTURAL, PIQE, *PAPER_PERCEPTUAL)),
     Protocol("osediff", "Wu et al. 2024: pyiqa throughout, full image",
-             (*_luma_pair("y_studio_rounded", contrast_floor=0.0), *STRUCTURAL, PIQE, LPIPS, DISTS, NIQE, MUSIQ,
-              MANIQA_PIPAL, CLIPIQA, FID)),
+             (_luma_pair()[0], PYIQA_SSIM, *STRUCTURAL, PIQE, LPIPS, DISTS, NIQE, MUSIQ, MANIQA_PIPAL, CLIPIQA,
+              FID)),
     Protocol("basicsr-y", "BasicSR's test on luma: 4 pixels of every edge are left out",
-             (*_luma_pair("y_studio", crop=4),)),
+             _luma_pair(crop=4)),
 )}

@@ -9,10 +9,6 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
-
-from metric_pairs import pair
-
 PAIRS = 10
 
 
@@ -27,6 +23,8 @@ def pyiqa_metrics() -> dict[str, object]:
 
 def main() -> None:
     """Measure and write."""
+    sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
+    from metric_pairs import pair
     from pypiqe import piqe
 
     from utils.luminance import gray
