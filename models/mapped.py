@@ -12,20 +12,21 @@ from pathlib import Path
 
 from torch import Tensor
 
+SUFFIX = ".safetensors"
 MAPS = Path("/proc/self/maps")  # Linux; elsewhere nothing is released, and the system reclaims pages under pressure
 
 
 class MappedFile:
-    """The places where a file is mapped into this process."""
+    """The places where a weight file is mapped into this process, or without a path every safetensors file."""
 
-    def __init__(self, path: str | PathLike) -> None:
+    def __init__(self, path: str | PathLike | None = None) -> None:
         self.ranges: list[tuple[int, int]] = []
         if not hasattr(mmap, "MADV_DONTNEED") or not MAPS.exists():
             return
-        wanted = str(Path(path).resolve())
+        wanted = None if path is None else str(Path(path).resolve())
         for line in MAPS.read_text(errors="replace").splitlines():
             fields = line.split(maxsplit=5)
-            if len(fields) == 6 and fields[5] == wanted:
+            if len(fields) == 6 and (fields[5] == wanted or wanted is None and fields[5].endswith(SUFFIX)):
                 start, end = fields[0].split("-")
                 self.ranges.append((int(start, 16), int(end, 16)))
 

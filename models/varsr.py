@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .config import GenerationConfig, VARSRConfig
 from .fastvar import FastVARConfig, TokenPruner
+from .packed import int8_works, pack_linears, packing_works
 from .refiner import DiffusionRefiner
 from .sampling import Noise, guide, gumbel_mixture, sample_codes, to_device
 from .transformer import VARTransformer
@@ -61,6 +62,7 @@ class VARSR(nn.Module):
     def __init__(self, config: VARSRConfig) -> None:
         super().__init__()
         self.config = config
+        self.is_packed = False  # see `pack`
         self.vqvae = VQVAE(config.vqvae)
         self.transformer = VARTransformer(config.transformer, config.vqvae)
         self.refiner = DiffusionRefiner(config.refiner, config.vqvae.latent_channels, config.transformer.width)
@@ -106,8 +108,23 @@ class VARSR(nn.Module):
         self.config = dataclasses.replace(self.config, inference=True)
         return self
 
+    def pack(self, int8: bool = False) -> VARSR:
+        """For inference on a CPU: lay the linears out for its matrix kernels (see packed.py). Cannot be saved then.
+
+        int8: hold them as 8-bit integers. Raises ValueError where the processor or PyTorch cannot compute so.
+        """
+        if not packing_works():
+            raise ValueError("this PyTorch has no oneDNN to pack weights for")
+        if int8 and not int8_works():
+            raise ValueError("8-bit products are not exact on this processor (no VNNI): use bf16 or fp32")
+        pack_linears(self.transformer.blocks, self.refiner, int8)
+        self.is_packed = True
+        return self
+
     def save_pretrained(self, folder: str | PathLike, dtype: torch.dtype | None = None) -> None:
-        """Write `config.json` and `model.safetensors`."""
+        """Write `config.json` and `model.safetensors`. Raises ValueError for a packed model."""
+        if self.is_packed:
+            raise ValueError("this model is packed for one processor: load it again to save it")
         from .checkpoint import save_pretrained
         save_pretrained(self, folder, dtype)
 
