@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.subject import Subject, add_subject_flags, row_text
+from benchmarks.subject import Subject, add_plot_flag, add_subject_flags, row_text
 
 LIGHT, STRONG = (0.4, 0.6, 0.6), (0.6, 0.8, 0.8)  # drop ratios of the last scales
 
@@ -47,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_subject_flags(parser)
+    add_plot_flag(parser)
     parser.add_argument("--cfg", type=float, help="guidance (the model's own default)")
     return parser
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.subject import Subject, add_subject_flags, row_text
+from benchmarks.subject import Subject, add_plot_flag, add_subject_flags, row_text
 
 RATIOS = ("0.4,0.3", "0.5,0.5", "0.4,0.6,0.6", "0.5,0.7,0.7", "0.6,0.8,0.8")  # of the last scales
 
@@ -24,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_subject_flags(parser)
+    add_plot_flag(parser)
     parser.add_argument("--ratios", nargs="+", default=RATIOS, help="drop ratios of the last scales, e.g. 0.4,0.3")
     parser.add_argument("--modes", nargs="+", choices=("separate", "shared"), default=("separate", "shared"))
     parser.add_argument("--layer_start", type=int, default=3)

@@ -16,41 +16,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.cli import DTYPES
+from benchmarks.subject import add_subject_flags, load_subject
+from utils.cli import INT8
 
-WEIGHT_STD = 0.02
+DEFAULT_PRESET = "varsr-tiny"
 TERA, GIGA = 1e12, 1e9
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="varsr-tiny", help="a preset of models/config.py, on random weights")
-    parser.add_argument("--model", help="a model folder, published file or hub id instead of a preset")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
+    add_subject_flags(parser)
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--cfg", type=float, help="guidance (the model's own default); 0 runs no unconditional rows")
     parser.add_argument("--fast", action="store_true", help="the settings of the scripts' --fast")
-    parser.add_argument("--runs", type=int, default=3, help="timed generations; the median is reported")
-    parser.add_argument("--output", help="JSON file for the results")
+    parser.set_defaults(preset=DEFAULT_PRESET, runs=3, dtype="fp32")
     return parser
-
-
-def random_model(preset: str, dtype, device):
-    """A preset's inference export filled with small random weights, made directly in the wanted type."""
-    import dataclasses
-
-    import torch
-
-    from models.config import PRESETS
-    from models.varsr import VARSR
-    config = dataclasses.replace(PRESETS[preset], inference=True)
-    with torch.device("meta"):
-        expected = VARSR(config).state_dict()
-    tensors = {name: torch.empty(tensor.shape, dtype=dtype, device=device).normal_(std=WEIGHT_STD)
-               for name, tensor in expected.items()}
-    return VARSR.from_tensors(config, tensors, dtype, device)
 
 
 class StageClock:
@@ -90,7 +71,7 @@ def attach(model, device) -> StageClock:
     return clock
 
 
-def stage_work(config, options, fastvar, batch: int, itemsize: int) -> dict[str, tuple[int, int]]:
+def stage_work(config, options, fastvar, batch: int, weight_size: int, key_size: int) -> dict[str, tuple[int, int]]:
     """Operations and bytes to read of each stage; a guided scale has twice as many rows as pictures.
 
     Convolutions and the refiner are bound by operations: their bytes are left out.
@@ -102,7 +83,7 @@ def stage_work(config, options, fastvar, batch: int, itemsize: int) -> dict[str,
     work = {"prefix encoder": (batch * flops.prefix_flops(config), 0), "head": (head, 0),
             "refiner": (rows[-1] * flops.refiner_flops(config, config.refiner_steps(options)), 0),
             "decoder": (batch * flops.decoder_flops(config.vqvae), 0)}
-    traffic = flops.scale_bytes(config, itemsize, rows, fastvar)
+    traffic = flops.scale_bytes(config, weight_size, key_size, rows, fastvar)
     for k, total in enumerate(flops.scale_flops(config, fastvar)):
         work[f"scale {scales[k]}"] = rows[k] * total, traffic[k]
     return work
@@ -126,16 +107,8 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     from benchmarks.machine import describe, gemm_rate, peak_memory, read_rate, synchronize
-    from models.varsr import VARSR
-    from utils.allocator import keep_freed_memory
-
-    keep_freed_memory()  # as the scripts do
-    device, dtype = torch.device(args.device), getattr(torch, DTYPES[args.dtype])
-    start = time.perf_counter()
-    model = (VARSR.from_pretrained(args.model, dtype=dtype, device=device) if args.model
-             else random_model(args.preset, dtype, device))
-    model.for_inference()
-    load_seconds = time.perf_counter() - start
+    model, load_seconds = load_subject(args)
+    device, dtype = model.device, model.dtype
     options, fastvar = settings(args, model.config)
     size = model.config.image_size
     inputs = ((torch.rand(args.batch_size, 3, size, size, device=device), None) if model.config.is_super_resolution
@@ -151,7 +124,8 @@ def main(argv: list[str] | None = None) -> int:
     peak = peak_memory(device)
     rates.append(gemm_rate(device, dtype))  # a busy moment must not pass for the machine's limit
     total, stages = sorted(runs[1:], key=lambda run: run[0])[args.runs // 2]
-    work = stage_work(model.config, options, fastvar, args.batch_size, dtype.itemsize)
+    weight_size = 1 if args.dtype == INT8 else dtype.itemsize
+    work = stage_work(model.config, options, fastvar, args.batch_size, weight_size, dtype.itemsize)
     tflop = sum(flops for flops, _ in work.values()) / TERA
     result = {
         "model": args.model or args.preset, "dtype": args.dtype, "device": str(device), "batch_size": args.batch_size,

@@ -51,15 +51,18 @@ def scale_flops(config: VARSRConfig, fastvar: FastVARConfig | None = None) -> li
     return totals
 
 
-def scale_bytes(config: VARSRConfig, itemsize: int, rows: Sequence[int],
+def scale_bytes(config: VARSRConfig, weight_size: int, key_size: int, rows: Sequence[int],
                 fastvar: FastVARConfig | None = None) -> list[int]:
-    """What the blocks must read at every scale at the least: their weights once, and each row's keys and values."""
+    """What the blocks must read at every scale at the least: their weights once, and each row's keys and values.
+
+    The sizes are bytes of a weight, and of a key's or value's component.
+    """
     transformer = config.transformer
     weights = transformer.depth * transformer.width ** 2 * (4 + 2 * transformer.ffn_ratio)
     seen, totals = 0, []
     for k, count in enumerate(rows):
         seen += sum(_computed(config, fastvar, k, layer) for layer in range(transformer.depth))
-        totals.append(itemsize * (weights + 2 * count * seen * transformer.width))
+        totals.append(weight_size * weights + key_size * 2 * count * seen * transformer.width)
     return totals
 
 

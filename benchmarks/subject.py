@@ -1,12 +1,15 @@
-"""What the benchmarks of faster settings restore, and how far two results are apart."""
+"""What the benchmarks run: a model as the scripts load it, the pictures it restores, how far two results are apart."""
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.cli import DTYPES
+from utils.cli import DTYPES, INT8
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,7 +17,8 @@ if TYPE_CHECKING:
     from models.varsr import VARSR
     from utils.generation import RestoreSettings
 
-SAMPLES = Path(__file__).resolve().parent.parent / "testset" / "sample" / "LR"
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLES = ROOT / "testset" / "sample" / "LR"
 
 
 def add_subject_flags(parser: argparse.ArgumentParser) -> None:
@@ -23,10 +27,38 @@ def add_subject_flags(parser: argparse.ArgumentParser) -> None:
     add("--preset", help="a preset of models/config.py, on random weights: speed alone")
     add("--model", help="a model folder, published file or hub id: speed and quality")
     add("--device", default="cpu")
-    add("--dtype", choices=tuple(DTYPES), default="bf16")
+    add("--dtype", choices=(*DTYPES, INT8), default="bf16")
     add("--runs", type=int, default=1, help="timed runs of each setting; the fastest counts")
     add("--output", help="JSON file for the results")
-    add("--plot", nargs="+", metavar="FILE", help="draw: the PNG, then the results to draw")
+
+
+def add_plot_flag(parser: argparse.ArgumentParser) -> None:
+    """Drawing instead of measuring."""
+    parser.add_argument("--plot", nargs="+", metavar="FILE", help="draw: the PNG, then the results to draw")
+
+
+def load_subject(args: argparse.Namespace) -> tuple[VARSR, float]:
+    """The model of --model or --preset, loaded and made fast as the scripts do, and the seconds that took.
+
+    A preset is written to a temporary folder by another process first, and loaded like any other.
+    """
+    import torch
+
+    from benchmarks.machine import synchronize
+    from models.varsr import VARSR
+    from utils.allocator import keep_freed_memory
+    from utils.cli import choose_dtype, make_fast
+    keep_freed_memory()
+    device = torch.device(args.device)
+    dtype = choose_dtype(args.dtype, device)
+    with tempfile.TemporaryDirectory() as folder:
+        if not args.model:
+            subprocess.run([sys.executable, "-m", "benchmarks.random_weights", args.preset,
+                            str(dtype).removeprefix("torch."), folder], cwd=ROOT, check=True)
+        start = time.perf_counter()
+        model = make_fast(VARSR.from_pretrained(args.model or folder, dtype=dtype, device=device), args.dtype == INT8)
+        synchronize(device)
+        return model, time.perf_counter() - start
 
 
 class Subject:
@@ -35,22 +67,14 @@ class Subject:
     def __init__(self, args: argparse.Namespace) -> None:
         import torch
 
-        from benchmarks.bench_generate import random_model
-        from models.varsr import VARSR
-        from utils.allocator import keep_freed_memory
         from utils.images import read_image
-        keep_freed_memory()
-        device, dtype = torch.device(args.device), getattr(torch, DTYPES[args.dtype])
         self.runs, self.has_meaning = args.runs, bool(args.model)
-        self.model: VARSR
+        self.model, _ = load_subject(args)
         if args.model:
-            self.model = VARSR.from_pretrained(args.model, dtype=dtype, device=device)
             self.pictures = [read_image(path) for path in sorted(SAMPLES.iterdir())]
         else:
-            self.model = random_model(args.preset, dtype, device)
             side = round(self.model.config.image_size / self.model.config.generation.scale)
             self.pictures = [torch.rand(3, side, side)]
-        self.model.for_inference()
         self.batch_size = 4 if args.model else 1
 
     def best(self, settings: RestoreSettings, runs: int | None = None) -> tuple[float, list[Tensor]]:
