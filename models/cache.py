@@ -8,10 +8,8 @@ from torch import Tensor
 class LayerCache:
     """Keys and values of one block: (B, H, length, head_dim) each. Fewer rows than B may be in use."""
 
-    def __init__(self, batch: int, heads: int, length: int, head_dim: int, dtype: torch.dtype,
-                 device: torch.device) -> None:
-        self.keys = torch.empty(batch, heads, length, head_dim, dtype=dtype, device=device)
-        self.values = torch.empty_like(self.keys)
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
         self.filled = 0
         self.is_closed = False
 
@@ -39,11 +37,15 @@ class LayerCache:
 
 
 class KVCache:
-    """One `LayerCache` a block."""
+    """One `LayerCache` a block.
+
+    All in one allocation: so large a block goes back to the system as a whole before the decoder needs memory.
+    """
 
     def __init__(self, depth: int, batch: int, heads: int, length: int, head_dim: int, dtype: torch.dtype,
                  device: torch.device) -> None:
-        self.layers = [LayerCache(batch, heads, length, head_dim, dtype, device) for _ in range(depth)]
+        memory = torch.empty(depth, 2, batch, heads, length, head_dim, dtype=dtype, device=device)
+        self.layers = [LayerCache(keys, values) for keys, values in memory]
 
     def branch(self, rows: int) -> None:
         """See `LayerCache.branch`."""

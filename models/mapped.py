@@ -1,4 +1,4 @@
-"""Memory of tensors that are mapped from a file.
+"""Memory given back to the system while weights are converted.
 
 A mapped weight file costs memory as it is read and keeps it until the last of its tensors is gone. A loader that has
 converted a tensor can give its pages back at once, so that no full copy in the file's type stays beside the model.
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import platform
 from os import PathLike
 from pathlib import Path
 
 from torch import Tensor
 
 SUFFIX = ".safetensors"
+GLIBC = "glibc"
 MAPS = Path("/proc/self/maps")  # Linux; elsewhere nothing is released, and the system reclaims pages under pressure
 
 
@@ -43,3 +45,9 @@ class MappedFile:
             if end > start:
                 advise = ctypes.CDLL(None).madvise
                 advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), ctypes.c_int(mmap.MADV_DONTNEED))
+
+
+def return_freed_memory() -> None:
+    """Give freed memory back where small pieces that are still in use hold it (glibc; other systems do as they do)."""
+    if platform.libc_ver()[0] == GLIBC:
+        ctypes.CDLL(None).malloc_trim(0)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .mapped import MappedFile
+from .mapped import MappedFile, return_freed_memory
 
 LEVELS = 127  # of a signed 8-bit integer; its -128 is not used
 ZERO = 128  # where unsigned 8-bit activations have their zero
@@ -40,9 +40,9 @@ class QuantizedLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> None:
         super().__init__()
-        weight = weight.detach().float()
-        self.scales = (weight.abs().amax(1) / LEVELS).clamp(min=TINY)
-        codes = (weight / self.scales[:, None]).round().to(torch.int8)
+        weight = weight.detach()
+        self.scales = (weight.abs().amax(1).float() / LEVELS).clamp(min=TINY)
+        codes = torch.div(weight, self.scales[:, None]).round_().to(torch.int8)
         self.weight = torch.ops.onednn.qlinear_prepack(codes, None)
         self.zero_points = torch.zeros(len(weight), dtype=torch.int32)
         self.bias = None if bias is None else bias.detach()
@@ -97,7 +97,9 @@ def pack_linears(blocks: nn.ModuleList, refiner: nn.Module, int8: bool) -> None:
         attention.qkv = attention.q_bias = attention.v_bias = None
         attention.out = packed(attention.out)
         block.feed_forward = nn.Sequential(packed(feed_forward.expand, gelu=True), packed(feed_forward.project))
+        return_freed_memory()  # what the conversion took is a block's weights several times over
     for block in refiner.blocks:
         block.modulation = packed(block.modulation)
         block.mlp = nn.Sequential(packed(block.mlp[0]), block.mlp[1], packed(block.mlp[2]))
     refiner.output_modulation = packed(refiner.output_modulation)
+    return_freed_memory()
