@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from .config import GenerationConfig, VARSRConfig
 from .fastvar import FastVARConfig, TokenPruner
+from .model_card import CardFacts, model_card
 from .packed import int8_works, pack_linears, packing_works
 from .refiner import DiffusionRefiner
 from .sampling import Noise, guide, gumbel_mixture, sample_codes, to_device
@@ -127,6 +130,20 @@ class VARSR(nn.Module):
             raise ValueError("this model is packed for one processor: load it again to save it")
         from .checkpoint import save_pretrained
         save_pretrained(self, folder, dtype)
+
+    def push_to_hub(self, repo: str, facts: CardFacts, *, dtype: torch.dtype | None = None, private: bool = False,
+                    token: str | None = None, message: str = "Add the model", endpoint: str | None = None) -> str:
+        """Upload the model with a card to the hub repository `owner/name`; returns the commit's address.
+
+        See `hub.upload_model` for the other arguments and the errors. `from_pretrained(repo)` loads it again.
+        """
+        from .hub import CARD_FILE, upload_model
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, dtype)
+            parameters = sum(parameter.numel() for parameter in self.parameters())
+            card = model_card(self.config, parameters, facts, repo)
+            (Path(folder) / CARD_FILE).write_text(card, encoding="utf-8")
+            return upload_model(folder, repo, private=private, token=token, message=message, endpoint=endpoint)
 
     def channels_last(self) -> VARSR:
         """Lay the tokenizer's convolutions out as the CPU and tensor cores like them.
