@@ -23,6 +23,7 @@ class HubStub:
     asked: list[str] = field(default_factory=list)
     ranges: list[str] = field(default_factory=list)  # Range headers of downloads
     cut_after: int | None = None  # bytes after which the next download breaks off
+    is_gone_after_cut: bool = False  # whether it then refuses to go on
     token: str | None = None
     endpoint: str = ""
 
@@ -111,6 +112,8 @@ def running_hub() -> Iterator[HubStub]:
             asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
             if self.command == "GET":
                 stub.ranges.append(self.headers.get("Range", ""))
+            if asked and stub.is_gone_after_cut:
+                return self.reply({"error": "gone"}, 500)
             if asked:
                 start = int(asked[1])
                 return self.reply(content[start:], 206, **headers,

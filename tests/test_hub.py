@@ -104,11 +104,21 @@ def test_a_damaged_file_is_fetched_again(published: HubStub, tmp_path: Path) -> 
 
 def test_an_interrupted_download_goes_on(published: HubStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 10_000)  # what is kept of a broken download
-    published.cut_after = 100_000
-    while run(published, tmp_path, "--files", "VARSR.pth") != 0:
-        assert len(published.ranges) < 5
-    assert (tmp_path / "VARSR.pth").read_bytes() == CONTENT
-    assert published.ranges[-1] == "bytes=100000-"
+    published.cut_after, published.is_gone_after_cut = 100_000, True
+    assert run(published, tmp_path, "--files", "VARSR.pth") == 1 and not (tmp_path / "VARSR.pth").exists()
+    published.is_gone_after_cut = False
+    published.ranges.clear()
+    assert run(published, tmp_path, "--files", "VARSR.pth") == 0
+    assert (tmp_path / "VARSR.pth").read_bytes() == CONTENT and published.ranges == ["bytes=100000-"]
+
+
+def test_what_arrives_damaged_does_not_stay(published: HubStub, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    part = tmp_path / ".part" / f"VARSR.pth.{hashlib.sha256(CONTENT).hexdigest()[-12:]}.part"
+    part.parent.mkdir()
+    part.write_bytes(bytes(1000))  # not what the file begins with
+    assert run(published, tmp_path, "--files", "VARSR.pth") == 1 and "arrived damaged" in capsys.readouterr().err
+    assert not part.exists() and not (tmp_path / "VARSR.pth").exists()
+    assert run(published, tmp_path, "--files", "VARSR.pth") == 0
 
 
 def test_offline_verifies_without_asking(published: HubStub, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

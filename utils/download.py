@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tqdm import tqdm
+
 from models.hub import PUBLISHED_REPO
 
 from .cli import CHECKPOINTS, OneLineParser
@@ -70,27 +72,24 @@ def _files(args: argparse.Namespace) -> list[HubFile]:
 def _process(args: argparse.Namespace, file: HubFile) -> str | None:
     """Bring one file here if need be; what is wrong in the end, or None."""
     path = args.output / file.path
-    was_there = path.exists()
-    wrong = _verified(path, file)
-    if wrong and not args.offline:
+    wrong = "is missing"
+    if path.is_file():
+        with _verify_bar(file) as bar:
+            wrong = fault(path, file, bar.update)
+    if wrong and args.offline:
+        return f"{path} {wrong}: run without --offline"
+    if wrong:
         try:
-            fetch(args.repo, file, args.output, args.revision, args.endpoint, again=was_there)
+            with _verify_bar(file) as bar:
+                fetch(args.repo, file, args.output, args.revision, args.endpoint, bar.update)
         except HubError as error:
             return str(error)
-        wrong = _verified(path, file)
-    if wrong:
-        return f"{path} {wrong}: " + ("run without --offline" if args.offline else "delete it and run again")
     print(f"{path}: whole, {file.digest}")
     return None
 
 
-def _verified(path: Path, file: HubFile) -> str | None:
-    """`fault` with a progress bar."""
-    from tqdm import tqdm
-    if not path.is_file():
-        return fault(path, file)
-    with tqdm(total=file.size, unit="B", unit_scale=True, desc=f"verify {path.name}", leave=False) as bar:
-        return fault(path, file, bar.update)
+def _verify_bar(file: HubFile) -> tqdm:
+    return tqdm(total=file.size, unit="B", unit_scale=True, desc=f"verify {file.path}", leave=False)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
@@ -14,6 +15,8 @@ from pathlib import Path
 from models.weights_file import replacing
 
 LIST_FILE = ".published.json"
+PARTIAL_FOLDER = ".part"  # beside the files, for downloads that are not whole
+DIGITS = 12  # of the hash in a partial file's name: another version is another file
 BLOCK = 1 << 22
 Advance = Callable[[int], None]  # called with the number of bytes just read
 
@@ -99,18 +102,32 @@ def fault(path: Path, file: HubFile, advance: Advance | None = None) -> str | No
 
 
 def fetch(repo: str, file: HubFile, folder: Path, revision: str | None = None, endpoint: str | None = None,
-          again: bool = False) -> Path:
-    """Download one file, going on where an earlier attempt stopped. Raises HubError.
+          advance: Advance | None = None) -> Path:
+    """Download one file, verify it and put it in place of what is there. Raises HubError.
 
-    again: download although there is a file of this name (which was found to be damaged).
+    Goes on where an earlier attempt stopped, also one of a process that was killed; the library's own download begins
+    anew in every process.
     """
-    import huggingface_hub
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+    path, partial = folder / file.path, folder / PARTIAL_FOLDER / f"{Path(file.path).name}.{file.digest[-DIGITS:]}.part"
     try:
-        return Path(huggingface_hub.hf_hub_download(repo, file.path, revision=revision, local_dir=folder,
-                                                    endpoint=endpoint, force_download=again))
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "ab") as opened:
+            http_get(hf_hub_url(repo, file.path, revision=revision, endpoint=endpoint), opened,
+                     resume_size=opened.tell(), headers=build_hf_headers(), expected_size=file.size,
+                     displayed_filename=file.path)
     except Exception as error:  # as above
         raise HubError(f"{file.path} of {repo} could not be downloaded ({_first_line(error)}): run again, the download "
                        "goes on where it stopped") from error
+    wrong = fault(partial, file, advance)
+    if wrong:
+        partial.unlink()
+        raise HubError(f"{file.path} of {repo} arrived damaged and was removed: run again")
+    os.replace(partial, path)
+    return path
 
 
 def _first_line(error: Exception) -> str:
