@@ -11,7 +11,7 @@ from torch import Tensor
 VARIANCE_FLOOR = 1e-5
 WAVELET_LEVELS = 5
 WAVELET_REACH = 2 ** WAVELET_LEVELS - 1  # pixels that the blurs of all levels reach together
-TAPS = (0.25, 0.5, 0.25)
+OUTER_TAP = 0.25  # of the three; the middle one has the rest
 
 
 def adain_color_fix(target: Tensor, source: Tensor) -> Tensor:
@@ -25,22 +25,23 @@ def adain_color_fix(target: Tensor, source: Tensor) -> Tensor:
 
 
 def low_frequencies(image: Tensor) -> Tensor:
-    """What five à-trous levels of the 3-tap binomial blur leave of an image."""
-    batched = image if image.ndim == 4 else image[None]
-    channels = batched.shape[1]
-    taps = torch.tensor(TAPS, device=image.device)
+    """What five à-trous levels of the 3-tap binomial blur leave of an image, its borders replicated."""
+    blurred = image if image.ndim == 4 else image[None]
     for level in range(WAVELET_LEVELS):
-        step = 2 ** level
-        # separable, with the borders replicated for any size
-        for axis in ((1, 3), (3, 1)):
-            kernel = taps.view(1, 1, *axis).expand(channels, 1, *axis)
-            pad = (step, step, 0, 0) if axis == (1, 3) else (0, 0, step, step)
-            batched = F.conv2d(F.pad(batched, pad, mode="replicate"), kernel, dilation=step, groups=channels)
-    return batched if image.ndim == 4 else batched[0]
+        for axis in (-1, -2):
+            blurred = _blur(blurred, axis, 2 ** level)
+    return blurred if image.ndim == 4 else blurred[0]
+
+
+def _blur(image: Tensor, axis: int, step: int) -> Tensor:
+    """(1, 2, 1) / 4 with taps `step` pixels apart. Sums of slices: far faster than a grouped convolution."""
+    length = image.shape[axis]
+    padded = F.pad(image, (step, step, 0, 0) if axis == -1 else (0, 0, step, step), mode="replicate")
+    before, middle, after = (padded.narrow(axis, start, length) for start in (0, step, 2 * step))
+    return torch.add(before, after).mul_(OUTER_TAP).add_(middle, alpha=1 - 2 * OUTER_TAP)
 
 
 def wavelet_color_fix(target: Tensor, source: Tensor) -> Tensor:
     """The high frequencies of `target` on the low frequencies of `source`."""
     target = target.float()
-    return (target - low_frequencies(target) + low_frequencies(source.float())).clamp(0, 1)
-
+    return low_frequencies(source.float() - target).add_(target).clamp_(0, 1)  # the blur is linear: one is enough
