@@ -3,20 +3,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from .checkpoint import load_vqvae
 from .config import VQVAEConfig
 from .unpickle import CheckpointError
 from .vqvae import VQVAE
-from .weights_file import read_safetensors, replacing
+from .weights_file import read_safetensors, replacing, write_safetensors
 
 TOKENIZER_WEIGHTS = "vqvae.safetensors"
 CONFIG_KEY = "vqvae_config"
@@ -26,15 +24,16 @@ LISTED_NAMES = 3
 
 
 def write_tokenizer(model: VQVAE, path: str | PathLike) -> None:
-    """Write weights (float32) and configuration; under a temporary name first, then renamed."""
+    """Write weights (float32) and configuration; under a temporary name first, then renamed.
+
+    Raises CheckpointError where a weight is not finite.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().float().contiguous().cpu() for name, tensor in model.state_dict().items()}
-    config = json.dumps(dataclasses.asdict(model.config))
+    tensors = model.state_dict()
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt", CONFIG_KEY: config})
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        write_safetensors(temporary, tensors, dict.fromkeys(tensors, torch.float32),
+                          {CONFIG_KEY: json.dumps(dataclasses.asdict(model.config))})
 
 
 def tokenizer_config(path: str | PathLike) -> VQVAEConfig | None:
