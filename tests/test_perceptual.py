@@ -26,6 +26,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:torchvision")
 def test_lpips_with_a_network_from_the_cache(cache: Path) -> None:
     lpips = pytest.importorskip("lpips", reason="NOTICE: no LPIPS test without the lpips package")
     torchvision = pytest.importorskip("torchvision")

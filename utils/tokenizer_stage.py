@@ -127,7 +127,7 @@ class TokenizerStage:
         """How many scales each row (B,) keeps: all, or, for some, all but the last few. The first one always stays."""
         scales = len(self.model.config.scales)
         most = min(self.settings.max_dropped, scales - 1)
-        if not most:
+        if not most or not self.settings.scale_dropout:
             return torch.full((batch,), scales)
         chosen = torch.rand(batch, generator=self.generator) < self.settings.scale_dropout
         dropped = torch.randint(1, most + 1, (batch,), generator=self.generator)
