@@ -126,6 +126,14 @@ def test_the_discriminator_joins_after_the_warm_up() -> None:
     assert joined == [False] * 6 + [True] * 6
 
 
+def test_half_precision_takes_the_same_steps() -> None:
+    losses = {}
+    for precision in ("fp32", "fp16"):  # whose gradients would vanish without the loss scale
+        stage = tokenizer_stage(precision=precision, adversarial_start=0.0)
+        losses[precision] = [stage.train_step(i)["loss"] for i in range(4)]
+    assert losses["fp16"] == pytest.approx(losses["fp32"], rel=0.01)
+
+
 def test_the_perceptual_loss_is_weighed_in() -> None:
     class Distance(torch.nn.Module):
         def forward(self, a: Tensor, b: Tensor) -> Tensor:

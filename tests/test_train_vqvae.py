@@ -95,6 +95,19 @@ def test_mistakes_are_told_in_one_line(photos: Path, tmp_path: Path, capsys: pyt
     assert said in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
+def test_a_state_of_another_tokenizer_is_refused(finished: Path, photos: Path, tmp_path: Path,
+                                                 capsys: pytest.CaptureFixture) -> None:
+    shutil.copytree(finished / "states", tmp_path / "states")
+    assert run(photos, tmp_path, *SHAPE, "--vocab_size", 16) == 1
+    assert "another shape" in capsys.readouterr().err
+
+
+def test_torchrun_is_refused(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
+                             monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(photos, tmp_path, *SHAPE) == 1 and "without torchrun" in capsys.readouterr().err
+
+
 def test_shape_flags_beside_init_are_refused(finished: Path, photos: Path, tmp_path: Path,
                                              capsys: pytest.CaptureFixture) -> None:
     assert run(photos, tmp_path, "--init", finished / "vqvae.safetensors", "--vocab_size", 16) == 1

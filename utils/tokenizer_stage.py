@@ -6,6 +6,7 @@ refiner's result will be, and the sum of codes without the last scales, so that 
 """
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,14 +174,18 @@ class TokenizerStage:
         return {**result.values, "codes_alive": float(alive.sum())}
 
     def state_dict(self) -> dict[str, Any]:
-        """Model, average, optimiser, loss scale, discriminator and generator."""
-        return {"model": self.model.state_dict(), "average": self.average.model.state_dict(),
+        """Configuration, model, average, optimiser, loss scale, discriminator and generator."""
+        return {"config": dataclasses.asdict(self.model.config), "model": self.model.state_dict(), "average": self.average.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
                 "adversary": None if self.adversary is None else self.adversary.state_dict(),
                 "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`. Raises ValueError where the run was begun with or without a discriminator."""
+        """Inverse of `state_dict`. Raises ValueError for the state of another tokenizer, or where only one of both
+        runs has a discriminator."""
+        if state["config"] != dataclasses.asdict(self.model.config):
+            raise ValueError("the state saved in --output is of a tokenizer of another shape: resume with the flags of "
+                             "that run, take another --output, or start over with --no_resume")
         if (state["adversary"] is None) != (self.adversary is None):
             raise ValueError("the saved state and --adversarial_weight disagree on whether there is a discriminator: "
                              "resume with the flags of the run, or start over with --no_resume")
