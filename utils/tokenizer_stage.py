@@ -175,8 +175,9 @@ class TokenizerStage:
 
     def state_dict(self) -> dict[str, Any]:
         """Configuration, model, average, optimiser, loss scale, discriminator and generator."""
-        return {"config": dataclasses.asdict(self.model.config), "model": self.model.state_dict(), "average": self.average.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+        return {"config": dataclasses.asdict(self.model.config), "model": self.model.state_dict(),
+                "average": self.average.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
                 "adversary": None if self.adversary is None else self.adversary.state_dict(),
                 "generator": self.generator.get_state()}
 
