@@ -92,6 +92,15 @@ def test_a_log_that_breaks_is_given_up(tmp_path: Path, caplog: pytest.LogCapture
     assert len(lines(tmp_path)) == 3
 
 
+def test_an_unfinished_line_is_taken_away(tmp_path: Path) -> None:
+    write_run(tmp_path, 0, 3)
+    whole = (tmp_path / "log.jsonl").read_bytes()
+    (tmp_path / "log.jsonl").write_bytes(whole[:-5])
+    write_run(tmp_path, 2, 3)
+    assert [(line["event"], line["iteration"]) for line in lines(tmp_path)] == [
+        ("start", 0), ("train", 1), ("train", 2), ("start", 2), ("train", 3)]
+
+
 class FakeRun:
     """What a wandb run is told."""
 

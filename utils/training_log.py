@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,8 +54,12 @@ class JsonLines:
     """Append-only log, one JSON object a line; `null` stands for non-finite numbers."""
 
     def __init__(self, path: Path) -> None:
+        """A last line that a killed run or a full disk left unfinished is taken away."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
+        if path.exists():
+            content = path.read_bytes()
+            os.truncate(path, content.rfind(b"\n") + 1)
 
     def write(self, event: str, iteration: int, values: Mapping[str, Any]) -> None:
         """Append one line."""
