@@ -102,6 +102,16 @@ def test_a_state_of_another_tokenizer_is_refused(finished: Path, photos: Path, t
     assert "another shape" in capsys.readouterr().err
 
 
+def test_flags_as_the_published_command_lines_write_them() -> None:
+    parse = script.build_parser().parse_args
+    assert parse(["--wandb_flag=True"]).wandb_flag and parse(["--wandb_flag"]).wandb_flag
+    assert not parse(["--wandb_flag=False"]).wandb_flag and not parse([]).wandb_flag
+    assert parse(["--scales", "1_2_3"]).scales == parse(["--scales", "1,2,3"]).scales == (1, 2, 3)
+    for wrong in (["--wandb_flag=perhaps"], ["--scales", "1,two"], ["--batch_size", "0"]):
+        with pytest.raises(SystemExit):
+            parse(wrong)
+
+
 def test_torchrun_is_refused(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
                              monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -21,11 +21,13 @@ from .luminance import gray, luma
 from .metrics import gmsd, high_frequency, psnr_y, ssim_y
 from .precision import autocast
 from .resample import upsample
-from .sheet import comparison_sheet
+from .sheet import SheetLayout, comparison_sheet
 
 Metric = Callable[[Tensor, Tensor], float]
 METRICS: dict[str, Metric] = {"psnr_y": psnr_y, "ssim_y": ssim_y,
                               "gmsd": lambda image, reference: gmsd(gray(image), gray(reference))}
+SHEET_COLUMN = 256  # pixels
+DETAIL_SHARE = 3  # a third of a side is magnified
 LR_COLUMN, BICUBIC_COLUMN, OUR_COLUMN, HR_COLUMN = "LR", "bicubic", "ours", "HR"
 
 
@@ -81,7 +83,8 @@ class Validation:
         for i in range(min(self.settings.sheet_rows, len(restored))):
             rows[str(i)] = {LR_COLUMN: enlarged[i], BICUBIC_COLUMN: self.guides[i], OUR_COLUMN: restored[i],
                             HR_COLUMN: self.pairs.target[i].cpu()}
-        save_picture(comparison_sheet(rows), path)
+        layout = SheetLayout(column=SHEET_COLUMN, detail=min(size) // DETAIL_SHARE)
+        save_picture(comparison_sheet(rows, layout), path)
 
 
 def _generate(model: VARSR, guides: Tensor, seeds: list[int], wanted: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
