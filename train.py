@@ -49,7 +49,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--fp16", type=int, choices=tuple(PRECISIONS), default=2, help="0: fp32, 1: fp16, 2: bf16")
     add("--device", default="auto")
     add("--seed", type=int, default=0)
-    add("--report_every", type=int, default=500, help="iterations between validations and sheets")
+    add("--val_data", help="held-out pictures: a folder with LR and HR, or of pictures that are degraded for it; "
+                           "without it, seeded crops of --data")
+    add("--val_every", "--report_every", dest="report_every", type=int, default=500,
+        help="iterations between validations and sheets")
     add("--save_every", type=int, default=500, help="iterations between saved states")
     add("--no_resume", action="store_true", help="start over instead of resuming from --output")
     return parser
@@ -86,6 +89,7 @@ def _build_stage(args, model, pairs, device):
     import torch
 
     from utils.decoder_stage import DecoderSettings, DecoderStage
+    from utils.training_cli import held_out_pairs
     from utils.transformer_stage import TransformerSettings, TransformerStage
     shared = {"batch_size": args.batch_size, "max_iters": args.max_iters, "precision": PRECISIONS[args.fp16],
               "seed": args.seed, "ema": args.ema}
@@ -100,8 +104,13 @@ def _build_stage(args, model, pairs, device):
         stage_class = DecoderStage
         settings = DecoderSettings(adversarial_weight=args.adversarial_weight,
                                    adversarial_start=args.adversarial_start, **shared)
-    generator = torch.Generator().manual_seed(VALIDATION_SEED)
-    validation = pairs.positives_only().draw(settings.val_batch, generator, device)
+    if args.stage == "c2i":
+        if args.val_data:
+            raise ValueError("--val_data is for restoring: --stage c2i is validated on crops of --data")
+        generator = torch.Generator().manual_seed(VALIDATION_SEED)
+        validation = pairs.positives_only().draw(settings.val_batch, generator, device)
+    else:
+        validation = held_out_pairs(args, pairs, model.config.image_size, settings.val_batch, settings.precision)
     return stage_class(model, pairs, validation, settings, device), settings
 
 

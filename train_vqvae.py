@@ -1,57 +1,118 @@
-"""Train the multi-scale VQVAE (tokenizer): `python train_vqvae.py --preset varsr-tiny --data trainset`."""
+"""Train the multi-scale VQVAE (tokenizer), from scratch or from a file.
+
+`python train_vqvae.py --preset varsr-tiny --data trainset` or, from the published weights,
+`python train_vqvae.py --init checkpoints/VQVAE.pth --data trainset --batch_size 2 --lr 1e-5`.
+The result, OUTPUT/vqvae.safetensors, is what `train.py --vqvae` takes.
+"""
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import logging
+import os
 import sys
 from pathlib import Path
+
+from utils.cli import bounded
+from utils.flags import boolean, numbers
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--preset", default="varsr-tiny", help="model preset (models/config.py)")
-    parser.add_argument("--data", default="trainset", help="folder of photographs, searched recursively")
-    parser.add_argument("--output", default="runs/vqvae", help="folder for states, log, sheets and the result")
-    parser.add_argument("--max_iters", type=int, default=2000)
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=5e-4, help="peak learning rate")
-    parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="bf16")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--report_every", type=int, default=500, help="iterations between validations and sheets")
-    parser.add_argument("--save_every", type=int, default=500, help="iterations between saved states")
-    parser.add_argument("--no_resume", action="store_true", help="start over instead of resuming from --output")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    model = parser.add_argument_group("model")
+    model.add_argument("--preset", default="varsr-tiny", help="model preset (models/config.py; default: %(default)s)")
+    model.add_argument("--init", help="start from this tokenizer: vqvae.safetensors, VQVAE.pth or a model folder")
+    model.add_argument("--scales", type=numbers, help="sides of the token maps, e.g. 1,2,3,5,8,12,16; the largest "
+                                                      "times the down-sampling is the side of the pictures")
+    model.add_argument("--stem", type=bounded(int, 1),
+                       help="pixel-unshuffle factor; down-sampling = stem * 2^(levels - 1)")
+    model.add_argument("--multipliers", type=numbers, help="width of each level, finest first, e.g. 1,1,2,2,4")
+    model.add_argument("--base_width", type=bounded(int, 1), help="channels that the multipliers multiply")
+    model.add_argument("--res_blocks", type=bounded(int, 1), help="residual blocks of each level")
+    model.add_argument("--latent_channels", type=bounded(int, 1))
+    model.add_argument("--vocab_size", type=bounded(int, 1), help="codes")
+
+    data = parser.add_argument_group("data and course")
+    data.add_argument("--data", default="trainset", help="folder of photographs, searched recursively")
+    data.add_argument("--val_data", help="held-out pictures, or a folder with HR; without it, seeded crops of --data")
+    data.add_argument("--val_batch", type=bounded(int, 1), default=32, help="validation crops (default: %(default)s)")
+    data.add_argument("--output", default="runs/vqvae", help="folder for states, logs, sheets and the result")
+    data.add_argument("--max_iters", type=bounded(int, 1), default=2000)
+    data.add_argument("--val_every", "--report_every", dest="val_every", type=bounded(int, 1), default=500,
+                      help="iterations between validations and sheets (default: %(default)s)")
+    data.add_argument("--save_every", type=bounded(int, 1), default=500, help="iterations between saved states")
+    data.add_argument("--no_resume", action="store_true", help="start over instead of resuming from --output")
+    data.add_argument("--device", default="auto")
+    data.add_argument("--seed", type=int, default=0)
+    data.add_argument("--wandb_flag", type=boolean, nargs="?", const=True, default=False,
+                      help="log to Weights & Biases too; WANDB_MODE=offline is honoured")
+    data.add_argument("--exp_name", default="VQVAE", help="name of the wandb run (default: %(default)s)")
+
+    step = parser.add_argument_group("optimisation")
+    step.add_argument("--batch_size", type=bounded(int, 1), default=16)
+    step.add_argument("--lr", type=bounded(float, 0, open_low=True), default=5e-4,
+                      help="peak learning rate (default: %(default)s)")
+    step.add_argument("--warmup_iters", type=bounded(int, 0), default=50)
+    step.add_argument("--clip", type=bounded(float, 0, open_low=True), default=1.0,
+                      help="gradient clip (default: %(default)s)")
+    step.add_argument("--ema", type=bounded(float, 0, 1), default=0.999,
+                      help="decay of the weights' moving average, the result")
+    step.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="bf16")
+
+    loss = parser.add_argument_group("losses")
+    loss.add_argument("--commitment", type=bounded(float, 0), default=0.25, help="weight (default: %(default)s)")
+    loss.add_argument("--perceptual_weight", type=bounded(float, 0), default=1.0,
+                      help="of LPIPS, where the lpips package and its network are here; 0: without")
+    loss.add_argument("--adversarial_weight", type=bounded(float, 0), default=0.1,
+                      help="of the discriminator beside its adaptive weight; 0: without (default: %(default)s)")
+    loss.add_argument("--adversarial_start", type=bounded(float, 0, 1), default=0.5,
+                      help="share of the iterations before the discriminator takes part (default: %(default)s)")
+    loss.add_argument("--continuous_share", type=bounded(float, 0, 1), default=0.25,
+                      help="share of a batch that is decoded without quantisation (default: %(default)s)")
+    loss.add_argument("--scale_dropout", type=bounded(float, 0, 1), default=0.1,
+                      help="share of the rows that are decoded without their last scales (default: %(default)s)")
+    loss.add_argument("--max_dropped", type=bounded(int, 0), default=3, help="scales that such a row loses at most")
+    loss.add_argument("--revive_every", type=bounded(int, 1), default=25,
+                      help="iterations between revivals of dead codes")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, build, train."""
     args = build_parser().parse_args(argv)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        print("train_vqvae.py: trains on one device, start it without torchrun", file=sys.stderr)
+        return 1
     import torch
 
     from dataloader.dataset import PhotoCrops
-    from models.config import PRESETS
-    from models.vqvae import VQVAE
     from utils.loop import LoopConfig
-    from utils.tokenizer_stage import TokenizerSettings, TokenizerStage
-    from utils.training_cli import preset_config, run_stage, training_device
+    from utils.perceptual import Perceptual, find_perceptual
+    from utils.tokenizer_cli import build_tokenizer, tokenizer_settings, validation_crops
+    from utils.tokenizer_stage import TokenizerStage
+    from utils.training_cli import run_stage, training_device
+    from utils.training_log import WandBSettings
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    config = dataclasses.replace(preset_config(args.preset, PRESETS).vqvae, fidelity_width=0)
     torch.manual_seed(args.seed)
-    crops = PhotoCrops(args.data, crop_size=config.image_size)
-    settings = TokenizerSettings(batch_size=args.batch_size, max_iters=args.max_iters, learning_rate=args.lr,
-                                 precision=args.precision, seed=args.seed)
-    validation = crops.batch(settings.val_batch, torch.Generator().manual_seed(VALIDATION_SEED))
-    stage = TokenizerStage(VQVAE(config), crops.batch, validation, settings, training_device(args.device))
-    loop = LoopConfig(Path(args.output), args.max_iters, report_every=args.report_every,
-                      save_every=args.save_every, resume=not args.no_resume)
-    return run_stage(stage, loop, {"preset": args.preset, **dataclasses.asdict(settings)})
+    try:
+        settings, device = tokenizer_settings(args), training_device(args.device)
+        model = build_tokenizer(args)
+        crops = PhotoCrops(args.data, crop_size=model.config.image_size)
+        validation = validation_crops(args, crops, model.config.image_size)
+        perceptual = find_perceptual(device) if settings.perceptual_weight else Perceptual(None, "none, by its weight")
+        logging.info("perceptual loss: %s", perceptual.description)
+        stage = TokenizerStage(model, crops.batch, validation, settings, device, perceptual)
+    except (ValueError, OSError) as error:
+        print(f"train_vqvae.py: {error}", file=sys.stderr)
+        return 1
+    loop = LoopConfig(Path(args.output), args.max_iters, report_every=args.val_every, save_every=args.save_every,
+                      resume=not args.no_resume)
+    record = {"model": dataclasses.asdict(model.config), "init": args.init, "data": args.data,
+              "perceptual": perceptual.description, **dataclasses.asdict(settings)}
+    return run_stage(stage, loop, record, WandBSettings(args.exp_name) if args.wandb_flag else None)
 
-
-VALIDATION_SEED = 12345
 
 if __name__ == "__main__":
     sys.exit(main())

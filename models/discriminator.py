@@ -10,23 +10,24 @@ SLOPE = 0.2  # of the leaky ReLU
 
 
 class PatchDiscriminator(nn.Module):
-    """Judges overlapping patches of a picture, given the LR picture it was restored from.
+    """Judges overlapping patches of a picture, on request given the LR picture it was restored from.
 
     picture, lr: (B, 3, H, W) in [-1, 1]; returns logits (B, 1, H/8, W/8), positive for real. Spectral norm keeps
     it from outrunning a small decoder (Miyato et al., 2018).
     """
 
-    def __init__(self, width: int = 48) -> None:
+    def __init__(self, width: int = 48, conditional: bool = True) -> None:
+        """conditional: whether it is given the LR picture."""
         super().__init__()
         def conv(channels: int, out: int, stride: int) -> nn.Module:
             kernel = 4 if stride == 2 else 3
             return spectral_norm(nn.Conv2d(channels, out, kernel, stride=stride, padding=1))
         self.layers = nn.ModuleList([
-            conv(6, width, 2), conv(width, 2 * width, 2), conv(2 * width, 4 * width, 2),
+            conv(6 if conditional else 3, width, 2), conv(width, 2 * width, 2), conv(2 * width, 4 * width, 2),
             conv(4 * width, 4 * width, 1), conv(4 * width, 1, 1)])
 
-    def forward(self, picture: Tensor, lr: Tensor) -> Tensor:
-        x = torch.cat([picture, lr], dim=1)
+    def forward(self, picture: Tensor, lr: Tensor | None = None) -> Tensor:
+        x = picture if lr is None else torch.cat([picture, lr], dim=1)
         for layer in self.layers[:-1]:
             x = F.leaky_relu(layer(x), SLOPE)
         return self.layers[-1](x)

@@ -107,15 +107,18 @@ class MultiScaleQuantizer(nn.Module):
                 inputs.append(self.next_input(f_hat, scale + 1))
         return Quantized(codes, f_hat, residual_last, torch.cat(inputs, dim=1))
 
-    def forward(self, latent: Tensor, commitment: float) -> tuple[Tensor, Tensor, Quantized]:
+    def forward(self, latent: Tensor, commitment: float,
+                kept: Tensor | None = None) -> tuple[Tensor, Tensor, Quantized]:
         """Training pass with straight-through gradients.
 
-        latent: (B, c, N, N). Returns the straight-through f_hat, the codebook + commitment loss (mean over the
-        scales, VQVAE eq. 3 at every scale) and the detached `Quantized`. `code_usage` follows as a moving average.
+        latent: (B, c, N, N). kept: (B,) how many scales of each row are passed on; all by default. The losses are
+        those of all scales in any case, so that leaving scales out teaches what reads the sum, not the codes.
+        Returns the straight-through f_hat, the codebook + commitment loss (mean over the scales, VQVAE eq. 3 at
+        every scale) and the detached `Quantized`. `code_usage` follows as a moving average.
         """
         latent = latent.float()
         target = latent.detach()
-        f_hat = torch.zeros_like(target)
+        f_hat = passed_on = torch.zeros_like(target)
         codes, loss = [], latent.new_zeros(())
         for scale in range(len(self.scales)):
             residual_last = target - f_hat.detach()
@@ -123,7 +126,9 @@ class MultiScaleQuantizer(nn.Module):
             f_hat = f_hat + self.contribution(self.lookup(codes[-1], scale), scale)
             loss = loss + F.mse_loss(f_hat, target) + commitment * F.mse_loss(latent, f_hat.detach())
             self._count(codes[-1], scale)
-        straight_through = latent + (f_hat - latent).detach()
+            whole = f_hat.detach()
+            passed_on = whole if kept is None else torch.where((kept > scale)[:, None, None, None], whole, passed_on)
+        straight_through = latent + (passed_on - target)
         return straight_through, loss / len(self.scales), Quantized(codes, f_hat.detach(), residual_last)
 
     @torch.no_grad()
@@ -132,19 +137,19 @@ class MultiScaleQuantizer(nn.Module):
         self.code_usage[scale].lerp_(hits, 1 - USAGE_DECAY)
 
     @torch.no_grad()
-    def revive_dead_codes(self, latent: Tensor, threshold: float, generator: torch.Generator | None = None) -> int:
+    def revive_dead_codes(self, latent: Tensor, threshold: float, generator: torch.Generator | None = None) -> Tensor:
         """Move codes that are hit less than `threshold` times per step onto cells that the quantiser must express.
 
-        The new places are residual cells of random scales of `latent` (B, c, N, N). Returns how many codes moved.
+        The new places are residual cells of random scales of `latent` (B, c, N, N). Returns which codes moved (M,).
         """
         dead = torch.nonzero(self.code_usage.sum(0) < threshold).flatten()
         if not len(dead):
-            return 0
+            return dead
         cells = torch.cat(self._residual_cells(latent.float()))
         chosen = torch.randint(len(cells), (len(dead),), generator=generator)
         self.codebook.weight[dead] = cells[chosen.to(cells.device)].to(self.codebook.weight.dtype)
         self.code_usage[:, dead] = 2 * threshold / len(self.scales)  # a grace period before the next judgement
-        return len(dead)
+        return dead
 
     def _residual_cells(self, rest: Tensor) -> list[Tensor]:
         """The cells (M_k, c) that each scale has to quantise."""

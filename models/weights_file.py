@@ -48,10 +48,14 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
                               ) from error
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> None:
-    """Write tensors, each in its type of `dtypes`. Raises CheckpointError where a value leaves the type's range."""
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype],
+                      metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors, each in its type of `dtypes`; `metadata` are text entries of the file's header.
+
+    Raises CheckpointError where a value leaves the type's range.
+    """
     order = sorted(tensors, key=lambda name: (-dtypes[name].itemsize, name))  # wide types first keep all aligned
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name in order:
         start, end = end, end + tensors[name].numel() * dtypes[name].itemsize

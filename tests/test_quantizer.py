@@ -59,6 +59,67 @@ def test_training_pass_agrees_with_encode_and_is_straight_through() -> None:
     assert q.codebook.weight.grad.abs().sum() > 0 and latent.grad.abs().sum() > 0
 
 
+def test_gradients_by_hand() -> None:
+    """The latent gets the reader's gradient at f_hat and each scale's pull to its sum; the codebook the slope of the
+    loss, which is quadratic in it, so that a central difference is exact."""
+    q = quantizer().requires_grad_(True)
+    latent = torch.randn(2, 3, 4, 4, requires_grad=True)
+    commitment, scales = 0.25, 3
+    through, loss, result = q(latent, commitment)
+    (through.pow(3).sum() + loss).backward()
+
+    with torch.no_grad():
+        expected, f_hat = 3 * result.f_hat.square(), torch.zeros_like(latent)
+        for scale in range(scales):
+            f_hat = f_hat + q.contribution(q.lookup(result.codes[scale], scale), scale)
+            expected += commitment / scales * 2 * (latent - f_hat) / latent.numel()
+    torch.testing.assert_close(latent.grad, expected)
+
+    def codebook_loss() -> float:
+        f_hat, total = torch.zeros_like(latent), 0.0
+        for scale, codes in enumerate(result.codes):
+            f_hat = f_hat + q.contribution(q.lookup(codes, scale), scale)
+            total += (f_hat - latent).double().square().mean().item() / scales
+        return total
+
+    used = int(result.codes[0][0, 0])
+    for channel in range(3):
+        with torch.no_grad():
+            before = q.codebook.weight[used, channel].item()
+            q.codebook.weight[used, channel] = before + 0.5
+            above = codebook_loss()
+            q.codebook.weight[used, channel] = before - 0.5
+            below = codebook_loss()
+            q.codebook.weight[used, channel] = before
+        assert abs(q.codebook.weight.grad[used, channel].item() - (above - below)) < 1e-5
+
+
+def test_rows_without_their_last_scales() -> None:
+    q = quantizer()
+    latent = torch.randn(3, 3, 4, 4)
+    codes = q.encode(latent).codes
+    sums = [q.contribution(q.lookup(codes[0], 0), 0)]
+    for scale in (1, 2):
+        sums.append(sums[-1] + q.contribution(q.lookup(codes[scale], scale), scale))
+    through, loss, _ = q(latent, 0.25, torch.tensor([1, 2, 3]))
+    torch.testing.assert_close(through, torch.stack([sums[0][0], sums[1][1], sums[2][2]]))
+    assert torch.equal(loss, q(latent, 0.25)[1])
+
+
+def test_codes_in_use_stay_where_they_are() -> None:
+    q = quantizer(vocab=64)
+    latent = torch.randn(8, 3, 4, 4)
+    for _ in range(50):
+        _, _, result = q(latent, 0.25)
+    used = torch.cat([codes.flatten() for codes in result.codes]).unique()
+    before = q.codebook.weight.clone()
+    moved = q.revive_dead_codes(latent, threshold=0.01, generator=torch.Generator().manual_seed(0))
+    changed = (q.codebook.weight != before).any(1).nonzero().flatten()
+    assert torch.equal(moved, changed) and len(moved) == 64 - len(used)
+    assert not set(used.tolist()) & set(changed.tolist())
+    assert not len(q.revive_dead_codes(latent, threshold=0.01))  # the moved ones have a grace period
+
+
 def test_dead_codes_move_onto_residuals() -> None:
     q = quantizer(vocab=64)
     with torch.no_grad():
@@ -68,5 +129,5 @@ def test_dead_codes_move_onto_residuals() -> None:
         q(latent, 0.25)
     before = (q.encode(latent).f_hat - latent).square().mean()
     moved = q.revive_dead_codes(latent, threshold=0.01, generator=torch.Generator().manual_seed(0))
-    assert moved >= 32 and q.codebook.weight.abs().max() < 50
+    assert len(moved) >= 32 and q.codebook.weight.abs().max() < 50
     assert (q.encode(latent).f_hat - latent).square().mean() < before

@@ -13,10 +13,13 @@ from models.initialization import initialize
 from models.varsr import VARSR
 from models.vqvae import VQVAE
 from utils.decoder_stage import DecoderSettings, DecoderStage
+from utils.held_out import HeldOut
 from utils.optim import parameter_groups
 from utils.pairs import PairSource
+from utils.perceptual import Perceptual
 from utils.tokenizer_stage import TokenizerSettings, TokenizerStage
 from utils.transformer_stage import NO_DECAY, TransformerSettings, TransformerStage
+from utils.validation import Validation, ValidationSettings
 
 CPU = torch.device("cpu")
 
@@ -37,6 +40,12 @@ def pairs() -> PairSource:
     return PairSource(blobs, blur, negative_share=0.25)
 
 
+def validation() -> Validation:
+    target = blobs(4, torch.Generator().manual_seed(9))
+    pairs = HeldOut(target, torch.nn.functional.avg_pool2d(target, 4))
+    return Validation(pairs, ValidationSettings(precision="fp32", batch_size=3, sheet_rows=2))
+
+
 def fresh_model() -> VARSR:
     torch.manual_seed(0)
     config = PRESETS["varsr-debug"]
@@ -45,34 +54,33 @@ def fresh_model() -> VARSR:
     return model
 
 
-def tokenizer_stage() -> TokenizerStage:
+def tokenizer_stage(perceptual: Perceptual | None = None, **changes: float) -> TokenizerStage:
     torch.manual_seed(0)
-    settings = TokenizerSettings(batch_size=8, max_iters=60, warmup_iters=5, learning_rate=3e-3, precision="fp32",
-                                 revive_every=10)
+    settings = TokenizerSettings(**{"batch_size": 8, "max_iters": 60, "warmup_iters": 5, "learning_rate": 3e-3,
+                                    "precision": "fp32", "revive_every": 10, **changes})
     validation = blobs(8, torch.Generator().manual_seed(9))
-    return TokenizerStage(VQVAE(PRESETS["varsr-debug"].vqvae), blobs, validation, settings, CPU)
+    return TokenizerStage(VQVAE(PRESETS["varsr-debug"].vqvae), blobs, validation, settings, CPU, perceptual)
 
 
 def transformer_stage() -> TransformerStage:
     settings = TransformerSettings(batch_size=8, max_iters=40, learning_rate=3e-3, precision="fp32")
-    return TransformerStage(fresh_model(), pairs(), pairs().draw(4, torch.Generator().manual_seed(9), CPU),
-                            settings, CPU)
+    return TransformerStage(fresh_model(), pairs(), validation(), settings, CPU)
 
 
 def decoder_stage() -> DecoderStage:
     settings = DecoderSettings(batch_size=4, fresh=2, pool_size=8, max_iters=50, warmup_iters=2, precision="fp32",
                                learning_rate=2e-3)
-    return DecoderStage(fresh_model(), PairSource(blobs, blur), pairs().draw(4, torch.Generator().manual_seed(9), CPU),
-                        settings, CPU)
+    return DecoderStage(fresh_model(), PairSource(blobs, blur), validation(), settings, CPU)
 
 
-STAGES = {"tokenizer": tokenizer_stage, "transformer": transformer_stage, "decoder": decoder_stage}
+STAGES = {"tokenizer": tokenizer_stage, "adversarial": lambda: tokenizer_stage(adversarial_start=0.0),
+          "transformer": transformer_stage, "decoder": decoder_stage}
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", ["tokenizer", "transformer", "decoder"])
 def test_it_learns(name: str) -> None:
     stage = STAGES[name]()
-    key = {"tokenizer": "pixel", "transformer": "loss", "decoder": "pixel"}[name]
+    key = "loss" if name == "transformer" else "pixel"
     values = [stage.train_step(i)[key] for i in range(stage.settings.max_iters)]
     assert sum(values[-5:]) < 0.9 * sum(values[:5])
 
@@ -96,7 +104,7 @@ def test_the_result_loads(name: str, tmp_path: Path) -> None:
     stage = STAGES[name]()
     stage.train_step(0)
     report = stage.report(tmp_path, 1)
-    assert set(report) >= {"psnr_y", "psnr_y_lr"} and list((tmp_path / "sheets").glob("*.png"))
+    assert set(report) >= {"psnr_y", "psnr_y_bicubic"} and list((tmp_path / "sheets").glob("*.png"))
     stage.export(tmp_path)
     assert VARSR.from_pretrained(tmp_path).config == stage.model.config
 
@@ -110,6 +118,59 @@ def test_the_decoder_stage_trains_the_decoder_alone() -> None:
     changed = {name.split(".")[1] for name, value in stage.model.state_dict().items()
                if not torch.equal(value, before[name])}
     assert changed == {"decoder", "post_quant", "fidelity"}
+
+
+def test_the_discriminator_joins_after_the_warm_up() -> None:
+    stage = tokenizer_stage(max_iters=12, adversarial_start=0.5)
+    joined = ["discriminator" in stage.train_step(i) for i in range(12)]
+    assert joined == [False] * 6 + [True] * 6
+
+
+def test_half_precision_takes_the_same_steps() -> None:
+    losses = {}
+    for precision in ("fp32", "fp16"):  # whose gradients would vanish without the loss scale
+        stage = tokenizer_stage(precision=precision, adversarial_start=0.0)
+        losses[precision] = [stage.train_step(i)["loss"] for i in range(4)]
+    assert losses["fp16"] == pytest.approx(losses["fp32"], rel=0.01)
+
+
+def test_the_perceptual_loss_is_weighed_in() -> None:
+    class Distance(torch.nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return (a - b).square().mean(dim=(1, 2, 3), keepdim=True)
+    plain = tokenizer_stage(adversarial_weight=0.0).train_step(0)
+    weighed = tokenizer_stage(Perceptual(Distance(), "squares"), perceptual_weight=3.0,
+                              adversarial_weight=0.0).train_step(0)
+    assert weighed["pixel"] == plain["pixel"] and weighed["perceptual"] > 0
+    assert weighed["loss"] == pytest.approx(plain["loss"] + 3 * weighed["perceptual"], rel=1e-5)
+
+
+def test_last_scales_are_left_out_of_some_rows() -> None:
+    stage = tokenizer_stage(scale_dropout=0.5, max_dropped=2)
+    kept = torch.cat([stage._kept_scales(1000), stage._kept_scales(1000)])
+    assert set(kept.tolist()) == {1, 2, 3} and 0.45 < (kept == 3).float().mean() < 0.55
+    assert torch.equal(tokenizer_stage(scale_dropout=0.0)._kept_scales(50), torch.full((50,), 3))
+
+
+def test_dead_codes_are_revived_while_it_trains(tmp_path: Path) -> None:
+    used = {}
+    for revive_every in (10, 1000):
+        stage = tokenizer_stage(revive_every=revive_every)
+        with torch.no_grad():
+            stage.model.quantizer.codebook.weight[4:] = 100.0  # far from every latent: 28 of 32 codes are dead
+            stage.average.model.quantizer.codebook.weight[4:] = 100.0
+        revived = [stage.train_step(i)["revived"] for i in range(10)]
+        assert sum(revived[:9]) == 0 and (revived[9] >= 28) == (revive_every == 10)
+        used[revive_every] = stage.report(tmp_path, 10)["codes_used"]
+        for model in (stage.model, stage.average.model):  # the averaged codes do not linger at their old places
+            assert (model.quantizer.codebook.weight[4:].abs().max() < 10) == (revive_every == 10)
+    assert used[10] > used[1000]
+
+
+def test_a_state_without_discriminator_is_refused() -> None:
+    state = tokenizer_stage(adversarial_weight=0.0).state_dict()
+    with pytest.raises(ValueError, match="adversarial_weight"):
+        tokenizer_stage().load_state_dict(state)
 
 
 def test_weight_decay_groups_follow_the_rule() -> None:

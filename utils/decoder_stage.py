@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
 from models.varsr import VARSR
 
-from .grid import write_grid
+from .adversary import Adversary, AdversarySettings
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
-from .pairs import Pairs, PairSource
+from .pairs import PairSource
 from .precision import autocast
+from .progress import timed
 from .schedule import Schedule
-from .transformer_stage import mean_psnr
+from .validation import Validation
 
 LEVELS = 255
 
@@ -38,12 +38,14 @@ class DecoderSettings:
     learning_rate: float = 4e-4
     discriminator_rate: float = 4e-4
     weight_decay: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
     clip: float = 1.0
     warmup_iters: int = 20
     adversarial_start: float = 0.4  # share of the iterations that are trained on pixels alone
     adversarial_weight: float = 0.1
     ema: float = 0.998
     precision: str = "bf16"
+    loss_scale: float = 2.0 ** 11  # initial, fp16 only
     seed: int = 0
     val_batch: int = 16
 
@@ -81,7 +83,7 @@ class SamplePool:
 class DecoderStage:
     """See `loop.Stage`."""
 
-    def __init__(self, model: VARSR, pairs: PairSource, validation: Pairs, settings: DecoderSettings,
+    def __init__(self, model: VARSR, pairs: PairSource, validation: Validation, settings: DecoderSettings,
                  device: torch.device) -> None:
         self.settings, self.device, self.pairs, self.validation = settings, device, pairs, validation
         self.model = model.to(device).channels_last().eval().requires_grad_(False)
@@ -90,95 +92,76 @@ class DecoderStage:
         if vqvae.fidelity is not None:
             self.trained.append(vqvae.fidelity)
         self.trained.requires_grad_(True)
-        self.discriminator = PatchDiscriminator().to(device, memory_format=torch.channels_last)
-        self.optimizer = self._adam(self.trained, settings.learning_rate)
-        self.discriminator_optimizer = self._adam(self.discriminator, settings.discriminator_rate)
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.trained, settings.weight_decay),
+                                           lr=settings.learning_rate, betas=settings.betas, fused=True)
+        self.scaler = torch.amp.GradScaler(device.type, init_scale=settings.loss_scale,
+                                           enabled=settings.precision == "fp16")
+        self.adversary = Adversary(
+            AdversarySettings(settings.adversarial_weight, round(settings.adversarial_start * settings.max_iters),
+                              learning_rate=settings.discriminator_rate, weight_decay=settings.weight_decay,
+                              betas=settings.betas, clip=settings.clip, precision=settings.precision,
+                              loss_scale=settings.loss_scale), device, conditional=True)
         self.schedule = Schedule("cos", settings.max_iters, settings.warmup_iters)
         self.average = MovingAverage(self.trained, settings.ema)
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.pool = SamplePool(settings.pool_size)
 
-    def _adam(self, module: torch.nn.Module, rate: float) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(parameter_groups(module, self.settings.weight_decay), lr=rate, betas=(0.9, 0.99),
-                                 fused=True)
-
     @torch.no_grad()
-    def _generate(self, count: int) -> None:
-        """Put freshly generated samples into the pool."""
-        pairs = self.pairs.draw(count, self.generator, self.device)
+    def _generate(self, count: int) -> float:
+        """Put freshly generated samples into the pool; returns the seconds that their data took."""
+        pairs, wait = timed(self.pairs.draw, count, self.generator, self.device)
         seed = int(torch.randint(2 ** 31, (1,), generator=self.generator))
         with autocast(self.device, self.settings.precision):
             latent = self.model.generate_latent((pairs.lr + 1) / 2, pairs.labels, seed=seed)
         self.pool.add(latent, pairs.target, pairs.lr)
+        return wait
 
     def train_step(self, iteration: int) -> dict[str, float]:
         """One decoder step and, after the pixel phase, one discriminator step."""
         settings = self.settings
-        self._generate(settings.fresh if self.pool.latents is not None else settings.batch_size)
+        wait = self._generate(settings.fresh if self.pool.latents is not None else settings.batch_size)
         latent, target, lr = (part.to(self.device) for part in self.pool.draw(settings.batch_size, self.generator))
         rate = self.schedule.rate(iteration)
         set_rates(self.optimizer, settings.learning_rate * rate, settings.weight_decay)
-        set_rates(self.discriminator_optimizer, settings.discriminator_rate * rate, settings.weight_decay)
-        adversarial_phase = iteration >= settings.adversarial_start * settings.max_iters
         with autocast(self.device, settings.precision):
             restored = self.model.vqvae.decode_unclamped(latent, lr).float()
-        pixel = F.l1_loss(restored, target)
-        metrics = {"pixel": pixel.item()}
-        loss = pixel
-        if adversarial_phase:
-            loss = loss + self._adversarial(pixel, restored, lr, metrics)
-        loss.backward()
-        metrics["grad_norm"] = clipped_step(self.optimizer, self.trained.parameters(), settings.clip)
-        if adversarial_phase:
-            metrics["discriminator"] = self._discriminator_step(restored.detach(), target, lr)
+        loss = pixel = F.l1_loss(restored, target)
+        metrics = {"pixel": pixel.item(), "lr": settings.learning_rate * rate, "wait": wait,
+                   "samples": float(len(target))}
+        adversarial = self.adversary.takes_part(iteration)
+        if adversarial:
+            last_layer = self.model.vqvae.decoder.conv_out.weight
+            loss = loss + self.adversary.loss(pixel, restored, last_layer, lr, metrics)
+        self.scaler.scale(loss).backward()
+        metrics["grad_norm"] = clipped_step(self.optimizer, self.trained.parameters(), settings.clip, self.scaler)
+        if adversarial:
+            metrics["discriminator"] = self.adversary.step(restored, target, lr, rate)
         self.average.update(self.trained, iteration)
         return {"loss": loss.item(), **metrics}
 
-    def _adversarial(self, pixel: Tensor, restored: Tensor, lr: Tensor, metrics: dict[str, float]) -> Tensor:
-        """The decoder's adversarial loss, weighed against the pixel loss."""
-        self.discriminator.requires_grad_(False)
-        with autocast(self.device, self.settings.precision):
-            loss = -self.discriminator(restored, lr).float().mean()
-        weight = adaptive_weight(pixel, loss, self.model.vqvae.decoder.conv_out.weight)
-        metrics["adversarial"], metrics["adaptive_weight"] = loss.item(), weight.item()
-        return self.settings.adversarial_weight * weight * loss
-
-    def _discriminator_step(self, restored: Tensor, target: Tensor, lr: Tensor) -> float:
-        self.discriminator.requires_grad_(True)
-        with autocast(self.device, self.settings.precision):
-            logits = self.discriminator(torch.cat([target, restored]), torch.cat([lr, lr])).float()
-        loss = hinge_loss(*logits.chunk(2))
-        loss.backward()
-        clipped_step(self.discriminator_optimizer, self.discriminator.parameters(), self.settings.clip)
-        return loss.item()
-
     @torch.no_grad()
     def report(self, folder: Path, iteration: int) -> dict[str, float]:
-        """Restoration of held-out pairs with the averaged decoder: PSNR-Y, and a sheet LR | ours | HR."""
+        """Free-running restoration of held-out pairs with the averaged decoder (see `Validation.run`)."""
         current = {name: value.clone() for name, value in self.trained.state_dict().items()}
         self.trained.load_state_dict(self.average.model.state_dict())
-        target, lr = (self.validation.target + 1) / 2, (self.validation.lr + 1) / 2
-        with autocast(self.device, self.settings.precision):
-            restored = self.model.generate(lr)
+        values = self.validation.run(self.model, folder / "sheets" / f"{iteration:07d}.png")
         self.trained.load_state_dict(current)
-        write_grid(folder / "sheets" / f"{iteration:07d}.png", [part[:8] for part in (lr, restored, target)])
-        return {"psnr_y": mean_psnr(restored, target), "psnr_y_lr": mean_psnr(lr, target)}
+        return values
 
     def state_dict(self) -> dict[str, Any]:
         """Everything trained, both optimisers, the pool and the generator."""
         return {"trained": self.trained.state_dict(), "average": self.average.model.state_dict(),
-                "discriminator": self.discriminator.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
-                "generator": self.generator.get_state(),
+                "adversary": self.adversary.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(), "generator": self.generator.get_state(),
                 "pool": (self.pool.latents, self.pool.pictures, self.pool.position)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
         self.trained.load_state_dict(state["trained"])
         self.average.model.load_state_dict(state["average"])
-        self.discriminator.load_state_dict(state["discriminator"])
+        self.adversary.load_state_dict(state["adversary"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"])
         self.pool.latents, self.pool.pictures, self.pool.position = state["pool"]
 

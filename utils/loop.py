@@ -1,7 +1,6 @@
 """The training loop that every stage shares: log, checkpoint, resume, stop on request."""
 from __future__ import annotations
 
-import json
 import logging
 import math
 import signal
@@ -12,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from .progress import Throughput
 from .train_state import StateFolder, restore_rng_state
+from .training_log import TrainingLog, open_log
 
 log = logging.getLogger(__name__)
 
@@ -54,20 +55,6 @@ class LoopConfig:
     resume: bool = True
 
 
-class JsonLines:
-    """Append-only log, one JSON object a line; `None` values stand for non-finite numbers."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
-
-    def write(self, **values: Any) -> None:
-        """Append one line."""
-        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(clean) + "\n")
-
-
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
     """Collect SIGTERM and SIGINT instead of dying at once; the list fills when one arrives."""
@@ -84,21 +71,29 @@ def stop_requests() -> Iterator[list[int]]:
 class TrainLoop:
     """Drives a `Stage` from its last saved state to `max_iters`."""
 
-    def __init__(self, stage: Stage, config: LoopConfig, settings: dict[str, Any]) -> None:
+    def __init__(self, stage: Stage, config: LoopConfig, settings: dict[str, Any],
+                 records: TrainingLog | None = None) -> None:
         self.stage, self.config = stage, config
         self.states = StateFolder(config.output / "states")
-        self.records = JsonLines(config.output / "log.jsonl")
+        self.records = records or open_log(config.output)
+        self.throughput = Throughput()
         self.settings = settings
         self.start = self._resume()
 
     def run(self, on_step: Callable[[dict[str, float]], None] | None = None) -> bool:
         """Train; True when the last iteration was reached, False when stopped by a signal (state saved)."""
+        try:
+            return self._run(on_step)
+        finally:
+            self.records.close()
+
+    def _run(self, on_step: Callable[[dict[str, float]], None] | None) -> bool:
         self.records.write(event="start", iteration=self.start, **self.settings)
         broken = 0
         began = time.monotonic()
         with stop_requests() as stopped:
             for iteration in range(self.start, self.config.max_iters):
-                metrics = self.stage.train_step(iteration)
+                metrics = self.throughput.measured(self.stage.train_step, iteration)
                 broken = 0 if math.isfinite(metrics["loss"]) else broken + 1
                 if broken >= MAX_BROKEN_STEPS:
                     raise TrainingDiverged(
@@ -131,6 +126,7 @@ class TrainLoop:
         if done % self.config.report_every == 0 or last:
             report = self.stage.report(self.config.output, done)
             self.records.write(event="report", iteration=done, **report)
+            self.records.picture("sheet", done, self.config.output / "sheets" / f"{done:07d}.png")
             log.info("iteration %d: %s", done, ", ".join(f"{k} {v:.4g}" for k, v in report.items()))
         if healthy and (done % self.config.save_every == 0 or last):
             self.states.save(done, self.stage.state_dict())

@@ -18,6 +18,7 @@ MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, 
 MS_SSIM_SIDE = (SSIM_SIDE - 1) * 2 ** (len(MS_SSIM_WEIGHTS) - 1) + 1  # shorter sides leave no window at the last scale
 GMSD_CONSTANT = 170.0  # Xue et al. 2014
 GMSD_SIDE = 4
+DETAIL_SIDE, DETAIL_SIGMA = 11, 1.5  # Gaussian that high_frequency takes away
 
 
 def require_comparable(image: Tensor, reference: Tensor, side: int = 1, metric: str = "this metric") -> None:
@@ -86,6 +87,15 @@ def psnr_y(image: Tensor, reference: Tensor) -> float:
 def ssim_y(image: Tensor, reference: Tensor) -> float:
     """SSIM on studio-range luma; pictures (3, H, W) in [0, 1]."""
     return ssim(luma(image), luma(reference))
+
+
+def high_frequency(planes: Tensor) -> float:
+    """Mean distance in levels of planes (C, H, W) from their Gaussian blur (sigma 1.5), where the 11x11 window fits:
+    how much fine detail a picture shows. Raises ValueError for pictures smaller than the window."""
+    require_comparable(planes, planes, DETAIL_SIDE, "the high-frequency energy")
+    planes, border = _batch(planes), DETAIL_SIDE // 2
+    inner = planes[..., border:-border, border:-border]
+    return (inner - smooth(planes, gaussian_taps(DETAIL_SIDE, DETAIL_SIGMA, planes))).abs().mean().item()
 
 
 def gaussian_taps(side: int, sigma: float, like: Tensor) -> Tensor:

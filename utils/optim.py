@@ -33,10 +33,11 @@ def set_rates(optimizer: torch.optim.Optimizer, rate: float, weight_decay: float
 def clipped_step(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], max_norm: float,
                  scaler: torch.amp.GradScaler | None = None) -> float:
     """Clip, step and clear the gradients; returns the gradient norm. A step with a non-finite norm is left out."""
-    if scaler is not None:
+    scales = scaler is not None and scaler.is_enabled()  # a disabled one would step whatever the gradients are
+    if scales:
         scaler.unscale_(optimizer)
     norm = float(nn.utils.clip_grad_norm_(parameters, max_norm))
-    if scaler is not None:
+    if scales:
         scaler.step(optimizer)  # leaves out steps with inf/nan gradients by itself
         scaler.update()
     elif torch.isfinite(torch.tensor(norm)):

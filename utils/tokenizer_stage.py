@@ -1,25 +1,36 @@
-"""Training stage of the multi-scale VQVAE: reconstruct crops through the residual quantiser."""
+"""Training stage of the multi-scale VQVAE (VAR, section 3.2): reconstruct crops through the residual quantiser.
+
+Losses: L1 + L2, LPIPS where it can be had, codebook and commitment at every scale, and after a warm-up a patch
+discriminator. Part of each batch is decoded from what training alone sees: the latent without quantisation, as the
+refiner's result will be, and the sum of codes without the last scales, so that early scales say all they can.
+"""
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
+from models.tokenizer_file import TOKENIZER_WEIGHTS, write_tokenizer
 from models.vqvae import VQVAE
 
+from .adversary import Adversary, AdversarySettings
 from .grid import write_grid
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
 from .pairs import Sampler
+from .perceptual import Perceptual
 from .precision import autocast
+from .progress import timed
+from .reconstruction import psnr, reconstruct
 from .schedule import Schedule
 
-PEAK_TO_PEAK = 2.0  # of pictures in [-1, 1]
-INIT_STD = 0.02
+LATE = 0.1  # of the peak learning rate: below it codes are no longer moved
+NO_DECAY = ("codebook",)
 
 
 @dataclass(frozen=True)
@@ -30,92 +41,163 @@ class TokenizerSettings:
     max_iters: int = 2000
     learning_rate: float = 5e-4
     weight_decay: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
     warmup_iters: int = 50
     clip: float = 1.0
     commitment: float = 0.25
-    continuous_share: float = 0.25  # of a batch is decoded without quantisation, as the refiner's result will be
+    continuous_share: float = 0.25  # of a batch is decoded without quantisation
+    scale_dropout: float = 0.1  # share of the other rows that are decoded without their last scales
+    max_dropped: int = 3  # scales that such a row loses at most
+    perceptual_weight: float = 1.0  # of LPIPS, where it can be had
+    adversarial_weight: float = 0.1  # 0: no discriminator
+    adversarial_start: float = 0.5  # share of the iterations without it
     revive_every: int = 25
     revive_threshold: float = 0.1  # hits per step below which a code counts as dead
     ema: float = 0.999
     precision: str = "bf16"
+    loss_scale: float = 2.0 ** 11  # initial, fp16 only
     seed: int = 0
     val_batch: int = 32
 
-
-def psnr(a: Tensor, b: Tensor) -> float:
-    """PSNR in dB of pictures in [-1, 1]."""
-    return float(10 * torch.log10(PEAK_TO_PEAK ** 2 / (a - b).square().mean()))
+    def __post_init__(self) -> None:
+        """Raises ValueError for values that no training can have."""
+        for name in ("continuous_share", "scale_dropout", "adversarial_start"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share: must be in [0, 1], got {getattr(self, name)}")
+        for name in ("commitment", "perceptual_weight", "adversarial_weight", "max_dropped", "revive_threshold"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.batch_size < 1 or self.revive_every < 1:
+            raise ValueError(f"batch_size and revive_every must be at least 1, got {self.batch_size} and "
+                             f"{self.revive_every}")
 
 
 class TokenizerStage:
     """See `loop.Stage`. Keeps a moving average of the weights, which is what it validates and exports."""
 
     def __init__(self, model: VQVAE, sample: Sampler, validation: Tensor, settings: TokenizerSettings,
-                 device: torch.device) -> None:
-        """`validation`: held-out crops (M, 3, S, S) in [0, 1]."""
+                 device: torch.device, perceptual: Perceptual | None = None) -> None:
+        """`validation`: held-out crops (M, 3, S, S) in [0, 1]. `perceptual`: see `find_perceptual`; none by default."""
         self.settings, self.device, self.sample = settings, device, sample
-        self.model = model.to(device, memory_format=torch.channels_last)
+        self.model = model.to(device, memory_format=torch.channels_last).train().requires_grad_(True)
         self.validation = validation[:settings.val_batch].to(device) * 2 - 1
+        used = perceptual is not None and perceptual.network is not None and settings.perceptual_weight > 0
+        self.perceptual = perceptual if used else None
         self.generator = torch.Generator().manual_seed(settings.seed)
-        self.optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay, ("codebook",)),
-                                           lr=settings.learning_rate, betas=(0.9, 0.99), fused=True)
+        self.optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay, NO_DECAY),
+                                           lr=settings.learning_rate, betas=settings.betas, fused=True)
+        self.scaler = torch.amp.GradScaler(device.type, init_scale=settings.loss_scale,
+                                           enabled=settings.precision == "fp16")
         self.schedule = Schedule("cos", settings.max_iters, settings.warmup_iters)
         self.average = MovingAverage(model, settings.ema)
+        self.adversary = None
+        if settings.adversarial_weight > 0:
+            self.adversary = Adversary(
+                AdversarySettings(settings.adversarial_weight, round(settings.adversarial_start * settings.max_iters),
+                                  learning_rate=settings.learning_rate, weight_decay=settings.weight_decay,
+                                  betas=settings.betas, clip=settings.clip, precision=settings.precision,
+                                  loss_scale=settings.loss_scale), device, conditional=False)
 
     def train_step(self, iteration: int) -> dict[str, float]:
-        """One step on a fresh batch."""
-        settings = self.settings
-        image = self.sample(settings.batch_size, self.generator).to(self.device) * 2 - 1
-        set_rates(self.optimizer, settings.learning_rate * self.schedule.rate(iteration), settings.weight_decay)
+        """One step on a fresh batch, and one of the discriminator once it takes part."""
+        settings, rate = self.settings, self.schedule.rate(iteration)
+        image, wait = timed(self.sample, settings.batch_size, self.generator)
+        image = image.to(self.device) * 2 - 1
+        set_rates(self.optimizer, settings.learning_rate * rate, settings.weight_decay)
+        continuous = round(settings.continuous_share * len(image))
+        kept = self._kept_scales(len(image))
         with autocast(self.device, settings.precision):
             latent = self.model.encode(image).float()
-            quantized, code_loss, result = self.model.quantizer(latent, settings.commitment)
-            continuous = round(settings.continuous_share * len(image))
+            quantized, code_loss, _ = self.model.quantizer(latent, settings.commitment, kept.to(self.device))
             decoded = self.model.decode_unclamped(torch.cat([latent[:continuous], quantized[continuous:]])).float()
-            pixel_loss = F.l1_loss(decoded, image) + F.mse_loss(decoded, image)
-            loss = pixel_loss + code_loss
-        loss.backward()
-        norm = clipped_step(self.optimizer, self.model.parameters(), settings.clip)
-        revived = 0
-        if (iteration + 1) % settings.revive_every == 0 and self.schedule.rate(iteration) > 0.1:
-            revived = self.model.quantizer.revive_dead_codes(
-                latent.detach(), settings.revive_threshold, self.generator)
+        metrics = {"lr": settings.learning_rate * rate, "wait": wait, "samples": float(len(image))}
+        loss = self._loss(decoded, image, code_loss, iteration, metrics)
+        self.scaler.scale(loss).backward()
+        metrics["grad_norm"] = clipped_step(self.optimizer, self.model.parameters(), settings.clip, self.scaler)
+        if self._adversarial(iteration):
+            metrics["discriminator"] = self.adversary.step(decoded, image, None, rate)
+        metrics["revived"] = float(self._revive(latent.detach(), iteration, rate, metrics["grad_norm"]))
         self.average.update(self.model, iteration)
-        return {"loss": loss.item(), "pixel": pixel_loss.item(), "codes": code_loss.item(), "grad_norm": norm,
-                "psnr": psnr(decoded.detach()[continuous:], image[continuous:]), "revived": float(revived)}
+        whole = kept == len(self.model.config.scales)
+        whole[:continuous] = False
+        if whole.any():  # the rows that say what the codes can do
+            metrics["psnr"] = psnr(decoded.detach()[whole], image[whole])
+        return metrics
 
-    @torch.no_grad()
+    def _kept_scales(self, batch: int) -> Tensor:
+        """How many scales each row (B,) keeps: all, or, for some, all but the last few. The first one always stays."""
+        scales = len(self.model.config.scales)
+        most = min(self.settings.max_dropped, scales - 1)
+        if not most or not self.settings.scale_dropout:
+            return torch.full((batch,), scales)
+        chosen = torch.rand(batch, generator=self.generator) < self.settings.scale_dropout
+        dropped = torch.randint(1, most + 1, (batch,), generator=self.generator)
+        return scales - dropped * chosen
+
+    def _adversarial(self, iteration: int) -> bool:
+        return self.adversary is not None and self.adversary.takes_part(iteration)
+
+    def _loss(self, decoded: Tensor, image: Tensor, code_loss: Tensor, iteration: int,
+              metrics: dict[str, float]) -> Tensor:
+        """All losses of the tokenizer together; each is told in `metrics`."""
+        pixel = F.l1_loss(decoded, image) + F.mse_loss(decoded, image)
+        reconstruction = pixel
+        if self.perceptual is not None:
+            with autocast(self.device, self.settings.precision):
+                perceptual = self.perceptual(decoded, image).float()
+            metrics["perceptual"] = perceptual.item()
+            reconstruction = reconstruction + self.settings.perceptual_weight * perceptual
+        loss = reconstruction + code_loss
+        if self._adversarial(iteration):
+            loss = loss + self.adversary.loss(reconstruction, decoded, self.model.decoder.conv_out.weight, None,
+                                              metrics)
+        metrics |= {"loss": loss.item(), "pixel": pixel.item(), "codes": code_loss.item()}
+        return loss
+
+    def _revive(self, latent: Tensor, iteration: int, rate: float, norm: float) -> int:
+        """Move dead codes now and then, not late, when they could not settle any more, and not by a broken step."""
+        due = (iteration + 1) % self.settings.revive_every == 0 and rate > LATE and math.isfinite(norm)
+        if not due:
+            return 0
+        quantizer = self.model.quantizer
+        moved = quantizer.revive_dead_codes(latent, self.settings.revive_threshold, self.generator)
+        with torch.no_grad():  # between its old and its new place an averaged code would mean nothing
+            self.average.model.quantizer.codebook.weight[moved] = quantizer.codebook.weight[moved]
+        return len(moved)
+
     def report(self, folder: Path, iteration: int) -> dict[str, float]:
-        """Reconstruction PSNR of the held-out crops, after each scale and of the continuous latent; a sheet."""
-        model, image = self.average.model, self.validation
-        with autocast(self.device, self.settings.precision):
-            latent = model.encode(image).float()
-            codes = model.quantizer.encode(latent).codes
-            values, shown, f_hat = {}, [image], torch.zeros_like(latent)
-            for scale, indices in enumerate(codes):
-                f_hat = f_hat + model.quantizer.contribution(model.quantizer.lookup(indices, scale), scale)
-                decoded = model.decode(f_hat)
-                values[f"psnr_{model.config.scales[scale]}"] = psnr(decoded, image)
-                shown.append(decoded)
-            shown.append(model.decode(latent))
-        values["psnr_continuous"] = psnr(shown[-1], image)
-        values["codes_used"] = float((model.quantizer.code_usage.sum(0) > self.settings.revive_threshold).sum())
-        write_grid(folder / "sheets" / f"{iteration:07d}.png", [(rows[:8] + 1) / 2 for rows in shown])
-        return values
+        """The averaged model on held-out crops (`Reconstruction.values`), codes in use while training; a sheet."""
+        model = self.average.model
+        result = reconstruct(model, self.validation, self.settings.precision, self.settings.batch_size)
+        write_grid(folder / "sheets" / f"{iteration:07d}.png", [(row + 1) / 2 for row in result.rows])
+        alive = model.quantizer.code_usage.sum(0) >= self.settings.revive_threshold
+        return {**result.values, "codes_alive": float(alive.sum())}
 
     def state_dict(self) -> dict[str, Any]:
-        """Model, average, optimiser and generator."""
-        return {"model": self.model.state_dict(), "average": self.average.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}
+        """Configuration, model, average, optimiser, loss scale, discriminator and generator."""
+        return {"config": dataclasses.asdict(self.model.config), "model": self.model.state_dict(),
+                "average": self.average.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "adversary": None if self.adversary is None else self.adversary.state_dict(),
+                "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
+        """Inverse of `state_dict`. Raises ValueError for the state of another tokenizer, or where only one of both
+        runs has a discriminator."""
+        if state["config"] != dataclasses.asdict(self.model.config):
+            raise ValueError("the state saved in --output is of a tokenizer of another shape: resume with the flags of "
+                             "that run, take another --output, or start over with --no_resume")
+        if (state["adversary"] is None) != (self.adversary is None):
+            raise ValueError("the saved state and --adversarial_weight disagree on whether there is a discriminator: "
+                             "resume with the flags of the run, or start over with --no_resume")
         self.model.load_state_dict(state["model"])
         self.average.model.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.adversary is not None:
+            self.adversary.load_state_dict(state["adversary"])
         self.generator.set_state(state["generator"])
 
     def export(self, folder: Path) -> None:
-        """`vqvae.safetensors` of the averaged weights, float32."""
-        tensors = {name: tensor.contiguous() for name, tensor in self.average.model.state_dict().items()}
-        save_file(tensors, folder / "vqvae.safetensors")
+        """The averaged weights as a tokenizer file of its own."""
+        write_tokenizer(self.average.model, folder / TOKENIZER_WEIGHTS)

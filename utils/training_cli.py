@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,11 +19,16 @@ from dataloader.degradation import Degradation, DegradationConfig
 from models.checkpoint import require_complete
 from models.config import PRESETS
 from models.initialization import InitConfig, initialize
+from models.tokenizer_file import tokenizer_config
 from models.varsr import VARSR
 
 from .allocator import keep_freed_memory
+from .held_out import held_out
 from .loop import LoopConfig, Stage, TrainingDiverged, TrainLoop
 from .pairs import ClassSource, PairSource
+from .progress import bar_text
+from .training_log import WandBSettings, open_log
+from .validation import Validation, ValidationSettings
 
 log = logging.getLogger(__name__)
 Config = TypeVar("Config")
@@ -57,9 +63,11 @@ def build_model(args: argparse.Namespace, class_names: tuple[str, ...] = ()) -> 
     if not args.vqvae:
         raise ValueError(f"--stage {args.stage} needs a tokenizer: train one with train_vqvae.py and give it "
                          "with --vqvae")
-    if not Path(args.vqvae).is_file():
-        raise FileNotFoundError(f"tokenizer {args.vqvae} not found: train_vqvae.py writes vqvae.safetensors")
     config = preset_config(args.preset, PRESETS)
+    tokenizer = tokenizer_config(args.vqvae)
+    if tokenizer is not None:  # the file says how it is built; the decoder's LR features are the preset's
+        features = {"fidelity_width": config.vqvae.fidelity_width, "fidelity_blocks": config.vqvae.fidelity_blocks}
+        config = dataclasses.replace(config, vqvae=dataclasses.replace(tokenizer, **features))
     if config.is_super_resolution != (args.stage == "sr"):
         raise ValueError(f"preset {args.preset} is not for --stage {args.stage}: choose another --preset")
     if class_names:
@@ -98,13 +106,24 @@ def training_pairs(args: argparse.Namespace, size: int) -> PairSource:
     return PairSource(crops.batch, Degradation(config).and_upsample, share, negatives)
 
 
-def run_stage(stage: Stage, config: LoopConfig, settings: dict[str, Any]) -> int:
+def held_out_pairs(args: argparse.Namespace, pairs: PairSource, size: int, count: int, precision: str) -> Validation:
+    """The pairs that the SR and decoder stages are validated on: of --val_data, or seeded training crops."""
+    degradation = Degradation(DegradationConfig.load(light_probability=args.light))
+    return Validation(held_out(args.val_data, size, count, degradation, pairs.sample),
+                      ValidationSettings(precision=precision))
+
+
+def run_stage(stage: Stage, config: LoopConfig, settings: dict[str, Any], wandb: WandBSettings | None = None) -> int:
     """Train a stage with a progress bar; the exit code is 0 when finished, 1 when it diverged or was stopped."""
     keep_freed_memory()
-    loop = TrainLoop(stage, config, settings)
+    try:
+        loop = TrainLoop(stage, config, settings, open_log(config.output, wandb))
+    except ValueError as error:  # a log that cannot be had, a state of another run
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        return 1
     with tqdm(total=config.max_iters, initial=loop.start, unit="it", dynamic_ncols=True, mininterval=5.0) as bar:
         def advance(metrics: dict[str, float]) -> None:
-            bar.set_postfix({"loss": f"{metrics['loss']:.4f}"}, refresh=False)
+            bar.set_postfix(bar_text(metrics), refresh=False)
             bar.update()
         try:
             finished = loop.run(advance)

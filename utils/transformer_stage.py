@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from models.varsr import VARSR
 
 from .grid import write_grid
-from .metrics import psnr_y
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
 from .pairs import ClassSource, Pairs, PairSource
 from .precision import autocast
+from .progress import timed
 from .schedule import Schedule
+from .validation import Validation
 
 # Parameters without weight decay beside biases and 1-d ones (spec of the SR stage).
 NO_DECAY = ("class_embedding", "start_position", "level_embedding", "log_scale", "modulation_offset", "refiner.")
@@ -48,8 +48,9 @@ class TransformerSettings:
 class TransformerStage:
     """See `loop.Stage`. Keeps a moving average of the weights, which is what it validates and exports."""
 
-    def __init__(self, model: VARSR, pairs: PairSource | ClassSource, validation: Pairs,
+    def __init__(self, model: VARSR, pairs: PairSource | ClassSource, validation: Validation | Pairs,
                  settings: TransformerSettings, device: torch.device) -> None:
+        """`validation`: held-out pairs; class-to-image: held-out pictures and their classes."""
         self.settings, self.device, self.pairs, self.validation = settings, device, pairs, validation
         self.model = model.to(device).channels_last().train()
         self.model.vqvae.eval().requires_grad_(False)
@@ -67,7 +68,7 @@ class TransformerStage:
     def train_step(self, iteration: int) -> dict[str, float]:
         """One teacher-forced step on a fresh batch of pairs."""
         settings = self.settings
-        pairs = self.pairs.draw(settings.batch_size, self.generator, self.device)
+        pairs, wait = timed(self.pairs.draw, settings.batch_size, self.generator, self.device)
         set_rates(self.optimizer, settings.learning_rate * self.schedule.rate(iteration), settings.weight_decay)
         with autocast(self.device, settings.precision):
             losses = self.model(pairs.target, pairs.lr, pairs.labels, error_rate=settings.error_rate,
@@ -77,15 +78,15 @@ class TransformerStage:
         self.average.update(self.model, iteration)
         return {"loss": losses.total.item(), "cross_entropy": losses.cross_entropy.item(),
                 "refiner": losses.refiner.item(), "accuracy": losses.accuracy.item(), "grad_norm": norm,
-                "lr": self.optimizer.param_groups[0]["lr"]}
+                "lr": self.optimizer.param_groups[0]["lr"], "wait": wait, "samples": float(len(pairs.target))}
 
     @torch.no_grad()
     def report(self, folder: Path, iteration: int) -> dict[str, float]:
         """Restoration of held-out pairs, or pictures of the first classes, as a sheet, and what can be measured."""
         path = folder / "sheets" / f"{iteration:07d}.png"
-        if self.validation.lr is None:
-            return self._report_classes(path)
-        return self._report_restoration(path)
+        if isinstance(self.validation, Validation):
+            return self.validation.run(self.average.model, path)
+        return self._report_classes(path)
 
     def _report_classes(self, path: Path) -> dict[str, float]:
         """Two pictures of each class; teacher-forced losses on held-out crops."""
@@ -96,14 +97,6 @@ class TransformerStage:
         write_grid(path, rows)
         return {"cross_entropy": losses.cross_entropy.item(), "accuracy": losses.accuracy.item(),
                 "refiner": losses.refiner.item()}
-
-    def _report_restoration(self, path: Path) -> dict[str, float]:
-        """Free-running: PSNR-Y beside the LR picture's; sheet LR | ours | HR."""
-        target, lr = (self.validation.target + 1) / 2, (self.validation.lr + 1) / 2
-        with autocast(self.device, self.settings.precision):
-            restored = self.average.model.generate(lr)
-        write_grid(path, [part[:8] for part in (lr, restored, target)])
-        return {"psnr_y": mean_psnr(restored, target), "psnr_y_lr": mean_psnr(lr, target)}
 
     def state_dict(self) -> dict[str, Any]:
         """Model, average, optimiser, scaler and generator."""
@@ -122,9 +115,3 @@ class TransformerStage:
     def export(self, folder: Path) -> None:
         """The averaged model as `model.safetensors` + `config.json`, float32."""
         self.average.model.save_pretrained(folder)
-
-
-def mean_psnr(images: Tensor, references: Tensor) -> float:
-    """Mean PSNR-Y in dB over a batch in [0, 1]."""
-    values = [psnr_y(a, b) for a, b in zip(images.float(), references.float(), strict=True)]
-    return sum(values) / len(values)

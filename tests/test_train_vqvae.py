@@ -1,0 +1,124 @@
+"""train_vqvae.py as its users run it: other factors and scales, resume, files to start from, refusals."""
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import train
+import train_vqvae as script
+from models.tokenizer_file import load_tokenizer
+
+SHAPE = ("--preset", "varsr-debug", "--scales", "1,3,4")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(random.integers(0, 256, (72, 80, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def run(photos: Path, output: Path, *flags: object) -> int:
+    common = ("--data", photos, "--output", output, "--max_iters", 8, "--batch_size", 4, "--warmup_iters", 2,
+              "--val_batch", 4, "--save_every", 4, "--val_every", 8, "--revive_every", 3, "--precision", "fp32",
+              "--device", "cpu", "--perceptual_weight", 0)
+    return script.main([str(flag) for flag in (*common, *flags)])
+
+
+@pytest.fixture(scope="module")
+def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("run")
+    assert run(photos, output, *SHAPE, "--val_data", photos) == 0
+    return output
+
+
+def test_it_leaves_a_tokenizer_its_log_and_a_sheet(finished: Path) -> None:
+    model = load_tokenizer(finished / "vqvae.safetensors")
+    assert model.config.scales == (1, 3, 4) and model.config.downsampling == 8
+    lines = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
+    assert lines[0]["model"]["scales"] == [1, 3, 4] and lines[0]["perceptual"].startswith("none")
+    report = lines[-1]
+    assert set(report) >= {"psnr_1", "psnr_3", "psnr_4", "ssim_4", "psnr_continuous", "codes_used", "perplexity"}
+    assert {"samples_per_second", "data_wait", "lr", "discriminator"} <= set(lines[-2])
+    assert [path.name for path in (finished / "sheets").iterdir()] == ["0000008.png"]
+    assert list((finished / "tensorboard").iterdir())
+
+
+def test_a_resumed_run_ends_with_the_same_file(finished: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "states").mkdir()
+    shutil.copy(finished / "states" / "state-00000004.pt", tmp_path / "states")
+    assert run(photos, tmp_path, *SHAPE, "--val_data", photos) == 0
+    assert (tmp_path / "vqvae.safetensors").read_bytes() == (finished / "vqvae.safetensors").read_bytes()
+
+
+def test_a_factor_of_six(photos: Path, tmp_path: Path) -> None:
+    assert run(photos, tmp_path, *SHAPE, "--stem", 3, "--max_iters", 3) == 0
+    assert load_tokenizer(tmp_path / "vqvae.safetensors").config.image_size == 24
+
+
+def test_it_goes_on_from_a_file(finished: Path, photos: Path, tmp_path: Path) -> None:
+    source = finished / "vqvae.safetensors"
+    assert run(photos, tmp_path, "--init", source, "--max_iters", 3, "--lr", 1e-12, "--revive_every", 100) == 0
+    before, after = (load_tokenizer(path / "vqvae.safetensors").state_dict() for path in (finished, tmp_path))
+    torch.testing.assert_close(after["decoder.conv_out.weight"], before["decoder.conv_out.weight"], atol=1e-6, rtol=0)
+
+
+def test_the_next_stage_takes_its_scales_from_the_file(finished: Path, photos: Path, tmp_path: Path) -> None:
+    flags = ("--stage", "sr", "--preset", "varsr-debug", "--vqvae", finished / "vqvae.safetensors", "--data", photos,
+             "--val_data", photos, "--output", tmp_path, "--max_iters", 2, "--batch_size", 2, "--fp16", 0, "--wp", 0,
+             "--device", "cpu")
+    assert train.main([str(flag) for flag in flags]) == 0
+    report = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert set(report) >= {"psnr_y", "ssim_y", "gmsd", "high_frequency", "psnr_y_bicubic", "accuracy_3",
+                           "forced_accuracy_4"}
+    assert json.loads((tmp_path / "config.json").read_text())["vqvae"]["scales"] == [1, 3, 4]
+
+
+@pytest.mark.parametrize("flags, said", [
+    (("--init", "nowhere.safetensors"), "nowhere.safetensors"), (("--preset", "none"), "unknown preset"),
+    ((*SHAPE, "--scales", "4"), "at least two sides"), ((*SHAPE, "--warmup_iters", 9), "warm-up of 9"),
+    ((*SHAPE, "--val_data", "nowhere"), "nowhere"), ((*SHAPE, "--data", "nowhere"), "nowhere"),
+    ((*SHAPE, "--scales", "1,2,40"), "320x320")])
+def test_mistakes_are_told_in_one_line(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
+                                       flags: tuple, said: str) -> None:
+    assert run(photos, tmp_path, *flags) == 1
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_state_of_another_tokenizer_is_refused(finished: Path, photos: Path, tmp_path: Path,
+                                                 capsys: pytest.CaptureFixture) -> None:
+    shutil.copytree(finished / "states", tmp_path / "states")
+    assert run(photos, tmp_path, *SHAPE, "--vocab_size", 16) == 1
+    assert "another shape" in capsys.readouterr().err
+
+
+def test_flags_as_the_published_command_lines_write_them() -> None:
+    parse = script.build_parser().parse_args
+    assert parse(["--wandb_flag=True"]).wandb_flag and parse(["--wandb_flag"]).wandb_flag
+    assert not parse(["--wandb_flag=False"]).wandb_flag and not parse([]).wandb_flag
+    assert parse(["--scales", "1_2_3"]).scales == parse(["--scales", "1,2,3"]).scales == (1, 2, 3)
+    for wrong in (["--wandb_flag=perhaps"], ["--scales", "1,two"], ["--batch_size", "0"]):
+        with pytest.raises(SystemExit):
+            parse(wrong)
+
+
+def test_torchrun_is_refused(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
+                             monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(photos, tmp_path, *SHAPE) == 1 and "without torchrun" in capsys.readouterr().err
+
+
+def test_shape_flags_beside_init_are_refused(finished: Path, photos: Path, tmp_path: Path,
+                                             capsys: pytest.CaptureFixture) -> None:
+    assert run(photos, tmp_path, "--init", finished / "vqvae.safetensors", "--vocab_size", 16) == 1
+    assert "--vocab_size cannot act with --init" in capsys.readouterr().err

@@ -1,0 +1,65 @@
+"""What `train_vqvae.py` makes of its flags: the tokenizer, its settings, its data."""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dataloader.dataset import PhotoCrops
+from models.config import PRESETS, VQVAEConfig
+from models.tokenizer_file import load_tokenizer
+from models.vqvae import VQVAE
+
+from .held_out import SEED, windows
+from .tokenizer_stage import TokenizerSettings
+from .training_cli import preset_config
+
+log = logging.getLogger(__name__)
+
+# Flags that say how a tokenizer is built; a file of --init says all of it but the scales.
+SHAPE_FLAGS = ("stem", "multipliers", "base_width", "res_blocks", "latent_channels", "vocab_size")
+# Flags that are fields of TokenizerSettings under the same name.
+SETTING_FLAGS = ("batch_size", "max_iters", "commitment", "continuous_share", "scale_dropout", "max_dropped",
+                 "perceptual_weight", "adversarial_weight", "adversarial_start", "revive_every", "ema", "precision",
+                 "seed", "clip", "warmup_iters", "val_batch")
+
+
+def build_tokenizer(args: argparse.Namespace) -> VQVAE:
+    """The tokenizer that training starts from. Raises ValueError or OSError for flags or a file that do not fit."""
+    given = [name for name in SHAPE_FLAGS if getattr(args, name) is not None]
+    if args.init:
+        if given:
+            raise ValueError(f"--{given[0]} cannot act with --init: {args.init} says how the tokenizer is built")
+        model = load_tokenizer(args.init, preset_config(args.preset, PRESETS).vqvae, args.scales)
+        log.info("started from %s: %s", args.init, describe(model.config))
+        return model
+    changes = {name: getattr(args, name) for name in given}
+    if args.scales is not None:
+        changes["scales"] = args.scales
+    config = dataclasses.replace(preset_config(args.preset, PRESETS).vqvae, fidelity_width=0, **changes)
+    log.info("from scratch: %s", describe(config))
+    return VQVAE(config)
+
+
+def describe(config: VQVAEConfig) -> str:
+    """A configuration in one line."""
+    return (f"{config.image_size}x{config.image_size} pixels, factor {config.downsampling}, scales "
+            f"{'_'.join(map(str, config.scales))}, {config.vocab_size} codes of {config.latent_channels} channels, "
+            f"width {config.base_width}")
+
+
+def tokenizer_settings(args: argparse.Namespace) -> TokenizerSettings:
+    """Hyper-parameters from the flags. Raises ValueError."""
+    return TokenizerSettings(learning_rate=args.lr, **{name: getattr(args, name) for name in SETTING_FLAGS})
+
+
+def validation_crops(args: argparse.Namespace, crops: PhotoCrops, size: int) -> Tensor:
+    """Crops (M, 3, S, S) in [0, 1]: of --val_data, else seeded ones of the training pictures."""
+    if args.val_data:
+        return windows(Path(args.val_data), size, args.val_batch)
+    log.info("no --val_data: validation crops are of the training pictures, so not quite unseen")
+    return crops.batch(args.val_batch, torch.Generator().manual_seed(SEED))

@@ -1,0 +1,121 @@
+"""Free-running validation of a super-resolution model while it trains: held-out pairs through the one generation path.
+
+Teacher-forced losses say little about what a model does on its own wrong codes, so the pictures are generated as a
+user would have them, from the bicubic LR picture with the model's own sampling settings, and measured.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.quantizer import Quantized
+from models.varsr import CONDITIONAL_CLASS, VARSR, ScaleStep
+
+from .held_out import HeldOut
+from .images import save_picture
+from .luminance import gray, luma
+from .metrics import gmsd, high_frequency, psnr_y, ssim_y
+from .precision import autocast
+from .resample import upsample
+from .sheet import SheetLayout, comparison_sheet
+
+Metric = Callable[[Tensor, Tensor], float]
+METRICS: dict[str, Metric] = {"psnr_y": psnr_y, "ssim_y": ssim_y,
+                              "gmsd": lambda image, reference: gmsd(gray(image), gray(reference))}
+SHEET_COLUMN = 256  # pixels
+DETAIL_SHARE = 3  # a third of a side is magnified
+LR_COLUMN, BICUBIC_COLUMN, OUR_COLUMN, HR_COLUMN = "LR", "bicubic", "ours", "HR"
+
+
+@dataclass(frozen=True)
+class ValidationSettings:
+    """How held-out pairs are restored and shown."""
+
+    precision: str = "bf16"
+    batch_size: int = 8
+    seed: int = 0
+    sheet_rows: int = 6
+
+
+class Validation:
+    """Held-out pairs, ready to be restored again and again."""
+
+    def __init__(self, pairs: HeldOut, settings: ValidationSettings | None = None) -> None:
+        self.settings, self.pairs = settings or ValidationSettings(), pairs
+        scale = pairs.target.shape[-1] / pairs.lr.shape[-1]
+        self.guides = torch.stack([upsample(lr, scale) for lr in pairs.lr.cpu()])  # bicubic, (M, 3, S, S)
+        self.bicubic = {f"{name}_bicubic": value for name, value in measure(self.guides, pairs.target).items()}
+
+    @torch.no_grad()
+    def run(self, model: VARSR, sheet: Path | None = None) -> dict[str, float]:
+        """Means over the pairs: PSNR-Y, SSIM-Y and GMSD of the restored pictures and of bicubic enlargement,
+        high-frequency energy as a share of the HR pictures', and the share of right codes of every scale's side
+        ("accuracy_SIDE"; "forced_accuracy_SIDE" of the same scale when all codes before it are the right ones).
+
+        sheet: file for the columns LR, bicubic, ours, HR. The model is left as it was; nothing random is drawn from
+        global generators.
+        """
+        restored, hits, forced = [], [], []
+        for part in torch.arange(len(self.guides)).split(self.settings.batch_size):
+            target, guides = self.pairs.target[part].to(model.device), self.guides[part].to(model.device)
+            with autocast(model.device, self.settings.precision):
+                wanted = model.vqvae.quantizer.encode(model.vqvae.encode(target * 2 - 1))
+                forced.append(_forced_hits(model, guides, wanted))
+                pictures, right = _generate(model, guides, [self.settings.seed + int(i) for i in part], wanted.codes)
+            restored.append(pictures)
+            hits.append(right)
+        pictures = torch.cat(restored)
+        if sheet is not None:
+            self._write_sheet(pictures, sheet)
+        sides = model.config.vqvae.scales
+        return {**measure(pictures, self.pairs.target), **self.bicubic, **_shares("accuracy", hits, sides),
+                **_shares("forced_accuracy", forced, sides)}
+
+    def _write_sheet(self, restored: Tensor, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        size = self.pairs.target.shape[-2:]
+        enlarged = torch.nn.functional.interpolate(self.pairs.lr.float().cpu(), size=size, mode="nearest")
+        rows = {}
+        for i in range(min(self.settings.sheet_rows, len(restored))):
+            rows[str(i)] = {LR_COLUMN: enlarged[i], BICUBIC_COLUMN: self.guides[i], OUR_COLUMN: restored[i],
+                            HR_COLUMN: self.pairs.target[i].cpu()}
+        layout = SheetLayout(column=SHEET_COLUMN, detail=min(size) // DETAIL_SHARE)
+        save_picture(comparison_sheet(rows, layout), path)
+
+
+def _generate(model: VARSR, guides: Tensor, seeds: list[int], wanted: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Pictures restored from guides (B, 3, S, S) in [0, 1]; for each scale, which codes are the `wanted` ones."""
+    hits: list[Tensor] = []
+
+    def compare(step: ScaleStep) -> None:
+        hits.append((step.codes == wanted[step.scale]).float().cpu())
+    pictures = model.generate(guides, seed=seeds, on_scale=compare)
+    return pictures.float().cpu(), hits
+
+
+def _forced_hits(model: VARSR, guides: Tensor, wanted: Quantized) -> list[Tensor]:
+    """For each scale, which codes are right when it is predicted from the right codes of the scales before it."""
+    labels = torch.full((len(guides),), CONDITIONAL_CLASS, device=model.device)
+    _, logits = model.transformer(labels, wanted.inputs, model.transformer.prefix_encoder(guides * 2 - 1))
+    predictions = logits.argmax(-1).split([side * side for side in model.config.vqvae.scales], dim=1)
+    return [(codes == right).float().cpu() for codes, right in zip(predictions, wanted.codes, strict=True)]
+
+
+def measure(pictures: Tensor, targets: Tensor) -> dict[str, float]:
+    """Means of METRICS over pictures (M, 3, H, W) in [0, 1], and their high-frequency energy over the targets'."""
+    pictures, targets = pictures.float().cpu(), targets.float().cpu()
+    values = {name: sum(metric(*pair) for pair in zip(pictures, targets, strict=True)) / len(pictures)
+              for name, metric in METRICS.items()}
+    detail = high_frequency(luma(targets))
+    values["high_frequency"] = high_frequency(luma(pictures)) / detail if detail else float("nan")
+    return values
+
+
+def _shares(name: str, hits: list[list[Tensor]], sides: tuple[int, ...]) -> dict[str, float]:
+    """Mean of each scale's hits over all batches."""
+    return {f"{name}_{side}": torch.cat([batch[scale] for batch in hits]).mean().item()
+            for scale, side in enumerate(sides)}
