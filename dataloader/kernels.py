@@ -54,6 +54,6 @@ def filter_each(images: Tensor, kernels: Tensor) -> Tensor:
     pad = kernels.shape[-1] // 2
     mode = "reflect" if min(height, width) > pad else "replicate"
     padded = F.pad(images, (pad,) * 4, mode=mode)
-    weight = kernels.to(images).repeat_interleave(channels, dim=0).unsqueeze(1)
+    weight = kernels.to(images, non_blocking=True).repeat_interleave(channels, dim=0).unsqueeze(1)
     filtered = F.conv2d(padded.reshape(1, batch * channels, *padded.shape[-2:]), weight, groups=batch * channels)
     return filtered.view(batch, channels, height, width)
