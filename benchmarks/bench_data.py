@@ -57,11 +57,11 @@ def filter_times(size: int, batch: int, device) -> dict[str, float]:
     """Seconds of one filtering of a batch, by convolution and by spectra: which one `filter_each` should take."""
     import torch
 
-    from dataloader.kernels import _by_convolution, _by_fourier
+    from dataloader.kernels import by_convolution, by_fourier
     kernels = torch.rand(batch, 21, 21, device=device)
     padded = torch.rand(batch, 3, size + 20, size + 20, device=device)
     return {name: batch / per_second(lambda: function(padded, kernels), batch, 5, device)  # noqa: B023
-            for name, function in (("convolution", _by_convolution), ("spectra", _by_fourier))}
+            for name, function in (("convolution", by_convolution), ("spectra", by_fourier))}
 
 
 def waiting_share(preset: str, pairs, args: argparse.Namespace, device) -> dict[str, float]:
@@ -115,6 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     from models.config import PRESETS
     from utils.allocator import keep_freed_memory
     from utils.loaded_pairs import LoadedPairs
+    from utils.pairs import PairSource
     keep_freed_memory()
     device = torch.device(args.device)
     args.size = args.size or (PRESETS[args.preset].image_size if args.preset else 512)
@@ -131,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
         return BatchLoader(source, args.batch_size, workers=args.workers, pin_memory=device.type == "cuda")
 
     def pairs() -> LoadedPairs:
-        return LoadedPairs(loader(), degrade.and_upsample, args.group)
+        return LoadedPairs(loader(), PairSource(source.batch, degrade.and_upsample), args.group)
     generator = torch.Generator().manual_seed(0)
     fixed = (next(loader())[0].float() / 255).to(device)
     loading, both = loader(), pairs()

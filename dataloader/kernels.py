@@ -55,10 +55,10 @@ def filter_each(images: Tensor, kernels: Tensor) -> Tensor:
     mode = "reflect" if min(images.shape[-2:]) > pad else "replicate"
     padded = F.pad(images, (pad,) * 4, mode=mode)
     kernels = kernels.to(images, non_blocking=True)
-    return _by_fourier(padded, kernels) if images.is_cuda else _by_convolution(padded, kernels)
+    return by_fourier(padded, kernels) if images.is_cuda else by_convolution(padded, kernels)
 
 
-def _by_convolution(padded: Tensor, kernels: Tensor) -> Tensor:
+def by_convolution(padded: Tensor, kernels: Tensor) -> Tensor:
     """One grouped convolution: what filtering is defined by here, and the faster way on a CPU."""
     batch, channels, height, width = padded.shape
     weight = kernels.repeat_interleave(channels, dim=0).unsqueeze(1)
@@ -66,7 +66,7 @@ def _by_convolution(padded: Tensor, kernels: Tensor) -> Tensor:
     return filtered.view(batch, channels, *filtered.shape[-2:])
 
 
-def _by_fourier(padded: Tensor, kernels: Tensor) -> Tensor:
+def by_fourier(padded: Tensor, kernels: Tensor) -> Tensor:
     """The same to rounding, by products of spectra: a hundred times fewer operations for a kernel of 21 x 21."""
     height, width = (side - kernels.shape[-1] + 1 for side in padded.shape[-2:])
     size = [_smooth(side) for side in padded.shape[-2:]]  # at least as large: what wraps around is cut off

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dataloader.kernels import _by_convolution, _by_fourier, filter_each, gaussian_kernels, sinc_kernels
+from dataloader.kernels import by_convolution, by_fourier, filter_each, gaussian_kernels, sinc_kernels
 
 CANVAS = 21
 
@@ -85,7 +85,7 @@ def test_filtering_equals_scipy_per_sample():
 def test_filtering_by_spectra_is_filtering(size):
     padded = F.pad(torch.rand(3, 3, *size, generator=generator(1)), (CANVAS // 2,) * 4, mode="reflect")
     weights = torch.randn(3, CANVAS, CANVAS, generator=generator(2))
-    torch.testing.assert_close(_by_fourier(padded, weights), _by_convolution(padded, weights), atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(by_fourier(padded, weights), by_convolution(padded, weights), atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="NOTICE: no test of the GPU without one")

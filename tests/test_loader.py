@@ -1,6 +1,7 @@
 """Batches do not depend on workers, ranks or interruptions; broken pictures are named once."""
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import noise_picture as picture
+from conftest import small_model
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,6 +21,8 @@ from dataloader.loader import BatchLoader, WithLostClasses, WithNegatives
 from dataloader.order import PictureOrder
 from dataloader.published_crops import PublishedCrops
 from utils.loaded_pairs import LoadedPairs
+from utils.pairs import ClassSource, PairSource
+from utils.transformer_stage import TransformerSettings, TransformerStage
 
 CPU = torch.device("cpu")
 
@@ -86,7 +90,7 @@ def test_pairs_resume_exactly_and_do_not_depend_on_ranks(folder):
 
     def pairs(batch: int, **options) -> LoadedPairs:
         loader = BatchLoader(source, batch, seed=5, **options)
-        return LoadedPairs(loader, Degradation(config).and_upsample, config.group, negatives_are_lr=True)
+        return LoadedPairs(loader, PairSource(source.positives.batch, Degradation(config).and_upsample), config.group)
     whole = pairs(8)
     drawn = [whole.draw(8, torch.Generator(), CPU) for _ in range(3)]
     resumed = pairs(8)
@@ -101,6 +105,24 @@ def test_pairs_resume_exactly_and_do_not_depend_on_ranks(folder):
             assert torch.equal(target, lr) == (label == NEGATIVE)
     with pytest.raises(ValueError, match="batches of 8"):
         whole.draw(4, torch.Generator(), CPU)
+
+
+def test_a_stage_goes_on_at_its_data_position(folder):
+    def stage(seed: int) -> TransformerStage:
+        crops = PhotoCrops(folder, 32)
+        pairs = LoadedPairs(BatchLoader(crops, 4, seed=2), PairSource(crops.batch, Degradation().and_upsample), 4)
+        model = small_model(seed=seed).requires_grad_(True)
+        settings = TransformerSettings(batch_size=4, max_iters=6, precision="fp32")
+        return TransformerStage(model, pairs, pairs.positives_only().draw(2, torch.Generator(), CPU), settings, CPU)
+    first, second = stage(0), stage(1)
+    for i in range(2):
+        first.train_step(i)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    losses = []
+    for continued in (first, second):
+        torch.manual_seed(7)
+        losses.append([continued.train_step(i)["loss"] for i in (2, 3)])
+    assert losses[0] == losses[1]
 
 
 def test_negatives_come_from_their_own_pictures(folder, tmp_path):
@@ -118,7 +140,10 @@ def test_classes_are_equally_frequent_and_some_are_lost(tmp_path):
     crops = ClassCrops(tmp_path, 16)
     pixels, labels = next(BatchLoader(crops, 300))
     assert torch.equal(pixels[:, 0, 0, 0] == 200, labels == 1) and 110 < int(labels.sum()) < 190
-    _, lost = next(BatchLoader(WithLostClasses(crops, 2, 0.1), 300))
+    pairs = LoadedPairs(BatchLoader(WithLostClasses(crops, 2, 0.1), 300), ClassSource(crops.batch, 2))
+    drawn = pairs.draw(300, torch.Generator(), CPU)
+    assert drawn.lr is None and torch.equal((drawn.target > 0)[:, 0, 0, 0], labels == 1)
+    lost = drawn.labels
     assert torch.equal(lost[lost < 2], labels[lost < 2]) and 15 < int((lost == 2).sum()) < 50
 
 

@@ -8,21 +8,19 @@ import torch
 from dataloader.loader import BatchLoader
 from dataloader.order import Stream, generator_at
 
-from .pairs import LOW_QUALITY, Degrader, Pairs
+from .pairs import LOW_QUALITY, ClassSource, Pairs, PairSource
 
 LEVELS = 255.0
 
 
 class LoadedPairs:
-    """In place of `PairSource` and `ClassSource`; like the loader's batches, the pairs follow from the seed and the
-    data position alone."""
+    """Draws as another source would, but ahead of time; like the loader's batches, the pairs follow from the seed and
+    the data position alone."""
 
-    def __init__(self, loader: BatchLoader, degrade: Degrader | None = None, group: int = 1,
-                 negatives_are_lr: bool = False) -> None:
-        """degrade: None for class-to-image. group: samples that are degraded together (`DegradationConfig.group`);
-        ranks draw what a single one would where it divides their batch size. negatives_are_lr: the targets of the
-        low-quality class are the degraded pictures, as in `PairSource` without pictures of low quality."""
-        self.loader, self.degrade, self.group, self.negatives_are_lr = loader, degrade, group, negatives_are_lr
+    def __init__(self, loader: BatchLoader, plain: PairSource | ClassSource, group: int = 1) -> None:
+        """plain: the same without a loader: it degrades, and serves validation. group: samples that are degraded
+        together (`DegradationConfig.group`); ranks draw what a single one would where it divides their batch size."""
+        self.loader, self.plain, self.group = loader, plain, group
 
     def draw(self, batch: int, _: torch.Generator, device: torch.device) -> Pairs:
         """The next batch on `device`. Raises ValueError for another size than the loader's."""
@@ -32,14 +30,20 @@ class LoadedPairs:
         pixels, labels = next(self.loader)
         target = pixels.to(device, non_blocking=True).float() / LEVELS
         labels = labels.to(device, non_blocking=True)
-        if self.degrade is None:
+        if isinstance(self.plain, ClassSource):
             return Pairs(target * 2 - 1, None, labels)
-        parts = [self.degrade(part, generator_at(self.loader.seed, Stream.DEGRADATION, first + i * self.group))
-                 for i, part in enumerate(target.split(self.group))]
-        lr = torch.cat(parts)
-        if self.negatives_are_lr:
+        lr = torch.cat([self.plain.degrade(part, self._generator(first + i * self.group))
+                        for i, part in enumerate(target.split(self.group))])
+        if self.plain.sample_negative is None:
             target = torch.where((labels == LOW_QUALITY)[:, None, None, None], lr, target)
         return Pairs(target * 2 - 1, lr * 2 - 1, labels)
+
+    def _generator(self, position: int) -> torch.Generator:
+        return generator_at(self.loader.seed, Stream.DEGRADATION, position)
+
+    def positives_only(self) -> PairSource | ClassSource:
+        """For validation: on demand, without negatives, with every class."""
+        return self.plain.positives_only()
 
     def state_dict(self) -> dict[str, Any]:
         """The data position."""

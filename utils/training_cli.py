@@ -15,12 +15,14 @@ from tqdm import tqdm
 from dataloader.class_crops import ClassCrops
 from dataloader.dataset import PhotoCrops
 from dataloader.degradation import Degradation, DegradationConfig
+from dataloader.loader import BatchLoader, SampleSource, WithLostClasses, WithNegatives
 from models.checkpoint import require_complete
 from models.config import PRESETS
 from models.initialization import InitConfig, initialize
 from models.varsr import VARSR
 
 from .allocator import keep_freed_memory
+from .loaded_pairs import LoadedPairs
 from .loop import LoopConfig, Stage, TrainingDiverged, TrainLoop
 from .pairs import ClassSource, PairSource
 
@@ -75,7 +77,7 @@ def build_model(args: argparse.Namespace, class_names: tuple[str, ...] = ()) -> 
     return model
 
 
-def build_class_to_image(args: argparse.Namespace) -> tuple[VARSR, ClassSource]:
+def build_class_to_image(args: argparse.Namespace) -> tuple[VARSR, ClassSource | LoadedPairs]:
     """The class-to-image model and its data: a class for each folder of --data."""
     if args.init:
         model = build_model(args)
@@ -86,16 +88,30 @@ def build_class_to_image(args: argparse.Namespace) -> tuple[VARSR, ClassSource]:
     if model.config.num_classes != len(crops.names):
         raise ValueError(f"{args.data} holds {len(crops.names)} classes, the model of --init has "
                          f"{model.config.num_classes}")
-    return model, ClassSource(crops.batch, len(crops.names))
+    classes = len(crops.names)
+    return model, _with_workers(args, ClassSource(crops.batch, classes), WithLostClasses(crops, classes))
 
 
-def training_pairs(args: argparse.Namespace, size: int) -> PairSource:
+def training_pairs(args: argparse.Namespace, size: int) -> PairSource | LoadedPairs:
     """Crops of the training photographs and their degradation on the fly."""
     crops = PhotoCrops(args.data, crop_size=size)
-    negatives = PhotoCrops(args.data_neg, crop_size=size).batch if args.data_neg else None
+    negatives = PhotoCrops(args.data_neg, crop_size=size) if args.data_neg else None
     config = DegradationConfig.load(light_probability=args.light, upsample_modes=tuple(args.upsample.split(",")))
     share = args.negative_share if args.stage == "sr" else 0.0
-    return PairSource(crops.batch, Degradation(config).and_upsample, share, negatives)
+    plain = PairSource(crops.batch, Degradation(config).and_upsample, share, negatives and negatives.batch)
+    return _with_workers(args, plain, WithNegatives(crops, share, negatives), config.group)
+
+
+def _with_workers(args: argparse.Namespace, plain: PairSource | ClassSource, source: SampleSource,
+                  group: int = 1) -> PairSource | ClassSource | LoadedPairs:
+    """`plain` without --workers, else the same pairs drawn ahead. Raises ValueError where that cannot be."""
+    if not args.workers:
+        return plain
+    if args.stage == "decoder":
+        raise ValueError("--workers cannot act with --stage decoder, which replays most of its samples: leave it out")
+    loader = BatchLoader(source, args.batch_size, seed=args.seed, workers=args.workers,
+                         pin_memory=training_device(args.device).type == "cuda")
+    return LoadedPairs(loader, plain, group)
 
 
 def run_stage(stage: Stage, config: LoopConfig, settings: dict[str, Any]) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 from models.varsr import VARSR
 
 from .grid import write_grid
+from .loaded_pairs import LoadedPairs
 from .metrics import psnr_y
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
 from .pairs import ClassSource, Pairs, PairSource
@@ -48,7 +49,7 @@ class TransformerSettings:
 class TransformerStage:
     """See `loop.Stage`. Keeps a moving average of the weights, which is what it validates and exports."""
 
-    def __init__(self, model: VARSR, pairs: PairSource | ClassSource, validation: Pairs,
+    def __init__(self, model: VARSR, pairs: PairSource | ClassSource | LoadedPairs, validation: Pairs,
                  settings: TransformerSettings, device: torch.device) -> None:
         self.settings, self.device, self.pairs, self.validation = settings, device, pairs, validation
         self.model = model.to(device).channels_last().train()
@@ -106,10 +107,10 @@ class TransformerStage:
         return {"psnr_y": mean_psnr(restored, target), "psnr_y_lr": mean_psnr(lr, target)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Model, average, optimiser, scaler and generator."""
+        """Model, average, optimiser, scaler, generator and data position."""
         return {"model": self.model.state_dict(), "average": self.average.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-                "generator": self.generator.get_state()}
+                "generator": self.generator.get_state(), "data": self.pairs.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
@@ -118,6 +119,7 @@ class TransformerStage:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"])
+        self.pairs.load_state_dict(state.get("data", {}))  # older states come from sources without a position
 
     def export(self, folder: Path) -> None:
         """The averaged model as `model.safetensors` + `config.json`, float32."""
