@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 WARM_UP = 3
 MILLI = 1e-3
+DEFAULT_SIZE, KERNEL = 512, 21
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,8 +59,8 @@ def filter_times(size: int, batch: int, device) -> dict[str, float]:
     import torch
 
     from dataloader.kernels import by_convolution, by_fourier
-    kernels = torch.rand(batch, 21, 21, device=device)
-    padded = torch.rand(batch, 3, size + 20, size + 20, device=device)
+    kernels = torch.rand(batch, KERNEL, KERNEL, device=device)
+    padded = torch.rand(batch, 3, size + KERNEL - 1, size + KERNEL - 1, device=device)
     return {name: batch / per_second(lambda: function(padded, kernels), batch, 5, device)  # noqa: B023
             for name, function in (("convolution", by_convolution), ("spectra", by_fourier))}
 
@@ -101,6 +102,30 @@ def waiting_share(preset: str, pairs, args: argparse.Namespace, device) -> dict[
     return {"step_seconds": total / args.steps, "waiting_share": waited["drawing"] / total}
 
 
+def loading_rates(source, degrade, args: argparse.Namespace, device) -> dict[str, float]:
+    """Samples per second of the loader alone, of the degradation alone, and of both."""
+    import torch
+    generator = torch.Generator().manual_seed(0)
+    loading = new_pairs(source, degrade, args, device).loader
+    crops = (next(loading)[0].float() / 255).to(device)
+    both = new_pairs(source, degrade, args, device)
+    parts = {"loader": lambda: next(loading), "degradation": lambda: degrade.and_upsample(crops, generator),
+             "both": lambda: both.draw(args.batch_size, generator, device)}
+    rates = {name: per_second(step, args.batch_size, args.steps, device) for name, step in parts.items()}
+    loading.close()
+    both.loader.close()
+    return rates
+
+
+def new_pairs(source, degrade, args: argparse.Namespace, device):
+    """Pairs from the first one on."""
+    from dataloader.loader import BatchLoader
+    from utils.loaded_pairs import LoadedPairs
+    from utils.pairs import PairSource
+    loader = BatchLoader(source, args.batch_size, workers=args.workers, pin_memory=device.type == "cuda")
+    return LoadedPairs(loader, PairSource(source.batch, degrade.and_upsample), args.group)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure and report."""
     args = build_parser().parse_args(argv)
@@ -110,50 +135,32 @@ def main(argv: list[str] | None = None) -> int:
     from benchmarks.machine import describe
     from dataloader.dataset import PhotoCrops
     from dataloader.degradation import Degradation, DegradationConfig
-    from dataloader.loader import BatchLoader
     from dataloader.published_crops import PublishedCrops
     from models.config import PRESETS
     from utils.allocator import keep_freed_memory
-    from utils.loaded_pairs import LoadedPairs
-    from utils.pairs import PairSource
     keep_freed_memory()
     device = torch.device(args.device)
-    args.size = args.size or (PRESETS[args.preset].image_size if args.preset else 512)
+    args.size = args.size or (PRESETS[args.preset].image_size if args.preset else DEFAULT_SIZE)
     crops = {"cached": PhotoCrops, "published": PublishedCrops}[args.crops]
     try:
         source = crops(args.data, args.size)
     except (OSError, ValueError) as error:
         print(f"bench_data.py: {error}", file=sys.stderr)
         return 1
-    config = DegradationConfig.load(light_probability=args.light, group=args.group)
-    degrade = Degradation(config)
-
-    def loader() -> BatchLoader:
-        return BatchLoader(source, args.batch_size, workers=args.workers, pin_memory=device.type == "cuda")
-
-    def pairs() -> LoadedPairs:
-        return LoadedPairs(loader(), PairSource(source.batch, degrade.and_upsample), args.group)
-    generator = torch.Generator().manual_seed(0)
-    fixed = (next(loader())[0].float() / 255).to(device)
-    loading, both = loader(), pairs()
-    results = {
-        "loader": per_second(lambda: next(loading), args.batch_size, args.steps, device),
-        "degradation": per_second(lambda: degrade.and_upsample(fixed, generator), args.batch_size, args.steps, device)}
-    loading.close()
-    results["both"] = per_second(lambda: both.draw(args.batch_size, generator, device), args.batch_size, args.steps,
-                                 device)
-    both.loader.close()
-    for name, value in results.items():
+    degrade = Degradation(DegradationConfig.load(light_probability=args.light, group=args.group))
+    rates = loading_rates(source, degrade, args, device)
+    for name, value in rates.items():
         print(f"{name:12s} {value:10.1f} samples/s of {args.size}x{args.size}")
     filters = filter_times(args.size, args.batch_size, device)
     for name, value in filters.items():
         print(f"filter by {name:12s} {value / MILLI:8.2f} ms a batch of {args.batch_size}")
-    training = waiting_share(args.preset, pairs(), args, device) if args.preset else {}
-    if training:
+    training = {}
+    if args.preset:
+        training = waiting_share(args.preset, new_pairs(source, degrade, args, device), args, device)
         print(f"{args.preset}: {training['step_seconds']:.3f} s a step, {training['waiting_share']:.1%} of it waiting")
     if args.output:
         settings = {key: value for key, value in vars(args).items() if key not in ("output", "data")}
-        record = {"machine": describe(device), "settings": settings, "samples_per_second": results,
+        record = {"machine": describe(device), "settings": settings, "samples_per_second": rates,
                   "filter_seconds": filters, "training": training, "skipped_pictures": len(source.failures)}
         Path(args.output).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0

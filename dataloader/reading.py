@@ -69,7 +69,7 @@ class Failures:
         self.reasons[name] = reason
         self._news.append((name, reason))
         if self.announce:
-            log.warning("skipped %s", reason if name in reason else f"{name}: {reason}")
+            log.warning("skipped %s (%d so far)", reason if name in reason else f"{name}: {reason}", len(self))
 
     def update(self, news: Iterable[tuple[str, str]]) -> None:
         """Note what another process met."""
