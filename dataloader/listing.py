@@ -125,7 +125,7 @@ def _name_and_weight(line: str) -> tuple[str, float]:
 
 
 def _listed(path: Path, weight: float, place: str) -> list[Entry]:
-    if _is_picture(path.name) and not path.is_dir():
+    if _is_picture(path.name):  # not looked for: there may be millions
         return [Entry(path, weight)]
     if path.is_dir():
         return _in_folder(path, weight)

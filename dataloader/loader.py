@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator
+from itertools import count
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,7 +44,8 @@ class WithNegatives:
             raise ValueError(f"the share of negatives must be in [0, 1), got {share}")
         self.positives, self.share, self.negatives = positives, share, negatives
         self.failures = positives.failures
-        if negatives is not None:
+        if negatives is not None:  # one count for both
+            self.failures.reasons.update(negatives.failures.reasons)
             negatives.failures = self.failures
 
     def sample(self, position: int, seed: int) -> tuple[np.ndarray, int]:
@@ -91,19 +93,6 @@ def _be_quiet(_: int) -> None:
     get_worker_info().dataset.source.failures.announce = False
 
 
-class _CountingFrom:
-    """The numbers of all batches from one on; for `DataLoader`."""
-
-    def __init__(self, first: int) -> None:
-        self.first = first
-
-    def __iter__(self) -> Iterator[int]:
-        batch = self.first
-        while True:
-            yield batch
-            batch += 1
-
-
 class BatchLoader:
     """An endless iterator of (pictures (B, 3, S, S) uint8, classes (B,)) that continues at any position."""
 
@@ -140,7 +129,7 @@ class BatchLoader:
     def _start(self) -> Iterator:
         context = multiprocessing.get_context(START_METHOD) if self.workers else None
         own = torch.Generator()  # else a number is drawn from the global generator, and again after each resume
-        return iter(DataLoader(self._batches, batch_size=None, sampler=_CountingFrom(self.position), generator=own,
+        return iter(DataLoader(self._batches, batch_size=None, sampler=count(self.position), generator=own,
                                num_workers=self.workers, worker_init_fn=_be_quiet, multiprocessing_context=context,
                                pin_memory=self.pin_memory))
 

@@ -50,14 +50,18 @@ class PictureOrder:
 
     def __init__(self, weights: Sequence[float]) -> None:
         self.count = len(weights)
-        self._ends = None if len(set(weights)) == 1 else running_sum(weights)
+        self._ends, self._by_chance = running_sum(weights), len(set(weights)) > 1
         self._epoch: tuple[tuple[int, int], np.ndarray] | None = None
 
     def index(self, position: int, seed: int) -> int:
         """In 0..count - 1, for a position from 0 on."""
-        if self._ends is not None:
-            return pick(self._ends, random_at(seed, Stream.ORDER, position).random())
+        if self._by_chance:
+            return self.chosen(random_at(seed, Stream.ORDER, position).random())
         epoch, place = divmod(position, self.count)
         if self._epoch is None or self._epoch[0] != (seed, epoch):
             self._epoch = (seed, epoch), random_at(seed, Stream.ORDER, epoch).permutation(self.count)
         return int(self._epoch[1][place])
+
+    def chosen(self, share: float) -> int:
+        """The picture that a random number in [0, 1) chooses, by the weights alone."""
+        return pick(self._ends, share)

@@ -47,9 +47,9 @@ class PublishedCrops:
         return self._crop(self._order.index(position, seed), flip), self.label
 
     def batch(self, count: int, generator: torch.Generator) -> Tensor:
-        """`count` samples of places drawn at random: (B, 3, S, S), float32 in [0, 1]."""
-        places = torch.randint(2 ** 31, (count,), generator=generator).tolist()
-        crops = np.stack([self.sample(place, 0)[0] for place in places])
+        """Crops of `count` pictures drawn at random: (B, 3, S, S), float32 in [0, 1]."""
+        numbers = torch.rand(count, 2, generator=generator, dtype=torch.float64).tolist()
+        crops = np.stack([self._crop(self._order.chosen(share), flip < 0.5) for share, flip in numbers])
         return torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous().float().div_(LEVELS)
 
     def _crop(self, index: int, flip: bool) -> np.ndarray:

@@ -141,8 +141,9 @@ def test_nothing_usable_is_an_error(tmp_path):
 def test_weights_of_a_list_decide_how_often_a_picture_is_drawn(tmp_path):
     for name, level in (("a", 40), ("b", 80), ("c", 120)):
         Image.new("RGB", (32, 32), (level,) * 3).save(tmp_path / f"{name}.png")
-    (tmp_path / "list.txt").write_text("a.png\nb.png, 3\nc.png, 0\n")
+    (tmp_path / "list.txt").write_text("a.png\nb.png, 3\nc.png, 0\ngone.png\n")
     crops = PhotoCrops(tmp_path / "list.txt", 32, min_detail=0)
+    assert list(crops.failures.reasons) == [str(tmp_path / "gone.png")]
     levels = (crops.batch(400, generator())[:, 0, 0, 0] * 255).round()
     assert set(levels.tolist()) == {40, 80}
     assert float((levels == 80).float().mean()) == pytest.approx(0.75, abs=0.07)

@@ -11,7 +11,7 @@ import pytest
 from conftest import noise_picture as picture
 from PIL import Image
 
-from dataloader.listing import Entry, find_entries
+from dataloader.listing import find_entries
 from dataloader.reading import Failures, read_entry, read_rgb
 
 
@@ -96,10 +96,11 @@ def test_a_damaged_shard_gives_what_is_whole(tmp_path, caplog):
     shard = write_shard(tmp_path / "s.tar", {f"{i}.png": encoded(picture(30, 30, i)) for i in range(3)})
     shard.write_bytes(shard.read_bytes()[:9000])  # three members of about 3.5 kB
     entries = find_entries(tmp_path)
-    assert "s.tar" in caplog.text and len(entries) >= 2
-    assert read_entry(entries[0]).tobytes() == picture(30, 30, 0).tobytes()
+    assert "s.tar" in caplog.text and len(entries) == 3
+    for i in range(2):
+        assert read_entry(entries[i]).tobytes() == picture(30, 30, i).tobytes()
     with pytest.raises(ValueError, match="s.tar/2.png"):
-        read_entry(entries[2] if len(entries) > 2 else Entry(shard, 1, "2.png", 8000, 3000))
+        read_entry(entries[2])
     shard.write_bytes(b"nothing of the kind")
     assert find_entries(tmp_path) == []
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from dataloader.order import PictureOrder
 from dataloader.published_crops import PublishedCrops
 from utils.loaded_pairs import LoadedPairs
 from utils.pairs import ClassSource, PairSource
+from utils.training_cli import training_pairs
 from utils.transformer_stage import TransformerSettings, TransformerStage
 
 CPU = torch.device("cpu")
@@ -145,6 +147,15 @@ def test_classes_are_equally_frequent_and_some_are_lost(tmp_path):
     assert drawn.lr is None and torch.equal((drawn.target > 0)[:, 0, 0, 0], labels == 1)
     lost = drawn.labels
     assert torch.equal(lost[lost < 2], labels[lost < 2]) and 15 < int((lost == 2).sum()) < 50
+
+
+def test_the_flag_for_workers_makes_a_loader_or_is_refused(folder):
+    flags = Namespace(data=folder, data_neg=None, negative_share=0.1, light=0.0, upsample="bicubic", stage="sr",
+                      workers=1, batch_size=2, seed=0, device="cpu")
+    assert isinstance(training_pairs(flags, 32), LoadedPairs)
+    with pytest.raises(ValueError, match="--workers"):
+        training_pairs(Namespace(**{**vars(flags), "stage": "decoder"}), 32)
+    assert isinstance(training_pairs(Namespace(**{**vars(flags), "workers": 0}), 32), PairSource)
 
 
 # ---- the paper's crops

@@ -8,7 +8,7 @@ import torch
 from dataloader.loader import BatchLoader
 from dataloader.order import Stream, generator_at
 
-from .pairs import LOW_QUALITY, ClassSource, Pairs, PairSource
+from .pairs import LOW_QUALITY, ClassSampler, ClassSource, Pairs, PairSource, Sampler
 
 LEVELS = 255.0
 
@@ -40,6 +40,11 @@ class LoadedPairs:
 
     def _generator(self, position: int) -> torch.Generator:
         return generator_at(self.loader.seed, Stream.DEGRADATION, position)
+
+    @property
+    def sample(self) -> Sampler | ClassSampler:
+        """Pictures of the same place on demand, for validation."""
+        return self.plain.sample
 
     def positives_only(self) -> PairSource | ClassSource:
         """For validation: on demand, without negatives, with every class."""
