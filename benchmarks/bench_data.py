@@ -27,8 +27,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data", default="trainset", help="folder, text file or shard of pictures")
-    add("--crops", choices=("cached", "published"), default="cached",
-        help="random crops of the pyramid cache, or the paper's centre crops, decoded when they are drawn")
+    add("--crops", choices=("random", "centre"), default="random",
+        help="of the pyramid cache, or the paper's, decoded when they are drawn")
     add("--size", type=int, help="side of a crop (default: the preset's, else 512)")
     add("--batch_size", type=int, default=16)
     add("--group", type=int, default=4, help="samples that share the sizes of their resizing steps")
@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
     keep_freed_memory()
     device = torch.device(args.device)
     args.size = args.size or (PRESETS[args.preset].image_size if args.preset else DEFAULT_SIZE)
-    crops = {"cached": PhotoCrops, "published": PublishedCrops}[args.crops]
+    crops = {"random": PhotoCrops, "centre": PublishedCrops}[args.crops]
     try:
         source = crops(args.data, args.size)
     except (OSError, ValueError) as error:

@@ -151,11 +151,12 @@ def test_classes_are_equally_frequent_and_some_are_lost(tmp_path):
 
 def test_the_flag_for_workers_makes_a_loader_or_is_refused(folder):
     flags = Namespace(data=folder, data_neg=None, negative_share=0.1, light=0.0, upsample="bicubic", stage="sr",
-                      workers=1, batch_size=2, seed=0, device="cpu")
+                      workers=1, batch_size=2, seed=0, device="cpu", crops="centre")
     assert isinstance(training_pairs(flags, 32), LoadedPairs)
     with pytest.raises(ValueError, match="--workers"):
         training_pairs(Namespace(**{**vars(flags), "stage": "decoder"}), 32)
-    assert isinstance(training_pairs(Namespace(**{**vars(flags), "workers": 0}), 32), PairSource)
+    plain = training_pairs(Namespace(**{**vars(flags), "workers": 0}), 32)
+    assert plain.draw(2, torch.Generator().manual_seed(0), CPU).lr.shape == (2, 3, 32, 32)
 
 
 # ---- the paper's crops

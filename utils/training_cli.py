@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from dataloader.class_crops import ClassCrops
-from dataloader.dataset import PhotoCrops
+from dataloader.dataset import NEGATIVE, POSITIVE, PhotoCrops
 from dataloader.degradation import Degradation, DegradationConfig
 from dataloader.loader import BatchLoader, SampleSource, WithLostClasses, WithNegatives
+from dataloader.published_crops import PublishedCrops
 from models.checkpoint import require_complete
 from models.config import PRESETS
 from models.initialization import InitConfig, initialize
@@ -79,6 +80,8 @@ def build_model(args: argparse.Namespace, class_names: tuple[str, ...] = ()) -> 
 
 def build_class_to_image(args: argparse.Namespace) -> tuple[VARSR, ClassSource | LoadedPairs]:
     """The class-to-image model and its data: a class for each folder of --data."""
+    if args.crops != "random":
+        raise ValueError(f"--crops {args.crops} is not there for --stage c2i: leave it out")
     if args.init:
         model = build_model(args)
         crops = ClassCrops(args.data, model.config.image_size)
@@ -94,12 +97,18 @@ def build_class_to_image(args: argparse.Namespace) -> tuple[VARSR, ClassSource |
 
 def training_pairs(args: argparse.Namespace, size: int) -> PairSource | LoadedPairs:
     """Crops of the training photographs and their degradation on the fly."""
-    crops = PhotoCrops(args.data, crop_size=size)
-    negatives = PhotoCrops(args.data_neg, crop_size=size) if args.data_neg else None
+    crops = _crops(args, args.data, size, POSITIVE)
+    negatives = _crops(args, args.data_neg, size, NEGATIVE) if args.data_neg else None
     config = DegradationConfig.load(light_probability=args.light, upsample_modes=tuple(args.upsample.split(",")))
     share = args.negative_share if args.stage == "sr" else 0.0
     plain = PairSource(crops.batch, Degradation(config).and_upsample, share, negatives and negatives.batch)
     return _with_workers(args, plain, WithNegatives(crops, share, negatives), config.group)
+
+
+def _crops(args: argparse.Namespace, root: str, size: int, label: int) -> PhotoCrops | PublishedCrops:
+    if args.crops == "centre":
+        return PublishedCrops(root, size, label=label)
+    return PhotoCrops(root, size)
 
 
 def _with_workers(args: argparse.Namespace, plain: PairSource | ClassSource, source: SampleSource,
