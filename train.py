@@ -23,8 +23,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--preset", default="varsr-tiny", help="model preset (models/config.py) where there is no --init")
     add("--vqvae", help="tokenizer where there is no --init: vqvae.safetensors of train_vqvae.py")
     add("--init", help="model folder to start from (needed for --stage decoder)")
-    add("--data", default="trainset", help="folder of photographs, searched recursively (c2i: a folder a class)")
-    add("--data_neg", help="folder of low-quality pictures for guidance; without it degraded pictures serve")
+    add("--data", default="trainset", help="pictures: a folder, searched recursively (c2i: a folder a class), a text "
+                                           "file of `path[, weight]` lines, or a .tar shard")
+    add("--data_neg", help="low-quality pictures for guidance, likewise; without it degraded pictures serve")
+    add("--crops", choices=("random", "centre"), default="random",
+        help="random crops at several scales from a cache of the decoded pictures, or the paper's: the middle of each "
+             "picture, for data sets too large for a cache")
+    add("--workers", type=int, default=0, help="processes that draw crops ahead (0: drawn when needed)")
     add("--negative_share", type=float, default=0.1, help="share of pairs that teach the low-quality class")
     add("--light", type=float, default=0.0, help="share of light degradations among the heavy ones")
     add("--upsample", default="area,bilinear,bicubic", help="how LR pictures are resized back, drawn uniformly")

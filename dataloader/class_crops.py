@@ -5,10 +5,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .dataset import PhotoCrops
+from .dataset import CACHE_FOLDER, PhotoCrops
+from .order import Stream, random_at
+from .reading import Failures
 
 MIRRORED = 2  # a wall stays a wall in a mirror, but not upside down
 ANY_DETAIL = 0.0
@@ -29,12 +32,18 @@ class ClassCrops:
         if not folders:
             raise FileNotFoundError(f"{root} holds no class folders: put each class's pictures into {root}/CLASS")
         self.names = tuple(folder.name for folder in folders)
-        cache = cache or Path(root).resolve().parent / ".cache" / "photo-pyramids"
+        cache = cache or Path(root).resolve().parent / CACHE_FOLDER
+        self.failures = Failures()
         self._crops = [PhotoCrops(folder, crop_size, cache=cache, level_weights=level_weights, min_detail=ANY_DETAIL,
-                                  symmetries=MIRRORED) for folder in folders]
+                                  symmetries=MIRRORED, failures=self.failures) for folder in folders]
 
     def batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Crops (B, 3, S, S) float32 in [0, 1] and their classes (B,); all randomness comes from `generator`."""
         labels = torch.randint(len(self.names), (count,), generator=generator)
         crops = [self._crops[label].batch(1, generator) for label in labels.tolist()]
         return torch.cat(crops), labels
+
+    def sample(self, position: int, seed: int) -> tuple[np.ndarray, int]:
+        """The crop of a position of the endless row of samples, (S, S, 3) uint8, and its class."""
+        label = int(random_at(seed, Stream.CLASS, position).integers(len(self.names)))
+        return self._crops[label].sample(position, seed)[0], label

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor
 
-from .jpeg import jpeg
+from .jpeg import constant, jpeg
 from .kernels import filter_each, gaussian_kernels, sinc_kernels
 
 DEFAULT_FILE = Path(__file__).with_name("degradation.yml")
 LEVELS = 255.0
 POISSON_COUNTS = 256.0  # photons that make white
+MAX_SEED = 2 ** 62
 SMALL_KERNEL = 13  # below this size a sinc kernel may cut off lower
 SINC_CUTOFF_LARGE, SINC_CUTOFF_SMALL = torch.pi / 5, torch.pi / 3
 LUMA = (0.299, 0.587, 0.114)
@@ -97,10 +98,12 @@ class DegradationConfig:
 
 
 class _Draws:
-    """Random numbers of one call, all from one CPU generator."""
+    """Random numbers of one call. All choices come from a CPU generator and stay there until a tensor needs them, so
+    that nothing waits for the device; only noise is drawn on the device, by a generator that the CPU's one seeds."""
 
     def __init__(self, generator: torch.Generator) -> None:
         self.generator = generator
+        self._noise: torch.Generator | None = None
 
     def uniform(self, bounds: Range, count: int = 1) -> Tensor:
         low, high = bounds
@@ -115,6 +118,15 @@ class _Draws:
     def choice(self, options: tuple | list) -> Any:
         return options[int(torch.randint(len(options), (1,), generator=self.generator))]
 
+    def normal(self, x: Tensor) -> Tensor:
+        """Standard normal numbers in the shape of x, on its device."""
+        if x.device.type == "cpu":
+            return torch.randn(x.shape, generator=self.generator)
+        if self._noise is None:
+            seed = int(torch.randint(MAX_SEED, (1,), generator=self.generator))
+            self._noise = torch.Generator(x.device).manual_seed(seed)
+        return torch.randn(x.shape, generator=self._noise, device=x.device)
+
 
 class Degradation:
     """HR batch in, LR batch out; configured once, random only through the generator it is given."""
@@ -124,7 +136,8 @@ class Degradation:
 
     def __call__(self, hr: Tensor, generator: torch.Generator) -> Tensor:
         """hr: (B, 3, H, W) in [0, 1], any float type and device. Returns (B, 3, H // scale, W // scale) float32 on its
-        device, in [0, 1] and rounded to 8 bits. `generator`: a CPU one, so that devices agree on what is drawn.
+        device, in [0, 1] and rounded to 8 bits. `generator`: a CPU one; the same state gives the same result on the
+        same kind of device.
 
         Raises ValueError for another shape.
         """
@@ -165,7 +178,7 @@ class Degradation:
         else:  # as picture programs do it
             x = F.interpolate(hr, size=target, mode="bicubic", align_corners=False, antialias=True)
         sigma = draws.uniform(config.light_noise_sigma, len(x)) / LEVELS
-        x = x + sigma.to(x)[:, None, None, None] * _normal_like(x, draws)
+        x = x + _per_sample(sigma, x) * draws.normal(x)
         return jpeg(x.clamp(0, 1), draws.uniform(config.light_jpeg_quality, len(x)))
 
     def _stage(self, x: Tensor, reference: tuple[int, int], stage: StageConfig, draws: _Draws) -> Tensor:
@@ -234,15 +247,14 @@ class Degradation:
     def _noise(x: Tensor, stage: StageConfig, draws: _Draws) -> Tensor:
         """Gaussian or Poisson noise per sample, gray or coloured."""
         count = len(x)
-        gaussian = draws.chance(stage.gaussian_noise_prob, count).to(x.device)[:, None, None, None]
-        gray = draws.chance(stage.gray_noise_prob, count).to(x.device)[:, None, None, None]
-        sigma = (draws.uniform(stage.gaussian_sigma, count) / LEVELS).to(x)[:, None, None, None]
-        scale = draws.uniform(stage.poisson_scale, count).to(x)[:, None, None, None]
-        luma = torch.tensor(LUMA, device=x.device).view(1, 3, 1, 1)
-        clean = torch.where(gray, (x * luma).sum(1, keepdim=True).expand_as(x), x)
-        normal = _normal_like(x, draws)
-        normal = torch.where(gray, normal[:, :1].expand_as(x), normal)
-        # shot noise of 256 counts at white; at these counts the Poisson law is a Gaussian of the same variance
+        gaussian = _per_sample(draws.chance(stage.gaussian_noise_prob, count), x)
+        gray = _per_sample(draws.chance(stage.gray_noise_prob, count), x)
+        sigma = _per_sample(draws.uniform(stage.gaussian_sigma, count) / LEVELS, x)
+        scale = _per_sample(draws.uniform(stage.poisson_scale, count), x)
+        clean = torch.where(gray, (x * constant(LUMA, x.device).view(1, 3, 1, 1)).sum(1, keepdim=True), x)
+        normal = draws.normal(x)
+        normal = torch.where(gray, normal[:, :1], normal)
+        # shot noise of 256 counts at white: a Gaussian of its mean and variance, without the skew of few counts
         shot = scale * (clean.clamp(0, 1) / POISSON_COUNTS).sqrt()
         return (x + torch.where(gaussian, sigma, shot) * normal).clamp(0, 1)
 
@@ -258,8 +270,9 @@ def _identity(canvas: int) -> Tensor:
     return kernel
 
 
-def _normal_like(x: Tensor, draws: _Draws) -> Tensor:
-    return torch.randn(x.shape, generator=draws.generator).to(x.device)
+def _per_sample(values: Tensor, x: Tensor) -> Tensor:
+    """Values (B,) on the CPU beside pictures: (B, 1, 1, 1) on their device."""
+    return values.to(x.device, non_blocking=True)[:, None, None, None]
 
 
 def _resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:

@@ -6,6 +6,7 @@ JFIF for the colour conversion); the lossless coding is left out.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -24,24 +25,31 @@ TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168735892, -0.331264108, 0.5), (0.5, -0.4
 TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136286, -0.714136286), (1.0, 1.772, 0.0))
 
 
-def _dct_matrix() -> Tensor:
+@cache
+def constant(values: tuple, device: torch.device) -> Tensor:
+    """A float32 constant on a device: copied there once, because a copy makes the host wait."""
+    return torch.tensor(values, dtype=torch.float32, device=device)
+
+
+@cache
+def _dct_matrix(device: torch.device) -> Tensor:
     """Orthonormal DCT-II of 8 points."""
     k, n = torch.meshgrid(torch.arange(BLOCK), torch.arange(BLOCK), indexing="ij")
     matrix = torch.cos((2 * n + 1) * k * math.pi / (2 * BLOCK)) * math.sqrt(2 / BLOCK)
     matrix[0] /= math.sqrt(2)
-    return matrix
+    return matrix.to(device)
 
 
 def quantization_tables(base: tuple[int, ...], quality: Tensor) -> Tensor:
     """libjpeg's scaling of a table for qualities (B,) in 1..100: (B, 8, 8)."""
     scale = torch.where(quality < 50, torch.floor(5000 / quality), 200 - 2 * quality)[:, None, None]
-    table = torch.tensor(base, dtype=torch.float32, device=quality.device).view(BLOCK, BLOCK)
+    table = constant(base, quality.device).view(BLOCK, BLOCK)
     return torch.floor((table * scale + 50) / 100).clamp(1, 255)
 
 
 def _through_dct(plane: Tensor, table: Tensor) -> Tensor:
     """Quantise a plane (B, H, W), sides multiples of 8, in the DCT domain; integer levels in and out."""
-    matrix = _dct_matrix().to(plane)
+    matrix = _dct_matrix(plane.device)
     rows, columns = plane.shape[-2] // BLOCK, plane.shape[-1] // BLOCK
     blocks = (plane - CENTRE).unflatten(1, (rows, BLOCK)).unflatten(3, (columns, BLOCK)).transpose(2, 3)
     table = table[:, None, None]
@@ -51,11 +59,14 @@ def _through_dct(plane: Tensor, table: Tensor) -> Tensor:
 
 
 def _convert(image: Tensor, matrix: tuple[tuple[float, ...], ...]) -> Tensor:
-    return torch.einsum("oc,bchw->bohw", torch.tensor(matrix, device=image.device), image)
+    return torch.einsum("oc,bchw->bohw", constant(matrix, image.device), image)
 
 
 def jpeg(images: Tensor, quality: Tensor) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] after JPEG compression with qualities (B,) in 1..100; 8-bit levels."""
+    """Images (B, 3, H, W) in [0, 1] after JPEG compression with qualities (B,) in 1..100; 8-bit levels.
+
+    `quality` may lie on the CPU, whatever the pictures' device: nothing waits for it then.
+    """
     height, width = images.shape[-2:]
     step = 2 * BLOCK
     levels = (images.float().clamp(0, 1) * 255).round()
@@ -63,10 +74,11 @@ def jpeg(images: Tensor, quality: Tensor) -> Tensor:
     ycbcr = _convert(levels, TO_YCBCR)
     luma, chroma = ycbcr[:, 0].round(), ycbcr[:, 1:] + CENTRE
     chroma = F.avg_pool2d(chroma.round(), 2).round().clamp(0, 255)
-    quality = quality.to(images.device).float().round()
-    luma = _through_dct(luma, quantization_tables(LUMINANCE, quality))
-    table = quantization_tables(CHROMINANCE, quality).repeat_interleave(2, dim=0)
-    chroma = _through_dct(chroma.flatten(0, 1), table).unflatten(0, (-1, 2))
+    quality = quality.float().round()
+    tables = [quantization_tables(base, quality).to(images.device, non_blocking=True)
+              for base in (LUMINANCE, CHROMINANCE)]
+    luma = _through_dct(luma, tables[0])
+    chroma = _through_dct(chroma.flatten(0, 1), tables[1].repeat_interleave(2, dim=0)).unflatten(0, (-1, 2))
     # libjpeg's "fancy" up-sampling weighs neighbours 3:1, which is what bilinear interpolation does at a factor of 2
     chroma = F.interpolate(chroma, scale_factor=2.0, mode="bilinear", align_corners=False)
     rgb = _convert(torch.cat([luma[:, None], chroma - CENTRE], dim=1), TO_RGB)

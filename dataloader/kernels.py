@@ -5,6 +5,7 @@ All kernels stand on one canvas and sum to 1; a kernel of a smaller size is zero
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -49,11 +50,35 @@ def sinc_kernels(canvas: int, sizes: Tensor, cutoff: Tensor) -> Tensor:
 
 
 def filter_each(images: Tensor, kernels: Tensor) -> Tensor:
-    """Filter every image (B, 3, H, W) with its own kernel (B, k, k); borders are reflected."""
-    batch, channels, height, width = images.shape
+    """Filter every image (B, 3, H, W) with its own kernel (B, k, k), k odd; borders are reflected."""
     pad = kernels.shape[-1] // 2
-    mode = "reflect" if min(height, width) > pad else "replicate"
+    mode = "reflect" if min(images.shape[-2:]) > pad else "replicate"
     padded = F.pad(images, (pad,) * 4, mode=mode)
-    weight = kernels.to(images).repeat_interleave(channels, dim=0).unsqueeze(1)
-    filtered = F.conv2d(padded.reshape(1, batch * channels, *padded.shape[-2:]), weight, groups=batch * channels)
-    return filtered.view(batch, channels, height, width)
+    kernels = kernels.to(images, non_blocking=True)
+    return by_fourier(padded, kernels) if images.is_cuda else by_convolution(padded, kernels)
+
+
+def by_convolution(padded: Tensor, kernels: Tensor) -> Tensor:
+    """One grouped convolution: what filtering is defined by here, and the faster way on a CPU."""
+    batch, channels, height, width = padded.shape
+    weight = kernels.repeat_interleave(channels, dim=0).unsqueeze(1)
+    filtered = F.conv2d(padded.reshape(1, batch * channels, height, width), weight, groups=batch * channels)
+    return filtered.view(batch, channels, *filtered.shape[-2:])
+
+
+def by_fourier(padded: Tensor, kernels: Tensor) -> Tensor:
+    """The same to rounding, by products of spectra: a hundred times fewer operations for a kernel of 21 x 21."""
+    height, width = (side - kernels.shape[-1] + 1 for side in padded.shape[-2:])
+    size = [_smooth(side) for side in padded.shape[-2:]]  # at least as large: what wraps around is cut off
+    product = torch.fft.rfft2(padded, s=size) * torch.fft.rfft2(kernels, s=size).conj()[:, None]
+    return torch.fft.irfft2(product, s=size)[..., :height, :width]
+
+
+@cache
+def _smooth(length: int) -> int:
+    """The next length without a prime factor above 5: transforms of others are slow."""
+    rest = length
+    for factor in (2, 3, 5):
+        while rest % factor == 0:
+            rest //= factor
+    return length if rest == 1 else _smooth(length + 1)

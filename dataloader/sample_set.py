@@ -19,7 +19,7 @@ from PIL import Image
 
 from .degradation import LEVELS, Degradation
 from .photos import HELD_OUT, PHOTO_LIST, assemble
-from .pyramid import read_rgb
+from .reading import read_rgb
 from .sources import PackagedPhoto, read_names, read_photo_list
 
 log = logging.getLogger(__name__)

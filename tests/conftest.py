@@ -48,6 +48,11 @@ def small_class_model(classes: int = 3) -> VARSR:
     return model.eval().requires_grad_(False)
 
 
+def noise_picture(height: int, width: int, seed: int = 0) -> Image.Image:
+    """Noise: every crop has detail and is unlike every other one."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
 @pytest.fixture(scope="session")
 def model() -> VARSR:
     """A random super-resolution model of the debug preset; tests must not change it."""

@@ -9,16 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import noise_picture as picture
 from PIL import Image
-from torch.utils.data import DataLoader
 
-from dataloader.dataset import NEGATIVE, POSITIVE, PhotoCrops, PublishedCrops, local_detail
-from dataloader.pyramid import PyramidCache, find_images, read_rgb
-
-
-def picture(height: int, width: int, seed: int = 0) -> Image.Image:
-    """Noise: every crop has detail and is unlike every other one."""
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+from dataloader.dataset import PhotoCrops, local_detail
+from dataloader.listing import Entry
+from dataloader.pyramid import PyramidCache
 
 
 @pytest.fixture
@@ -71,7 +67,7 @@ def test_crops_are_cut_from_the_photograph_in_all_eight_orientations(tmp_path):
 
 def test_levels_are_area_averages(tmp_path):
     picture(64, 48).save(tmp_path / "a.png")
-    files = PyramidCache(tmp_path / "cache", 3).level_files(tmp_path / "a.png")
+    files = PyramidCache(tmp_path / "cache", 3).level_files(Entry(tmp_path / "a.png"))
     full, half, quarter = (np.load(file).astype(float) for file in files)
     assert np.array_equal(full, np.asarray(Image.open(tmp_path / "a.png")))
     for level, factor in ((half, 2), (quarter, 4)):
@@ -105,7 +101,7 @@ def test_broken_and_small_pictures_are_skipped_by_name(folder, caplog):
     (folder / "notes.txt").write_text("not looked at")
     with caplog.at_level(logging.WARNING):
         crops = PhotoCrops(folder, 32)
-    assert sorted(path.name for path in crops.skipped) == ["cut.png", "narrow.png", "text.jpg"]
+    assert sorted(Path(name).name for name in crops.failures.reasons) == ["cut.png", "narrow.png", "text.jpg"]
     assert all(name in caplog.text for name in ("cut.png", "narrow.png", "text.jpg"))
     assert crops.batch(8, generator()).shape == (8, 3, 32, 32)
 
@@ -138,69 +134,31 @@ def test_nothing_usable_is_an_error(tmp_path):
         PhotoCrops(tmp_path / "absent", 32)
     with pytest.raises(FileNotFoundError, match="no picture"):
         PhotoCrops(tmp_path, 32)
-    with pytest.raises(FileNotFoundError, match="no pictures"):
-        PublishedCrops(tmp_path)
     with pytest.raises(ValueError, match="crop_size"):
         PhotoCrops(tmp_path, 0)
 
 
-def test_hidden_files_are_no_pictures(tmp_path):
-    (tmp_path / ".debs").mkdir()
-    picture(8, 8).save(tmp_path / ".debs" / "a.png")
-    picture(8, 8).save(tmp_path / "b.PNG")
-    assert find_images(tmp_path) == [tmp_path / "b.PNG"]
+def test_weights_of_a_list_decide_how_often_a_picture_is_drawn(tmp_path):
+    for name, level in (("a", 40), ("b", 80), ("c", 120)):
+        Image.new("RGB", (32, 32), (level,) * 3).save(tmp_path / f"{name}.png")
+    (tmp_path / "list.txt").write_text("a.png\nb.png, 3\nc.png, 0\ngone.png\n")
+    crops = PhotoCrops(tmp_path / "list.txt", 32, min_detail=0)
+    assert list(crops.failures.reasons) == [str(tmp_path / "gone.png")]
+    levels = (crops.batch(400, generator())[:, 0, 0, 0] * 255).round()
+    assert set(levels.tolist()) == {40, 80}
+    assert float((levels == 80).float().mean()) == pytest.approx(0.75, abs=0.07)
 
 
-def test_reading_turns_pictures_upright_and_lays_them_on_white(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
-    picture(10, 20).save(tmp_path / "turned.png", exif=exif)
-    assert read_rgb(tmp_path / "turned.png").size == (10, 20)
-    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert read_rgb(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
-
-
-def test_published_crops_follow_the_recipe(folder):
-    negative = folder.parent / "trainset_neg"
-    negative.mkdir()
-    picture(80, 120, 5).save(negative / "n.png")
-    data = PublishedCrops(folder, 64, negative_root=negative, seed=2)
-    assert [label for _, label in data] == [POSITIVE, POSITIVE, NEGATIVE]
-    # independent: 200x300 to a short side of 80 is 80x120, the middle 64x64 starts at row 8, column 28
-    resized = Image.open(folder / "a.png").resize((120, 80), Image.Resampling.LANCZOS)
-    expected = np.asarray(resized)[8:72, 28:92].transpose(2, 0, 1) / 255
-    crop = data[0][0].numpy()
-    assert min(np.abs(crop - expected).max(), np.abs(crop[..., ::-1] - expected).max()) < 1e-6
-    resized = Image.open(negative / "n.png").resize((96, 64), Image.Resampling.LANCZOS)
-    expected = np.asarray(resized)[:, 16:80].transpose(2, 0, 1) / 255
-    crop = data[2][0].numpy()
-    assert min(np.abs(crop - expected).max(), np.abs(crop[..., ::-1] - expected).max()) < 1e-6
-
-
-def test_published_crops_depend_on_seed_epoch_and_index_only(folder):
-    data = PublishedCrops(folder, 32, seed=1)
-    flips = []
-    for epoch in range(12):
-        data.set_epoch(epoch)
-        flips.append(torch.equal(data[0][0], data[0][0]) and data[0][0][0, 0, 0].item())
-    assert len(set(flips)) == 2
-    data.set_epoch(3)
-    again = PublishedCrops(folder, 32, seed=1)
-    again.set_epoch(3)
-    batch, labels = next(iter(DataLoader(again, batch_size=2, num_workers=1)))
-    assert torch.equal(batch, torch.stack([data[0][0], data[1][0]])) and labels.tolist() == [0, 0]
-    with pytest.raises(IndexError):
-        data[2]
-
-
-def test_published_crops_batch_and_broken_pictures(folder, caplog):
-    (folder / "aa.png").write_bytes(b"broken")
-    data = PublishedCrops(folder, 32)
-    assert len(data) == 3
-    assert torch.isfinite(data[1][0]).all() and "aa.png" in caplog.text
-    batch = data.batch(5, generator(7))
-    assert batch.shape == (5, 3, 32, 32) and torch.equal(batch, data.batch(5, generator(7)))
-    for path in find_images(folder):
-        path.write_bytes(b"broken")
-    with pytest.raises(FileNotFoundError, match="none of the 3"):
-        data[0]
+def test_a_cache_lost_while_training_is_named_once_and_passed_over(folder, caplog):
+    crops = PhotoCrops(folder, 32)
+    for file in (folder.parent / ".cache" / "photo-pyramids").iterdir():
+        if np.load(file, mmap_mode="r").shape[1] < np.load(file, mmap_mode="r").shape[0]:  # of b.webp
+            file.write_bytes(b"")
+    expected = PhotoCrops(folder / "a.png", 32, cache=folder.parent / ".cache" / "photo-pyramids")
+    batch = crops.batch(40, generator())
+    assert caplog.text.count("b.webp") == 1 and list(crops.failures.reasons) == [str(folder / "deep/er/b.webp")]
+    assert batch.shape == (40, 3, 32, 32) and expected.batch(1, generator()).shape == (1, 3, 32, 32)
+    for file in (folder.parent / ".cache" / "photo-pyramids").iterdir():
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match="rebuild the cache"):
+        crops.batch(1, generator())

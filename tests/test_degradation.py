@@ -1,8 +1,7 @@
-"""The degradation against NumPy, SciPy and Pillow: kernels, filtering, JPEG, and the whole."""
+"""The degradation: its resizing and noise against Pillow, SciPy and theory, and the whole."""
 from __future__ import annotations
 
 import dataclasses
-import io
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +10,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from dataloader.degradation import Degradation, DegradationConfig
-from dataloader.jpeg import CHROMINANCE, LUMINANCE, jpeg, quantization_tables
-from dataloader.kernels import filter_each, gaussian_kernels, sinc_kernels
-
-CANVAS = 21
+from dataloader.degradation import Degradation, DegradationConfig, _Draws, _resize
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def kernels(size=21, sigma=(1.5, 1.5), rotation=0.0, beta=1.0, plateau=False) -> np.ndarray:
-    values = [torch.tensor([value]) for value in (size, *sigma, rotation, beta, plateau)]
-    return gaussian_kernels(CANVAS, *values)[0].double().numpy()
 
 
 def scene(batch: int = 1, height: int = 64, width: int = 80) -> torch.Tensor:
@@ -42,99 +32,85 @@ def photograph(top: int, left: int, height: int = 64, width: int = 80) -> torch.
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
 
 
-# ---- kernels
+# ---- resizing
 
-@pytest.mark.parametrize("sigma, rotation",
-                         [((1.0, 1.0), 0.3), ((2.5, 0.8), 0.0), ((2.5, 0.8), 0.7), ((1.2, 2.0), -2.0)])
-def test_gaussian_has_the_moments_it_should(sigma, rotation):
-    """The covariance of a rotated Gaussian is R diag(sigma^2) R^T."""
-    kernel = kernels(sigma=sigma, rotation=rotation)
-    axis = np.arange(CANVAS) - CANVAS // 2
-    dx, dy = np.meshgrid(axis, axis)
-    covariance = np.array([[(kernel * dx * dx).sum(), (kernel * dx * dy).sum()],
-                           [(kernel * dx * dy).sum(), (kernel * dy * dy).sum()]])
-    turn = np.array([[np.cos(rotation), -np.sin(rotation)], [np.sin(rotation), np.cos(rotation)]])
-    assert kernel.sum() == pytest.approx(1, abs=1e-6)
-    np.testing.assert_allclose(covariance, turn @ np.diag(np.square(sigma)) @ turn.T, atol=0.02)
+def levels(image: torch.Tensor) -> Image.Image:
+    """One plane as a picture of floats, which Pillow does not round."""
+    return Image.fromarray(image.numpy().astype(np.float32))
 
 
-def test_gaussian_equals_scipy():
-    ndimage = pytest.importorskip("scipy.ndimage")
-    impulse = np.zeros((CANVAS, CANVAS))
-    impulse[CANVAS // 2, CANVAS // 2] = 1
-    expected = ndimage.gaussian_filter(impulse, (2.0, 1.1), mode="constant", truncate=12)
-    np.testing.assert_allclose(kernels(sigma=(1.1, 2.0)), expected / expected.sum(), atol=1e-6)
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_area_is_pillows_reduction(factor):
+    plane = torch.rand(24, 36, generator=generator())
+    expected = np.asarray(levels(plane).reduce(factor))
+    size = (24 // factor, 36 // factor)
+    np.testing.assert_allclose(_resize(plane[None, None], size, "area")[0, 0].numpy(), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("beta, plateau", [(0.5, False), (4.0, False), (1.0, True), (2.0, True)])
-def test_generalized_and_plateau_shapes(beta, plateau):
-    axis = np.arange(CANVAS) - CANVAS // 2
-    q = (axis[None, :] ** 2 + axis[:, None] ** 2) / 1.5 ** 2
-    expected = 1 / (1 + q ** beta) if plateau else np.exp(-0.5 * q ** beta)
-    np.testing.assert_allclose(kernels(beta=beta, plateau=plateau), expected / expected.sum(), atol=1e-6)
+@pytest.mark.parametrize("size", [(30, 50), (48, 41)])
+def test_bilinear_enlargement_is_pillows(size):
+    plane = torch.rand(24, 36, generator=generator())
+    expected = np.asarray(levels(plane).resize(size[::-1], Image.Resampling.BILINEAR))
+    np.testing.assert_allclose(_resize(plane[None, None], size, "bilinear")[0, 0].numpy(), expected, atol=1e-5)
 
 
-def test_small_kernels_are_zero_outside_their_size():
-    kernel = kernels(size=7, sigma=(3.0, 3.0))
-    assert kernel[7:14, 7:14].sum() == pytest.approx(1, abs=1e-6) and kernel[6].sum() == kernel[:, 14].sum() == 0
+def cubic(rows: int, size: int, a: float = -0.75) -> np.ndarray:
+    """Keys' cubic convolution as a matrix (size, rows), borders repeated, no low pass for reductions."""
+    matrix = np.zeros((size, rows))
+    for i in range(size):
+        place = (i + 0.5) * rows / size - 0.5
+        first = int(np.floor(place)) - 1
+        for k in range(first, first + 4):
+            x = abs(place - k)
+            near, far = (a + 2) * x ** 3 - (a + 3) * x ** 2 + 1, a * x ** 3 - 5 * a * x ** 2 + 8 * a * x - 4 * a
+            matrix[i, min(max(k, 0), rows - 1)] += near if x <= 1 else far
+    return matrix
 
 
-def test_sinc_equals_scipy_and_cuts_off():
-    special = pytest.importorskip("scipy.special")
-    cutoff = 1.3
-    kernel = sinc_kernels(CANVAS, torch.tensor([21]), torch.tensor([cutoff]))[0].double().numpy()
-    axis = np.arange(CANVAS) - CANVAS // 2
-    radius = np.hypot(axis[None, :], axis[:, None])
-    with np.errstate(invalid="ignore"):
-        expected = cutoff * special.j1(cutoff * radius) / (2 * np.pi * radius)
-    expected[radius == 0] = cutoff ** 2 / (4 * np.pi)
-    np.testing.assert_allclose(kernel, expected / expected.sum(), atol=1e-6)
-    response = np.abs(np.fft.fft2(kernel, (64, 64)))[0]
-    frequency = 2 * np.pi * np.arange(33) / 64
-    assert response[:33][frequency < 0.8].min() > 0.8 and response[:33][frequency > 1.9].max() < 0.2
+@pytest.mark.parametrize("size", [(30, 50), (11, 19)])
+def test_bicubic_is_cubic_convolution(size):
+    plane = torch.rand(24, 36, generator=generator())
+    expected = cubic(24, size[0]) @ plane.double().numpy() @ cubic(36, size[1]).T
+    np.testing.assert_allclose(_resize(plane[None, None], size, "bicubic")[0, 0].numpy(), expected, atol=1e-5)
 
 
-def test_filtering_equals_scipy_per_sample():
-    ndimage = pytest.importorskip("scipy.ndimage")
-    images = torch.rand(2, 3, 30, 41, generator=generator(1))
-    weights = torch.rand(2, CANVAS, CANVAS, generator=generator(2))
-    filtered = filter_each(images, weights)
-    for image, weight, result in zip(images, weights, filtered):
-        for channel in range(3):
-            expected = ndimage.correlate(image[channel].numpy(), weight.numpy(), mode="mirror")
-            np.testing.assert_allclose(result[channel].numpy(), expected, rtol=1e-4)
+# ---- noise
+
+def noise(gray: float, share: float = 0.5, count: int = 16, **settings) -> torch.Tensor:
+    """What the noise step adds to a plain picture: (B, 3, 64, 64)."""
+    config = DegradationConfig.load()
+    stage = dataclasses.replace(config.stage1, gray_noise_prob=share, **settings)
+    plain = torch.full((count, 3, 64, 64), gray)
+    return Degradation(config)._noise(plain, stage, _Draws(generator(1))) - plain
 
 
-# ---- JPEG
-
-def through_pillow(image: torch.Tensor, quality: int) -> tuple[np.ndarray, Image.Image]:
-    """Levels after Pillow's JPEG, and the decoded file (with its tables)."""
-    levels = image.mul(255).round().byte().permute(1, 2, 0).contiguous().numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(levels).save(buffer, "JPEG", quality=quality)
-    decoded = Image.open(buffer)
-    return np.asarray(decoded.convert("RGB")).astype(float), decoded
+@pytest.mark.parametrize("gaussian", [1.0, 0.0])
+def test_noise_has_the_configured_strength(gaussian):
+    added = noise(0.25, gaussian_noise_prob=gaussian, gaussian_sigma=(8, 8), poisson_scale=(2, 2))
+    expected = 8 / 255 if gaussian else 2 * (0.25 / 256) ** 0.5
+    assert float(added.std()) == pytest.approx(expected, rel=0.03)
+    is_gray = (added.std(dim=1) < 1e-6).flatten(1).all(1)
+    assert 0 < int(is_gray.sum()) < 16
 
 
-@pytest.mark.parametrize("quality", [30, 60, 75, 90, 95, 100])
-@pytest.mark.parametrize("size", [(64, 80), (53, 71)])
-def test_jpeg_is_close_to_pillow(quality, size):
-    image = photograph(180, 380, *size)
-    expected, decoded = through_pillow(image[0], quality)
-    result = jpeg(image, torch.tensor([float(quality)]))[0].permute(1, 2, 0).numpy() * 255
-    error = np.abs(result - expected).mean()
-    loss = np.abs(image[0].permute(1, 2, 0).numpy() * 255 - expected).mean()
-    assert error < 1 and error < 0.5 * loss
-    for table, base in ((decoded.quantization[0], LUMINANCE), (decoded.quantization[1], CHROMINANCE)):
-        ours = quantization_tables(base, torch.tensor([float(quality)]))[0]
-        assert ours.flatten().int().tolist() == list(table)
+@pytest.mark.parametrize("gray", [0.1, 0.4, 0.7])
+def test_shot_noise_is_nearly_poissons(gray):
+    """Mean, deviation and quantiles of counts of 256 at white; a count is the law's own step."""
+    stats = pytest.importorskip("scipy.stats")
+    added = noise(gray, share=0.0, gaussian_noise_prob=0.0, poisson_scale=(1, 1)).flatten().double() * 256
+    law = stats.poisson(256 * gray)
+    assert float(added.mean()) == pytest.approx(0, abs=0.15)
+    assert float(added.std()) == pytest.approx(law.std(), rel=0.02)
+    for share in (0.05, 0.25, 0.5, 0.75, 0.95):
+        assert float(added.quantile(share)) == pytest.approx(law.ppf(share) - law.mean(), abs=1)
 
 
-def test_jpeg_quality_is_per_sample():
-    images = scene(3)
-    together = jpeg(images, torch.tensor([60.0, 80.0, 95.0]))
-    for image, quality, result in zip(images, (60.0, 80.0, 95.0), together):
-        torch.testing.assert_close(result, jpeg(image[None], torch.tensor([quality]))[0])
+def test_gaussian_noise_is_normal_and_uncorrelated():
+    stats = pytest.importorskip("scipy.stats")
+    added = noise(0.5, share=0.0, count=4, gaussian_noise_prob=1.0, gaussian_sigma=(10, 10)).double() * 255 / 10
+    assert stats.kstest(added.flatten().numpy()[::3], "norm").pvalue > 0.001
+    for other in (added.roll(1, 3), added.roll(1, 2), added.roll(1, 1)):  # the neighbours, the next channel
+        assert abs(float((added * other).mean())) < 0.03
 
 
 # ---- the whole
@@ -187,24 +163,6 @@ def test_strength_is_moderate_and_light_is_lighter():
     assert 0.5 < loss(1.0) < 5 < loss(0.0) < 20
 
 
-@pytest.mark.parametrize("gaussian", [1.0, 0.0])
-def test_noise_has_the_configured_strength(gaussian):
-    config = DegradationConfig.load()
-    stage = dataclasses.replace(config.stage1, gaussian_noise_prob=gaussian, gaussian_sigma=(8, 8),
-                                poisson_scale=(2, 2), gray_noise_prob=0.5)
-    gray = torch.full((16, 3, 64, 64), 0.25)
-    noise = Degradation(config)._noise(gray, stage, _draws(generator(1))) - gray
-    expected = 8 / 255 if gaussian else 2 * (0.25 / 256) ** 0.5
-    assert float(noise.std()) == pytest.approx(expected, rel=0.03)
-    is_gray = (noise.std(dim=1) < 1e-6).flatten(1).all(1)
-    assert 0 < int(is_gray.sum()) < 16
-
-
-def _draws(source: torch.Generator):
-    from dataloader.degradation import _Draws
-    return _Draws(source)
-
-
 def test_configuration_errors_are_explained(tmp_path):
     with pytest.raises(ValueError, match="surprise"):
         DegradationConfig.load(surprise=1)
@@ -227,3 +185,17 @@ def test_wrong_pictures_are_refused(hr):
 
 def test_smaller_kernels_than_usual_work():
     assert Degradation(DegradationConfig.load(kernel_sizes=[7, 9]))(scene(), generator()).shape == (1, 3, 16, 20)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="NOTICE: no test of the GPU without one")
+def test_a_gpu_never_waits_for_the_host_and_repeats_itself():
+    degrade = Degradation(DegradationConfig.load(light_probability=0.3))
+    hr = scene(8).cuda()
+    first = degrade.and_upsample(hr, generator(4))  # constants are copied now
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = degrade.and_upsample(hr, generator(4))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(first, again)

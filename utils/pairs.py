@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,18 @@ class Pairs:
     labels: Tensor
 
 
-class PairSource:
+class DrawnOnDemand:
+    """A source whose draws depend on the caller's generator alone: it has no data position to save."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to do."""
+
+
+class PairSource(DrawnOnDemand):
     """Draws pairs; a share of them are negatives for image-based guidance (VARSR, section 3.3).
 
     Negatives come from a sampler of low-quality pictures (`trainset_neg`). Without one, the degraded picture is
@@ -55,7 +67,7 @@ class PairSource:
         return PairSource(self.sample, self.degrade)
 
 
-class ClassSource:
+class ClassSource(DrawnOnDemand):
     """Draws pictures of classes for class-to-image training; some lose their class, for guidance (VAR, section 3.3)."""
 
     def __init__(self, sample: ClassSampler, classes: int, unconditional_share: float = 0.1) -> None:

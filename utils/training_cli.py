@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from dataloader.class_crops import ClassCrops
-from dataloader.dataset import PhotoCrops
+from dataloader.dataset import NEGATIVE, POSITIVE, PhotoCrops
 from dataloader.degradation import Degradation, DegradationConfig
+from dataloader.loader import BatchLoader, SampleSource, WithLostClasses, WithNegatives
+from dataloader.published_crops import PublishedCrops
 from models.checkpoint import require_complete
 from models.config import PRESETS
 from models.initialization import InitConfig, initialize
@@ -24,6 +26,7 @@ from models.varsr import VARSR
 
 from .allocator import keep_freed_memory
 from .held_out import held_out
+from .loaded_pairs import LoadedPairs
 from .loop import LoopConfig, Stage, TrainingDiverged, TrainLoop
 from .pairs import ClassSource, PairSource
 from .progress import bar_text
@@ -83,8 +86,10 @@ def build_model(args: argparse.Namespace, class_names: tuple[str, ...] = ()) -> 
     return model
 
 
-def build_class_to_image(args: argparse.Namespace) -> tuple[VARSR, ClassSource]:
+def build_class_to_image(args: argparse.Namespace) -> tuple[VARSR, ClassSource | LoadedPairs]:
     """The class-to-image model and its data: a class for each folder of --data."""
+    if args.crops != "random":
+        raise ValueError(f"--crops {args.crops} is not there for --stage c2i: leave it out")
     if args.init:
         model = build_model(args)
         crops = ClassCrops(args.data, model.config.image_size)
@@ -94,16 +99,36 @@ def build_class_to_image(args: argparse.Namespace) -> tuple[VARSR, ClassSource]:
     if model.config.num_classes != len(crops.names):
         raise ValueError(f"{args.data} holds {len(crops.names)} classes, the model of --init has "
                          f"{model.config.num_classes}")
-    return model, ClassSource(crops.batch, len(crops.names))
+    classes = len(crops.names)
+    return model, _with_workers(args, ClassSource(crops.batch, classes), WithLostClasses(crops, classes))
 
 
-def training_pairs(args: argparse.Namespace, size: int) -> PairSource:
+def training_pairs(args: argparse.Namespace, size: int) -> PairSource | LoadedPairs:
     """Crops of the training photographs and their degradation on the fly."""
-    crops = PhotoCrops(args.data, crop_size=size)
-    negatives = PhotoCrops(args.data_neg, crop_size=size).batch if args.data_neg else None
+    crops = _crops(args, args.data, size, POSITIVE)
+    negatives = _crops(args, args.data_neg, size, NEGATIVE) if args.data_neg else None
     config = DegradationConfig.load(light_probability=args.light, upsample_modes=tuple(args.upsample.split(",")))
     share = args.negative_share if args.stage == "sr" else 0.0
-    return PairSource(crops.batch, Degradation(config).and_upsample, share, negatives)
+    plain = PairSource(crops.batch, Degradation(config).and_upsample, share, negatives and negatives.batch)
+    return _with_workers(args, plain, WithNegatives(crops, share, negatives), config.group)
+
+
+def _crops(args: argparse.Namespace, root: str, size: int, label: int) -> PhotoCrops | PublishedCrops:
+    if args.crops == "centre":
+        return PublishedCrops(root, size, label=label)
+    return PhotoCrops(root, size)
+
+
+def _with_workers(args: argparse.Namespace, plain: PairSource | ClassSource, source: SampleSource,
+                  group: int = 1) -> PairSource | ClassSource | LoadedPairs:
+    """`plain` without --workers, else the same pairs drawn ahead. Raises ValueError where that cannot be."""
+    if not args.workers:
+        return plain
+    if args.stage == "decoder":
+        raise ValueError("--workers cannot act with --stage decoder, which replays most of its samples: leave it out")
+    loader = BatchLoader(source, args.batch_size, seed=args.seed, workers=args.workers,
+                         pin_memory=training_device(args.device).type == "cuda")
+    return LoadedPairs(loader, plain, group)
 
 
 def held_out_pairs(args: argparse.Namespace, pairs: PairSource, size: int, count: int, precision: str) -> Validation:

@@ -10,6 +10,7 @@ import torch
 from models.varsr import VARSR
 
 from .grid import write_grid
+from .loaded_pairs import LoadedPairs
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
 from .pairs import ClassSource, Pairs, PairSource
 from .precision import autocast
@@ -48,7 +49,7 @@ class TransformerSettings:
 class TransformerStage:
     """See `loop.Stage`. Keeps a moving average of the weights, which is what it validates and exports."""
 
-    def __init__(self, model: VARSR, pairs: PairSource | ClassSource, validation: Validation | Pairs,
+    def __init__(self, model: VARSR, pairs: PairSource | ClassSource | LoadedPairs, validation: Validation | Pairs,
                  settings: TransformerSettings, device: torch.device) -> None:
         """`validation`: held-out pairs; class-to-image: held-out pictures and their classes."""
         self.settings, self.device, self.pairs, self.validation = settings, device, pairs, validation
@@ -99,10 +100,10 @@ class TransformerStage:
                 "refiner": losses.refiner.item()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Model, average, optimiser, scaler and generator."""
+        """Model, average, optimiser, scaler, generator and data position."""
         return {"model": self.model.state_dict(), "average": self.average.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-                "generator": self.generator.get_state()}
+                "generator": self.generator.get_state(), "data": self.pairs.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
@@ -111,6 +112,7 @@ class TransformerStage:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"])
+        self.pairs.load_state_dict(state.get("data", {}))  # older states come from sources without a position
 
     def export(self, folder: Path) -> None:
         """The averaged model as `model.safetensors` + `config.json`, float32."""

@@ -1,0 +1,134 @@
+"""What a training run reads, as one list: pictures of folders, of text files with weights, and of tar shards.
+
+Shards in WebDataset's layout (plain tar files of pictures) are indexed instead of streamed: the place of every picture
+in its shard is noted once, and any of them is then read alone. So a draw is uniform over all shards without a
+shuffling buffer, and a run resumes exactly from a number. The price is that shards must be local, uncompressed files.
+"""
+from __future__ import annotations
+
+import logging
+import math
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from utils.formats import SUFFIXES
+
+log = logging.getLogger(__name__)
+
+SHARD, COMMENT, SEPARATOR = ".tar", "#", ","
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A picture of a list: a file, or `size` bytes from `offset` on of the shard `path`.
+
+    weight: how often it is drawn, 1 being usual. member: its name in the shard.
+    """
+
+    path: Path
+    weight: float = 1.0
+    member: str | None = None
+    offset: int = 0
+    size: int = 0
+
+    def __str__(self) -> str:
+        return str(self.path) if self.member is None else f"{self.path}/{self.member}"
+
+
+def find_entries(root: str | os.PathLike) -> list[Entry]:
+    """All pictures of `root`: a folder (searched recursively, shards included), a shard, a picture or a text file.
+
+    A text file holds `path` or `path, weight` a line, relative to its own folder: of a picture, a folder or a shard,
+    whose pictures all get the weight (0 leaves them out); `#` starts a comment line. Hidden files are left out.
+    Listed pictures need not exist: what cannot be read is skipped when it is drawn.
+    Raises FileNotFoundError when `root` does not exist, ValueError for a malformed line or a compressed shard.
+    """
+    root = Path(root)
+    if root.is_dir():
+        return _in_folder(root, 1.0)
+    if not root.is_file():
+        raise FileNotFoundError(f"{root} not found: name a folder of pictures, a text file of paths or a {SHARD} "
+                                "shard; `python -m dataloader.photos --output trainset/photos` assembles a folder")
+    if _is_picture(root.name):
+        return [Entry(root)]
+    return _in_shard(root, 1.0) if root.suffix.lower() == SHARD else _in_text(root)
+
+
+def _is_picture(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def _in_folder(folder: Path, weight: float) -> list[Entry]:
+    files = sorted(_files_below(folder))
+    return [entry for path in files for entry in
+            (_in_shard(path, weight) if path.suffix.lower() == SHARD else [Entry(path, weight)])]
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Pictures and shards; folders behind links are followed, each once."""
+    def unreadable(error: OSError) -> None:
+        log.warning("skipped folder %s: %s", error.filename, error.strerror)
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            if _is_picture(name) or (name.lower().endswith(SHARD) and not name.startswith(".")):
+                yield Path(parent, name)
+
+
+def _in_shard(path: Path, weight: float) -> list[Entry]:
+    """The pictures of a shard. What a damaged one holds before the damage counts."""
+    entries: list[Entry] = []
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                if member.isfile() and _is_picture(member.name):
+                    entries.append(Entry(path, weight, member.name, member.offset_data, member.size))
+    except (tarfile.TarError, OSError, EOFError) as error:
+        log.warning("%s is no plain tar file or damaged (%s): %d pictures of it are used", path, error, len(entries))
+    return entries
+
+
+def _in_text(path: Path) -> list[Entry]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: no text file of `path[, weight]` lines, and no picture or {SHARD} shard") from error
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.lstrip().startswith(COMMENT):
+            continue
+        name, weight = _name_and_weight(line)
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"{path}, line {number}: a weight must be a number from 0 on, got {line.strip()!r}")
+        if weight:
+            entries += _listed(path.parent / name, weight, f"{path}, line {number}")
+    return entries
+
+
+def _name_and_weight(line: str) -> tuple[str, float]:
+    """A comma that no number follows belongs to the path."""
+    name, comma, weight = line.rpartition(SEPARATOR)
+    try:
+        return (name.strip(), float(weight)) if comma else (line.strip(), 1.0)
+    except ValueError:
+        return line.strip(), 1.0
+
+
+def _listed(path: Path, weight: float, place: str) -> list[Entry]:
+    if _is_picture(path.name):  # not looked for: there may be millions
+        return [Entry(path, weight)]
+    if path.is_dir():
+        return _in_folder(path, weight)
+    if path.suffix.lower() == SHARD and path.is_file():
+        return _in_shard(path, weight)
+    raise ValueError(f"{place}: {path} is no picture (known: {' '.join(SUFFIXES)}), folder or {SHARD} shard")

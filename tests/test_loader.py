@@ -1,0 +1,209 @@
+"""Batches do not depend on workers, ranks or interruptions; broken pictures are named once."""
+from __future__ import annotations
+
+import copy
+from argparse import Namespace
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import noise_picture as picture
+from conftest import small_model
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from dataloader.class_crops import ClassCrops
+from dataloader.dataset import NEGATIVE, POSITIVE, PhotoCrops
+from dataloader.degradation import Degradation, DegradationConfig
+from dataloader.loader import BatchLoader, WithLostClasses, WithNegatives
+from dataloader.order import PictureOrder
+from dataloader.published_crops import PublishedCrops
+from utils.loaded_pairs import LoadedPairs
+from utils.pairs import ClassSource, PairSource
+from utils.training_cli import training_pairs
+from utils.transformer_stage import TransformerSettings, TransformerStage
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "trainset"
+    (root / "deep" / "er").mkdir(parents=True)
+    picture(200, 300, 0).save(root / "a.png")
+    picture(150, 100, 1).save(root / "deep" / "er" / "b.webp", lossless=True)
+    (root / "broken.png").write_bytes(b"broken")
+    return root
+
+
+def taken(loader: BatchLoader, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [next(loader) for _ in range(count)]
+
+
+def assert_same(first, second) -> None:
+    assert len(first) == len(second)
+    for batch, other in zip(first, second):
+        assert all(torch.equal(a, b) for a, b in zip(batch, other))
+
+
+# ---- the loader
+
+def test_batches_are_the_same_with_workers_and_after_a_resume(folder, caplog):
+    crops = PublishedCrops(folder, 32)
+    plain = BatchLoader(crops, 4, seed=3)
+    expected = taken(plain, 6)
+    assert expected[0][0].shape == (4, 3, 32, 32) and expected[0][0].dtype == torch.uint8
+    caplog.clear()
+    loader = BatchLoader(PublishedCrops(folder, 32), 4, seed=3, workers=2)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    assert_same(taken(loader, 3), expected[:3])
+    assert torch.equal(torch.get_rng_state(), before), "the model's own random numbers would differ after a resume"
+    assert len(loader.failures) == 1 and caplog.text.count("broken.png") == 1
+    loader.load_state_dict({"position": 2})
+    assert_same(taken(loader, 4), expected[2:])
+    assert loader.state_dict() == plain.state_dict() == {"position": 6}
+    loader.close()
+
+
+@pytest.mark.parametrize("kind", [PhotoCrops, PublishedCrops])
+def test_two_ranks_together_have_the_batches_of_one(folder, kind):
+    source = kind(folder, 32)
+    whole = taken(BatchLoader(source, 6, seed=1), 3)
+    halves = [taken(BatchLoader(source, 3, seed=1, rank=rank, ranks=2), 3) for rank in range(2)]
+    assert_same(whole, [tuple(map(torch.cat, zip(*parts))) for parts in zip(*halves)])
+    assert not torch.equal(whole[0][0], taken(BatchLoader(source, 6, seed=2), 1)[0][0])
+
+
+def test_bad_numbers_are_refused(folder):
+    for options in ({"batch_size": 0}, {"batch_size": 1, "rank": 2, "ranks": 2}, {"batch_size": 1, "workers": -1}):
+        with pytest.raises(ValueError, match="batch_size"):
+            BatchLoader(PhotoCrops(folder, 32), **options)
+
+
+# ---- pairs
+
+def test_pairs_resume_exactly_and_do_not_depend_on_ranks(folder):
+    config = DegradationConfig.load(group=2)
+    source = WithNegatives(PhotoCrops(folder, 32), 0.4)
+
+    def pairs(batch: int, **options) -> LoadedPairs:
+        loader = BatchLoader(source, batch, seed=5, **options)
+        return LoadedPairs(loader, PairSource(source.positives.batch, Degradation(config).and_upsample), config.group)
+    whole = pairs(8)
+    drawn = [whole.draw(8, torch.Generator(), CPU) for _ in range(3)]
+    resumed = pairs(8)
+    resumed.load_state_dict({"position": 2})
+    again = resumed.draw(8, torch.Generator(), CPU)
+    assert torch.equal(again.lr, drawn[2].lr) and torch.equal(again.target, drawn[2].target)
+    halves = [pairs(4, rank=rank, ranks=2).draw(4, torch.Generator(), CPU) for rank in range(2)]
+    assert torch.equal(torch.cat([half.lr for half in halves]), drawn[0].lr)
+    for pair in drawn:
+        assert pair.lr.shape == pair.target.shape == (8, 3, 32, 32)
+        for target, lr, label in zip(pair.target, pair.lr, pair.labels):
+            assert torch.equal(target, lr) == (label == NEGATIVE)
+    with pytest.raises(ValueError, match="batches of 8"):
+        whole.draw(4, torch.Generator(), CPU)
+
+
+def test_a_stage_goes_on_at_its_data_position(folder):
+    def stage(seed: int) -> TransformerStage:
+        crops = PhotoCrops(folder, 32)
+        pairs = LoadedPairs(BatchLoader(crops, 4, seed=2), PairSource(crops.batch, Degradation().and_upsample), 4)
+        model = small_model(seed=seed).requires_grad_(True)
+        settings = TransformerSettings(batch_size=4, max_iters=6, precision="fp32")
+        return TransformerStage(model, pairs, pairs.positives_only().draw(2, torch.Generator(), CPU), settings, CPU)
+    first, second = stage(0), stage(1)
+    for i in range(2):
+        first.train_step(i)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    losses = []
+    for continued in (first, second):
+        torch.manual_seed(7)
+        losses.append([continued.train_step(i)["loss"] for i in (2, 3)])
+    assert losses[0] == losses[1]
+
+
+def test_negatives_come_from_their_own_pictures(folder, tmp_path):
+    Image.new("RGB", (40, 40), "black").save(tmp_path / "n.png")
+    source = WithNegatives(PublishedCrops(folder, 32), 0.25, PublishedCrops(tmp_path, 32, label=NEGATIVE))
+    pixels, labels = next(BatchLoader(source, 400))
+    assert torch.equal(pixels.flatten(1).amax(1) == 0, labels == NEGATIVE)
+    assert float((labels == NEGATIVE).float().mean()) == pytest.approx(0.25, abs=0.07)
+
+
+def test_classes_are_equally_frequent_and_some_are_lost(tmp_path):
+    for level, name in ((50, "dark"), (200, "light")):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (40, 40), (level,) * 3).save(tmp_path / name / "a.png")
+    crops = ClassCrops(tmp_path, 16)
+    pixels, labels = next(BatchLoader(crops, 300))
+    assert torch.equal(pixels[:, 0, 0, 0] == 200, labels == 1) and 110 < int(labels.sum()) < 190
+    pairs = LoadedPairs(BatchLoader(WithLostClasses(crops, 2, 0.1), 300), ClassSource(crops.batch, 2))
+    drawn = pairs.draw(300, torch.Generator(), CPU)
+    assert drawn.lr is None and torch.equal((drawn.target > 0)[:, 0, 0, 0], labels == 1)
+    lost = drawn.labels
+    assert torch.equal(lost[lost < 2], labels[lost < 2]) and 15 < int((lost == 2).sum()) < 50
+
+
+def test_the_flag_for_workers_makes_a_loader_or_is_refused(folder):
+    flags = Namespace(data=folder, data_neg=None, negative_share=0.1, light=0.0, upsample="bicubic", stage="sr",
+                      workers=1, batch_size=2, seed=0, device="cpu", crops="centre")
+    assert isinstance(training_pairs(flags, 32), LoadedPairs)
+    with pytest.raises(ValueError, match="--workers"):
+        training_pairs(Namespace(**{**vars(flags), "stage": "decoder"}), 32)
+    plain = training_pairs(Namespace(**{**vars(flags), "workers": 0}), 32)
+    assert plain.draw(2, torch.Generator().manual_seed(0), CPU).lr.shape == (2, 3, 32, 32)
+
+
+# ---- the paper's crops
+
+def test_published_crops_follow_the_recipe(folder, tmp_path):
+    negative = picture(80, 120, 5)
+    negative.save(tmp_path / "n.png")
+    # 200x300 to a short side of 80 is 80x120, the middle 64x64 starts at row 8, column 28
+    high = Image.open(folder / "a.png").resize((120, 80), Image.Resampling.LANCZOS)
+    low = negative.resize((96, 64), Image.Resampling.LANCZOS)
+    for root, label, expected in ((folder / "a.png", POSITIVE, np.asarray(high)[8:72, 28:92]),
+                                  (tmp_path, NEGATIVE, np.asarray(low)[:, 16:80])):
+        data = PublishedCrops(root, 64, label=label)
+        flips = []
+        for position in range(12):
+            crop, found = data.sample(position, 7)
+            flips.append(not np.array_equal(crop, expected))
+            assert found == label and np.array_equal(crop[:, ::-1] if flips[-1] else crop, expected)
+        assert 0 < sum(flips) < 12
+
+
+@given(count=st.integers(1, 40), seed=st.integers(-2 ** 63, 2 ** 63), epoch=st.integers(0, 1000))
+def test_an_epoch_shows_every_picture_once(count, seed, epoch):
+    order = PictureOrder([1.0] * count)
+    shown = [order.index(epoch * count + i, seed) for i in range(count)]
+    assert sorted(shown) == list(range(count))
+
+
+def test_epochs_differ_and_weights_count():
+    order = PictureOrder([1.0] * 30)
+    epochs = [tuple(order.index(epoch * 30 + i, 0) for i in range(30)) for epoch in range(3)]
+    assert len(set(epochs)) == 3
+    weighted = PictureOrder([1.0, 2.0, 5.0])
+    shares = Counter(weighted.index(i, 0) for i in range(1600))
+    assert [shares[i] / 1600 for i in range(3)] == pytest.approx([1 / 8, 2 / 8, 5 / 8], abs=0.04)
+
+
+def test_published_crops_pass_over_broken_pictures(folder, tmp_path, caplog):
+    data = PublishedCrops(folder, 32)
+    assert len(data) == 3
+    batch = data.batch(12, torch.Generator().manual_seed(7))
+    assert torch.equal(batch, data.batch(12, torch.Generator().manual_seed(7))) and batch.shape == (12, 3, 32, 32)
+    assert caplog.text.count("broken.png") == 1 and len(data.failures) == 1
+    (tmp_path / "x.png").write_bytes(b"broken")
+    with pytest.raises(FileNotFoundError, match="none of the 1"):
+        PublishedCrops(tmp_path, 32).sample(0, 0)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(FileNotFoundError, match="no pictures"):
+        PublishedCrops(empty, 32)
