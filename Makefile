@@ -24,6 +24,7 @@ $(VENV)/.installed: requirements.txt constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps mmagic==1.2.0  # for the statistics file of NIQE in it alone
 	touch $@
 
 clean:

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     def adjust(model, settings, options):
-        config = fastvar_config(args, model)
+        config = fastvar_config(args, model) or settings.fastvar
         if config is not None and not args.fastvar_quiet:
             print("\n".join(plan_lines(model, config)))
         return dataclasses.replace(settings, fastvar=config), options

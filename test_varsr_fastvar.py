@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def adjust(model, settings, options):
         nonlocal comparison
-        settings = dataclasses.replace(settings, fastvar=fastvar_config(args, model))
+        settings = dataclasses.replace(settings, fastvar=fastvar_config(args, model) or settings.fastvar)
         if not args.fastvar_quiet:
             lines.extend(plan_lines(model, settings.fastvar))
         if args.compare:

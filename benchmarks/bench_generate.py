@@ -1,8 +1,8 @@
 """Time one generation stage by stage: `python benchmarks/bench_generate.py --preset varsr-d24 --dtype bf16`.
 
-Prints seconds, TFLOP/s and the share of the machine's own measured GEMM rate for the prefix encoder, every scale,
-the refiner and the decoder, and writes the table as JSON. A preset runs on random weights (speed does not depend on
-their values); `--model` runs real ones.
+Prints seconds and the share of the machine's own measured limits (GEMM rate, reading memory) for the prefix encoder,
+every scale, the refiner and the decoder, and writes the table as JSON. A preset runs on random weights (speed does not
+depend on their values); `--model` runs real ones.
 """
 from __future__ import annotations
 
@@ -16,42 +16,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.cli import DTYPES
+from benchmarks.subject import add_subject_flags, load_subject
+from utils.cli import INT8
 
-WEIGHT_STD = 0.02
+DEFAULT_PRESET = "varsr-tiny"
 TERA, GIGA = 1e12, 1e9
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="varsr-tiny", help="a preset of models/config.py, on random weights")
-    parser.add_argument("--model", help="a model folder, published file or hub id instead of a preset")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
+    add_subject_flags(parser)
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--cfg", type=float, help="guidance (the model's own default); 0 runs no unconditional rows")
-    parser.add_argument("--runs", type=int, default=3, help="timed generations; the median is reported")
-    parser.add_argument("--output", help="JSON file for the results")
+    parser.add_argument("--fast", action="store_true", help="the settings of the scripts' --fast")
+    parser.set_defaults(preset=DEFAULT_PRESET, runs=3, dtype="fp32")
     return parser
-
-
-def random_model(preset: str, dtype, device):
-    """A preset filled with small random weights, made directly in the wanted type."""
-    import torch
-
-    from models.config import PRESETS
-    from models.varsr import VARSR
-    with torch.device("meta"):
-        model = VARSR(PRESETS[preset])
-    model = model.to(dtype).to_empty(device=device)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=WEIGHT_STD)
-        for buffer in model.buffers():
-            buffer.zero_()
-    model.transformer.reset_rope()
-    return model.eval().requires_grad_(False).channels_last()
 
 
 class StageClock:
@@ -91,63 +71,70 @@ def attach(model, device) -> StageClock:
     return clock
 
 
-def stage_flops(config, batch: int, rows: int) -> dict[str, int]:
-    """Operations of each stage; a guided generation has twice as many rows as pictures."""
+def stage_work(config, options, fastvar, batch: int, weight_size: int, key_size: int) -> dict[str, tuple[int, int]]:
+    """Operations and bytes to read of each stage; a guided scale has twice as many rows as pictures.
+
+    Convolutions and the refiner are bound by operations: their bytes are left out.
+    """
     from benchmarks import flops
     scales = config.vqvae.scales
-    head = 2 * config.transformer.width * config.vqvae.vocab_size
-    counts = {"prefix encoder": batch * flops.prefix_flops(config),
-              "head": rows * head * sum(side * side for side in scales),
-              "refiner": rows * flops.refiner_flops(config), "decoder": batch * flops.decoder_flops(config.vqvae)}
-    for side, total in zip(scales, flops.scale_flops(config)):
-        counts[f"scale {side}"] = rows * (total - side * side * head)
-    return counts
+    rows = [batch * (2 if options.cfg > 0 and k >= options.cfg_from_scale else 1) for k in range(len(scales))]
+    head = sum(count * flops.head_flops(config, k) for k, count in enumerate(rows))
+    work = {"prefix encoder": (batch * flops.prefix_flops(config), 0), "head": (head, 0),
+            "refiner": (rows[-1] * flops.refiner_flops(config, config.refiner_steps(options)), 0),
+            "decoder": (batch * flops.decoder_flops(config.vqvae), 0)}
+    traffic = flops.scale_bytes(config, weight_size, key_size, rows, fastvar)
+    for k, total in enumerate(flops.scale_flops(config, fastvar)):
+        work[f"scale {scales[k]}"] = rows[k] * total, traffic[k]
+    return work
+
+
+def settings(args: argparse.Namespace, config):
+    """Sampling options and token pruning that the flags ask for."""
+    import dataclasses
+
+    from utils.fast import fast_generation, fast_pruning
+    options = fast_generation(config) if args.fast else config.generation
+    if args.cfg is not None:
+        options = dataclasses.replace(options, cfg=args.cfg)
+    return options, fast_pruning(config) if args.fast else None
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure and report."""
     args = build_parser().parse_args(argv)
-    import dataclasses
 
     import torch
 
-    from benchmarks.machine import describe, gemm_rate, peak_memory, synchronize
-    from models.varsr import VARSR
-    from utils.allocator import keep_freed_memory
-
-    keep_freed_memory()  # as the scripts do
-    device, dtype = torch.device(args.device), getattr(torch, DTYPES[args.dtype])
-    rate = gemm_rate(device, dtype)
-    start = time.perf_counter()
-    model = (VARSR.from_pretrained(args.model, dtype=dtype, device=device) if args.model
-             else random_model(args.preset, dtype, device))
-    model.for_inference()
-    load_seconds = time.perf_counter() - start
-    options = model.config.generation
-    if args.cfg is not None:
-        options = dataclasses.replace(options, cfg=args.cfg)
-    rows = args.batch_size * (2 if options.cfg > 0 else 1)
+    from benchmarks.machine import describe, gemm_rate, peak_memory, read_rate, synchronize
+    model, load_seconds = load_subject(args)
+    device, dtype = model.device, model.dtype
+    options, fastvar = settings(args, model.config)
     size = model.config.image_size
     inputs = ((torch.rand(args.batch_size, 3, size, size, device=device), None) if model.config.is_super_resolution
               else (None, torch.zeros(args.batch_size, dtype=torch.long, device=device)))
-    runs = []
+    runs, rates = [], [gemm_rate(device, dtype)]
     clock = attach(model, device)
     for _ in range(args.runs + 1):  # the first is the warm-up
         clock.seconds.clear()
         start = time.perf_counter()
-        model.generate(*inputs, options=options)
+        model.generate(*inputs, options=options, fastvar=fastvar)
         synchronize(device)
         runs.append((time.perf_counter() - start, dict(clock.seconds)))
-    rate = max(rate, gemm_rate(device, dtype))  # a busy moment must not pass for the machine's limit
-    first = runs[0][0]
+    peak = peak_memory(device)
+    rates.append(gemm_rate(device, dtype))  # a busy moment must not pass for the machine's limit
     total, stages = sorted(runs[1:], key=lambda run: run[0])[args.runs // 2]
-    counts = stage_flops(model.config, args.batch_size, rows)
+    weight_size = 1 if args.dtype == INT8 else dtype.itemsize
+    work = stage_work(model.config, options, fastvar, args.batch_size, weight_size, dtype.itemsize)
+    tflop = sum(flops for flops, _ in work.values()) / TERA
     result = {
         "model": args.model or args.preset, "dtype": args.dtype, "device": str(device), "batch_size": args.batch_size,
-        "cfg": options.cfg, "machine": describe(device), "gemm_tflops": rate / TERA, "load_seconds": load_seconds,
-        "first_seconds": first, "seconds": total, "tflop": sum(counts.values()) / TERA,
-        "share_of_gemm_rate": sum(counts.values()) / total / rate, "peak_memory_gb": peak_memory(device) / GIGA,
-        "stages": {name: {"seconds": value, "tflop": counts.get(name, 0) / TERA} for name, value in stages.items()},
+        "cfg": options.cfg, "fast": args.fast, "machine": describe(device), "gemm_tflops": max(rates) / TERA,
+        "read_gb_per_second": read_rate(device) / GIGA, "load_seconds": load_seconds, "first_seconds": runs[0][0],
+        "seconds": total, "all_seconds": [run[0] for run in runs[1:]], "tflop": tflop,
+        "share_of_gemm_rate": tflop * TERA / total / max(rates), "peak_memory_gb": peak / GIGA,
+        "stages": {name: {"seconds": value, "tflop": work.get(name, (0, 0))[0] / TERA,
+                          "gigabytes": work.get(name, (0, 0))[1] / GIGA} for name, value in stages.items()},
     }
     print_table(result)
     if args.output:
@@ -156,17 +143,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def print_table(result: dict) -> None:
-    """The result as text."""
-    rate = result["gemm_tflops"]
+    """The result as text. A stage's limit is the longer of its operations and its reading at the machine's rates."""
+    gemm, read = result["gemm_tflops"], result["read_gb_per_second"]
     print(f"{result['model']} {result['dtype']} on {result['device']}, batch {result['batch_size']}, "
-          f"cfg {result['cfg']:g}; GEMM rate {rate:.3f} TFLOP/s")
-    print(f"{'stage':<20}{'seconds':>9}{'TFLOP':>9}{'TFLOP/s':>9}{'of GEMM':>9}")
-    rows = dict(result["stages"])
-    rows["total"] = {"seconds": result["seconds"], "tflop": result["tflop"]}
-    for name, row in rows.items():
-        speed = row["tflop"] / row["seconds"]
-        print(f"{name:<20}{row['seconds']:>9.3f}{row['tflop']:>9.3f}{speed:>9.3f}{speed / rate:>9.1%}")
-    print(f"first generation {result['first_seconds']:.2f} s, peak memory {result['peak_memory_gb']:.2f} GB")
+          f"cfg {result['cfg']:g}{', --fast' if result['fast'] else ''}; GEMM rate {gemm:.3f} TFLOP/s, "
+          f"reading {read:.1f} GB/s")
+    print(f"{'stage':<20}{'seconds':>9}{'TFLOP':>9}{'of GEMM':>9}{'GB read':>9}{'of read':>9}{'of limit':>9}")
+    for name, row in result["stages"].items():
+        by_gemm, by_read = row["tflop"] / gemm, row["gigabytes"] / read
+        shares = "".join(f"{value / row['seconds']:>9.1%}" for value in (by_read, max(by_gemm, by_read)))
+        print(f"{name:<20}{row['seconds']:>9.3f}{row['tflop']:>9.3f}{by_gemm / row['seconds']:>9.1%}"
+              f"{row['gigabytes']:>9.2f}{shares}")
+    print(f"{'total':<20}{result['seconds']:>9.3f}{result['tflop']:>9.3f}{result['share_of_gemm_rate']:>9.1%}")
+    print(f"loading {result['load_seconds']:.2f} s, first picture {result['first_seconds']:.2f} s, "
+          f"then {result['seconds']:.2f} s, peak memory {result['peak_memory_gb']:.2f} GB")
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     from benchmarks.machine import peak_memory
     from models.varsr import VARSR
     from utils.allocator import keep_freed_memory
+    from utils.cli import make_fast
     from utils.generation import RestoreSettings
     from utils.inputs import Job
     from utils.resample import SizeRequest
@@ -66,8 +67,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     device = torch.device(args.device)
     keep_freed_memory()  # as the scripts do
     side = round(math.sqrt(args.one * MEGAPIXEL))
-    model = VARSR.from_pretrained(args.model, device=device, dtype=getattr(torch, DTYPES[args.dtype]))
-    model.for_inference()
+    model = make_fast(VARSR.from_pretrained(args.model, device=device, dtype=getattr(torch, DTYPES[args.dtype])))
     size = model.config.image_size
     model.generate(torch.rand(1, 3, size, size, device=device))  # libraries load with their first use
     before = peak_memory(device)

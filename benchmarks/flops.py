@@ -1,7 +1,10 @@
-"""Floating-point operations of one generation, counted from the configuration (a multiply-add is two)."""
+"""Operations and memory traffic of one generation, counted from the configuration (a multiply-add is two)."""
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from models.config import VARSRConfig, VQVAEConfig
+from models.fastvar import FastVARConfig
 
 KERNEL = 9  # taps of a 3x3 convolution
 
@@ -23,27 +26,58 @@ def prefix_flops(config: VARSRConfig) -> int:
     return total + _conv(side ** 2, prefix.widths[-1], config.transformer.width)
 
 
-def scale_flops(config: VARSRConfig) -> list[int]:
-    """Transformer blocks and head at every scale (the prefix counts with the first), one row."""
+def _computed(config: VARSRConfig, fastvar: FastVARConfig | None, scale: int, layer: int) -> int:
+    """Tokens that a block computes at a scale."""
+    side = config.vqvae.scales[scale]
+    if scale == 0:
+        return config.prefix_tokens + 1
+    return side * side if fastvar is None else fastvar.kept(side, layer)
+
+
+def scale_flops(config: VARSRConfig, fastvar: FastVARConfig | None = None) -> list[int]:
+    """Transformer blocks at every scale, one row. The last block leaves the prefix out but for its keys and values."""
     transformer = config.transformer
-    width, vocab = transformer.width, config.vqvae.vocab_size
-    totals, seen = [], 0
-    for k, side in enumerate(config.vqvae.scales):
-        tokens = side * side + (config.prefix_tokens if k == 0 else 0)
-        seen += tokens
-        linears = 2 * tokens * width * width * (4 + 2 * transformer.ffn_ratio)
-        attention = 4 * tokens * seen * width
-        totals.append(transformer.depth * (linears + attention) + 2 * side * side * width * vocab)
+    width, depth = transformer.width, transformer.depth
+    seen, totals = [0] * depth, []
+    for k in range(len(config.vqvae.scales)):
+        total = 0
+        for layer in range(depth):
+            tokens = _computed(config, fastvar, k, layer)
+            wanted = 1 if k == 0 and layer == depth - 1 else tokens
+            seen[layer] += tokens
+            total += 2 * width * width * (3 * tokens + (1 + 2 * transformer.ffn_ratio) * wanted)
+            total += 4 * wanted * seen[layer] * width
+        totals.append(total)
     return totals
 
 
-def refiner_flops(config: VARSRConfig) -> int:
+def scale_bytes(config: VARSRConfig, weight_size: int, key_size: int, rows: Sequence[int],
+                fastvar: FastVARConfig | None = None) -> list[int]:
+    """What the blocks must read at every scale at the least: their weights once, and each row's keys and values.
+
+    The sizes are bytes of a weight, and of a key's or value's component.
+    """
+    transformer = config.transformer
+    weights = transformer.depth * transformer.width ** 2 * (4 + 2 * transformer.ffn_ratio)
+    seen, totals = 0, []
+    for k, count in enumerate(rows):
+        seen += sum(_computed(config, fastvar, k, layer) for layer in range(transformer.depth))
+        totals.append(weight_size * weights + key_size * 2 * count * seen * transformer.width)
+    return totals
+
+
+def head_flops(config: VARSRConfig, scale: int) -> int:
+    """Code logits of a scale, one row."""
+    return 2 * config.vqvae.scales[scale] ** 2 * config.transformer.width * config.vqvae.vocab_size
+
+
+def refiner_flops(config: VARSRConfig, steps: int) -> int:
     """All steps of the refiner, one row."""
     refiner, width = config.refiner, config.refiner.width
     channels = config.vqvae.latent_channels
     step = 2 * (channels * width + refiner.depth * 5 * width * width + 2 * width * width + width * 2 * channels)
     once = 2 * config.transformer.width * width
-    return config.vqvae.side ** 2 * (refiner.sampling_steps * step + once)
+    return config.vqvae.side ** 2 * (steps * step + once)
 
 
 def decoder_flops(config: VQVAEConfig) -> int:

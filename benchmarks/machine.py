@@ -11,6 +11,7 @@ import torch
 
 GEMM_SIZES = {"cpu": 2048, "cuda": 8192}
 GEMM_SECONDS = 2.0
+READ_BYTES, READ_RUNS = 2 ** 29, 5
 KILO = 1024
 
 
@@ -31,6 +32,17 @@ def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
         synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * size ** 3 / best
+
+
+def read_rate(device: torch.device) -> float:
+    """Best rate in bytes/s of reading memory far larger than the caches."""
+    values, best = torch.ones(READ_BYTES // 4, device=device), float("inf")
+    for _ in range(READ_RUNS):
+        start = time.perf_counter()
+        values.sum()
+        synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return READ_BYTES / best
 
 
 def peak_memory(device: torch.device) -> int:

@@ -27,6 +27,7 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.log_scale = nn.Parameter(torch.full((1, num_heads, 1, 1), INITIAL_LOG_SCALE))
         self.out = nn.Linear(width, width)
+        self.packed_qkv: nn.Module | None = None  # in place of qkv and its biases, see packed.py
 
     def forward(self, x: Tensor, rope: Tensor, cache: LayerCache | None = None, mask: Tensor | None = None,
                 queries: slice = slice(None)) -> Tensor:
@@ -35,13 +36,17 @@ class Attention(nn.Module):
         With a cache, attends to all that it holds and to x; else to x under `mask` (L, L). `queries`: which tokens
         to compute, all by default.
         """
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3 * self.num_heads, -1))  # (B, L, 3H, head_dim)
+        qkv = F.linear(x, self.qkv.weight, self.qkv_bias()) if self.packed_qkv is None else self.packed_qkv(x)
+        qkv = qkv.unflatten(-1, (3 * self.num_heads, -1))  # (B, L, 3H, head_dim)
         q, k = self._positioned(qkv[:, :, :2 * self.num_heads], rope).to(qkv.dtype).transpose(1, 2).chunk(2, dim=1)
         v = qkv[:, :, 2 * self.num_heads:].transpose(1, 2)  # (B, H, L, head_dim)
         if cache is not None:
             k, v = cache.append(k, v)
         return self.out(attend(q[:, :, queries], k, v, mask).transpose(1, 2).flatten(2))
+
+    def qkv_bias(self) -> Tensor:
+        """Biases of queries, keys and values (3C,): keys have none."""
+        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
     def _positioned(self, qk: Tensor, rope: Tensor) -> Tensor:
         """Queries and keys (B, L, 2H, head_dim) of unit length, queries times the temperature, rotated; float32."""

@@ -6,31 +6,53 @@ from torch import Tensor
 
 
 class LayerCache:
-    """Keys and values of one block: (B, H, length, head_dim) each."""
+    """Keys and values of one block: (B, H, length, head_dim) each. Fewer rows than B may be in use."""
 
-    def __init__(self, batch: int, heads: int, length: int, head_dim: int, dtype: torch.dtype,
-                 device: torch.device) -> None:
-        self.keys = torch.empty(batch, heads, length, head_dim, dtype=dtype, device=device)
-        self.values = torch.empty_like(self.keys)
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
         self.filled = 0
+        self.is_closed = False
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new tokens (B, H, L, head_dim) and return everything stored so far, as views.
+        """Store new tokens (B, H, L, head_dim) and return everything stored so far and them, if possible as views.
 
         Raises ValueError when the cache is full: it was made for a shorter sequence.
         """
-        end = self.filled + keys.shape[2]
+        rows, old = len(keys), self.filled
+        if self.is_closed:
+            return (torch.cat([self.keys[:rows, :, :old], keys], dim=2),
+                    torch.cat([self.values[:rows, :, :old], values], dim=2))
+        end = old + keys.shape[2]
         if end > self.keys.shape[2]:
             raise ValueError(f"cache of {self.keys.shape[2]} tokens cannot take {end}: one cache serves one generation")
-        self.keys[:, :, self.filled:end] = keys
-        self.values[:, :, self.filled:end] = values
+        self.keys[:rows, :, old:end] = keys
+        self.values[:rows, :, old:end] = values
         self.filled = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return self.keys[:rows, :, :end], self.values[:rows, :, :end]
+
+    def branch(self, rows: int) -> None:
+        """Let the next `rows` rows go on from what the first `rows` have stored."""
+        for stored in (self.keys, self.values):
+            stored[rows:2 * rows, :, :self.filled] = stored[:rows, :, :self.filled]
 
 
 class KVCache:
-    """One `LayerCache` a block."""
+    """One `LayerCache` a block.
+
+    All in one allocation: so large a block goes back to the system as a whole before the decoder needs memory.
+    """
 
     def __init__(self, depth: int, batch: int, heads: int, length: int, head_dim: int, dtype: torch.dtype,
                  device: torch.device) -> None:
-        self.layers = [LayerCache(batch, heads, length, head_dim, dtype, device) for _ in range(depth)]
+        memory = torch.empty(depth, 2, batch, heads, length, head_dim, dtype=dtype, device=device)
+        self.layers = [LayerCache(keys, values) for keys, values in memory]
+
+    def branch(self, rows: int) -> None:
+        """See `LayerCache.branch`."""
+        for layer in self.layers:
+            layer.branch(rows)
+
+    def close(self) -> None:
+        """Store no more: nothing comes after the last scale, whose tokens (a third of all) only see themselves."""
+        for layer in self.layers:
+            layer.is_closed = True

@@ -47,7 +47,7 @@ from .vqvae import VQVAE
 from .weights_file import DTYPE_NAMES, finite, read_safetensors, replacing, write_safetensors
 
 __all__ = ["CheckpointError", "Matching", "export_published", "load_matching", "load_pretrained", "load_vqvae",
-           "require_kind", "save_pretrained", "write_folder", "write_published"]
+           "require_complete", "require_kind", "save_pretrained", "write_folder", "write_published"]
 
 TRANSFORMER_FILES = (TRANSFORMER_FILE, "VARSR_C2I.pth", "var_d24.pth")  # what a folder is searched for, in order
 TOKENIZER_FILES = (TOKENIZER_FILE, "vae_ch160v4096z32.pth")
@@ -153,6 +153,7 @@ def load_vqvae(source: str | PathLike, scales: Sequence[int] | None = None, *, d
         raise FileNotFoundError(f"{path} does not exist: give {TOKENIZER_FILE} or a model folder")
     if path.is_dir():
         whole, tensors = _load_folder(path)
+        require_complete(whole, path)
         config = whole.vqvae
     else:
         published = _tokenizer_tensors(path)
@@ -277,6 +278,13 @@ def require_kind(config: VARSRConfig, super_resolution: bool, source: str | Path
                               f"give one such as {file}")
 
 
+def require_complete(config: VARSRConfig, source: str | PathLike) -> None:
+    """Raise CheckpointError for an inference export, which lacks what training and encoding need."""
+    if config.inference:
+        raise CheckpointError(f"{source} is an inference export without what training needs: give the model that it "
+                              "was made from")
+
+
 @dataclass(frozen=True)
 class Matching:
     """What `load_matching` did, by our tensor names."""
@@ -295,7 +303,8 @@ def load_matching(model: VARSR, source: str | PathLike) -> Matching:
     """
     path = _locate(source, None, None, False)
     if path.is_dir():
-        _, tensors = _load_folder(path)
+        config, tensors = _load_folder(path)
+        require_complete(config, source)
     else:
         parts = split_published(load_pickle(path), str(path))
         tensors = {our_name(name) or name: tensor
@@ -314,12 +323,7 @@ def load_matching(model: VARSR, source: str | PathLike) -> Matching:
 
 
 def save_pretrained(model: VARSR, folder: str | PathLike, dtype: torch.dtype | None = None) -> None:
-    """Write a model as a folder of ours, its weights in `dtype` (their own type by default).
-
-    Raises ValueError for a model whose modulations were folded for inference.
-    """
-    if model.transformer.is_folded:
-        raise ValueError("this model was made ready for inference and lacks weights: load it again to save it")
+    """Write a model as a folder of ours, its weights in `dtype` (their own type by default)."""
     write_folder(model.config, model.state_dict(), folder, dtype)
 
 
@@ -341,13 +345,14 @@ def write_folder(config: VARSRConfig, tensors: Mapping[str, Tensor], folder: str
 def export_published(model: VARSR, folder: str | PathLike) -> None:
     """Write a model as `VARSR.pth` and `VQVAE.pth` for the original code, in float32.
 
-    Raises CheckpointError for a model with parts that the published format does not know.
+    Raises CheckpointError for a model with parts that the published format does not know, or an inference export.
     """
     write_published(model.config, model.state_dict(), folder)
 
 
 def write_published(config: VARSRConfig, tensors: Mapping[str, Tensor], folder: str | PathLike) -> None:
     """As `export_published`, from a state dict."""
+    require_complete(config, config.name)
     parts = to_published(config, tensors)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

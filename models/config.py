@@ -130,14 +130,19 @@ class GenerationConfig:
     """How a model samples; each model carries its own defaults."""
 
     cfg: float = 6.0  # guidance strength t grows linearly over the scales up to this
+    cfg_from_scale: int = 0  # scales (0-based) before this one are generated without guidance
     top_k: int = 1  # 0: all codes
     top_p: float = 0.75  # 1: no nucleus
     tiled_cfg: float | None = None  # cfg of pictures made of windows; None: the same
     scale: float = 4.0  # up-scaling factor that the model was trained for
     more_smooth: bool = False  # Gumbel-softmax mixture of codes instead of one code per token
+    refiner_steps: int | None = None  # sampling steps of the refiner; None: `RefinerConfig.sampling_steps`
 
     def __post_init__(self) -> None:
         _require(self.cfg >= 0, f"cfg must be at least 0, got {self.cfg}")
+        _require(self.cfg_from_scale >= 0, f"cfg_from_scale must be at least 0, got {self.cfg_from_scale}")
+        _require(self.refiner_steps is None or self.refiner_steps > 1,
+                 f"refiner_steps must be at least 2, got {self.refiner_steps}")
         _require(self.top_k >= 0, f"top_k must be 0 (all codes) or more, got {self.top_k}")
         _require(0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p}")
         _require(self.scale >= 1, f"scale must be at least 1, got {self.scale}")
@@ -153,6 +158,7 @@ class VARSRConfig:
     refiner: RefinerConfig = field(default_factory=RefinerConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     class_names: tuple[str, ...] = ()  # of a class-to-image model, where they are known
+    inference: bool = False  # without what only training needs (`VARSR.for_inference`)
 
     def __post_init__(self) -> None:
         prefix = self.transformer.prefix
@@ -186,6 +192,19 @@ class VARSRConfig:
     def num_tokens(self) -> int:
         """Length of the whole sequence: prefix, then every scale (the class token stands for the first)."""
         return self.prefix_tokens + sum(side * side for side in self.vqvae.scales)
+
+    def refiner_steps(self, options: GenerationConfig) -> int:
+        """Refiner steps of a generation."""
+        return options.refiner_steps or self.refiner.sampling_steps
+
+    def check_options(self, options: GenerationConfig) -> None:
+        """Raise ConfigError for sampling settings that this model cannot follow."""
+        scales, steps = self.vqvae.scales, self.refiner_steps(options)
+        _require(options.cfg_from_scale < len(scales),
+                 f"cfg_from_scale {options.cfg_from_scale} is out of range: this model has the scales "
+                 f"0..{len(scales) - 1}")
+        _require(steps <= self.refiner.train_steps,
+                 f"refiner_steps {steps} is out of range: at most {self.refiner.train_steps}")
 
     def to_json(self) -> str:
         """The configuration as JSON text."""

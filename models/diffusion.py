@@ -52,9 +52,10 @@ class GaussianDiffusion:
         """The same process in fewer, evenly spread steps that include the first and the last."""
         return cls(train_steps, np.round(np.linspace(0, train_steps - 1, sampling_steps)).astype(int))
 
-    def _at(self, name: str, index: Tensor | int, device: torch.device) -> Tensor:
-        table = self.tables[name].to(device)
-        return table[index] if isinstance(index, int) else table[index, None]
+    def _at(self, name: str, index: Tensor | int, device: torch.device) -> Tensor | float:
+        if isinstance(index, int):
+            return self.tables[name][index].item()  # a number of the host: sampling waits for no copy
+        return self.tables[name].to(device)[index, None]
 
     def add_noise(self, x0: Tensor, index: Tensor, noise: Tensor) -> Tensor:
         """x_t of the forward process; x0, noise: (M, c), index: (M,)."""

@@ -111,6 +111,10 @@ class TokenPruner:
             resized = resize_map(torch.cat(maps), self.scales[level])
             self.previous = dict(zip(keys, resized.chunk(len(keys))))
 
+    def branch(self) -> None:
+        """From now on there are twice the rows: the second half goes on from what the first remembers."""
+        self.previous = {key: tokens.repeat(2, 1, 1) for key, tokens in self.previous.items()}
+
     def run(self, block: Callable[..., Tensor], layer: int, x: Tensor, modulation: Tensor, rope: Tensor,
             cache: LayerCache, wanted: int | None = None) -> Tensor:
         """One block over the tokens x (B, L, C) of the current level; `wanted` as for the block, on level 0."""

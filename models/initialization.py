@@ -72,7 +72,7 @@ def _initialize_narrow_convolutions(encoder: nn.Module) -> None:
 
 
 def _initialize_modulation(block: Block, width: int, config: InitConfig) -> None:
-    if block.shares_modulation:
+    if hasattr(block, "modulation_offset"):
         nn.init.zeros_(block.modulation_offset)
         block.modulation_offset[:2] = SHARED_GATE
         return

@@ -1,4 +1,4 @@
-"""Memory of tensors that are mapped from a file.
+"""Memory given back to the system while weights are converted.
 
 A mapped weight file costs memory as it is read and keeps it until the last of its tensors is gone. A loader that has
 converted a tensor can give its pages back at once, so that no full copy in the file's type stays beside the model.
@@ -7,25 +7,28 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import platform
 from os import PathLike
 from pathlib import Path
 
 from torch import Tensor
 
+SUFFIX = ".safetensors"
+GLIBC = "glibc"
 MAPS = Path("/proc/self/maps")  # Linux; elsewhere nothing is released, and the system reclaims pages under pressure
 
 
 class MappedFile:
-    """The places where a file is mapped into this process."""
+    """The places where a weight file is mapped into this process, or without a path every safetensors file."""
 
-    def __init__(self, path: str | PathLike) -> None:
+    def __init__(self, path: str | PathLike | None = None) -> None:
         self.ranges: list[tuple[int, int]] = []
         if not hasattr(mmap, "MADV_DONTNEED") or not MAPS.exists():
             return
-        wanted = str(Path(path).resolve())
+        wanted = None if path is None else str(Path(path).resolve())
         for line in MAPS.read_text(errors="replace").splitlines():
             fields = line.split(maxsplit=5)
-            if len(fields) == 6 and fields[5] == wanted:
+            if len(fields) == 6 and (fields[5] == wanted or wanted is None and fields[5].endswith(SUFFIX)):
                 start, end = fields[0].split("-")
                 self.ranges.append((int(start, 16), int(end, 16)))
 
@@ -42,3 +45,9 @@ class MappedFile:
             if end > start:
                 advise = ctypes.CDLL(None).madvise
                 advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), ctypes.c_int(mmap.MADV_DONTNEED))
+
+
+def return_freed_memory() -> None:
+    """Give freed memory back where small pieces that are still in use hold it (glibc; other systems do as they do)."""
+    if platform.libc_ver()[0] == GLIBC:
+        ctypes.CDLL(None).malloc_trim(0)

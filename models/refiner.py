@@ -55,7 +55,6 @@ class DiffusionRefiner(nn.Module):
         self.output_modulation = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, 2 * channels)
         self.training_diffusion = GaussianDiffusion(config.train_steps)
-        self.sampling_diffusion = GaussianDiffusion.respaced(config.train_steps, config.sampling_steps)
 
     def condition(self, hidden: Tensor) -> Tensor:
         """The part of the condition that is the same at every timestep: (M, C) features to (M, W)."""
@@ -78,11 +77,12 @@ class DiffusionRefiner(nn.Module):
         """Residual latent of each token, (M, c) float32.
 
         hidden, unconditional: (M, C) features of the conditional and (with guidance) unconditional rows;
-        initial: (M, c) and fresh: (sampling_steps, M, c), standard normal noise in the order of use.
+        initial: (M, c) and fresh: (steps, M, c), standard normal noise in the order of use; it decides the number of
+        steps.
         """
         rows = hidden if unconditional is None else torch.cat([hidden, unconditional])
         condition = self.condition(rows)
-        diffusion, x = self.sampling_diffusion, initial
+        diffusion, x = GaussianDiffusion.respaced(self.config.train_steps, len(fresh)), initial
         for used, index in enumerate(reversed(range(len(diffusion.timesteps)))):
             times = torch.full((1,), float(diffusion.timesteps[index]), device=x.device)
             both = x if unconditional is None else torch.cat([x, x])

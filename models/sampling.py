@@ -14,6 +14,13 @@ GUMBEL_START, GUMBEL_DECAY, GUMBEL_FLOOR = 0.27, 0.95, 0.005  # temperature of `
 TINY = 1e-20
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device. The host does not wait for a copy to a GPU, nor for what the GPU still has to do."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 class Noise:
     """Random numbers of a batch: one CPU generator per picture, so results agree across batches and devices."""
 
@@ -23,11 +30,11 @@ class Noise:
 
     def uniform(self, *shape: int) -> Tensor:
         """(B, *shape) in [0, 1)."""
-        return torch.stack([torch.rand(shape, generator=g) for g in self.generators]).to(self.device)
+        return to_device(torch.stack([torch.rand(shape, generator=g) for g in self.generators]), self.device)
 
     def normal(self, *shape: int) -> Tensor:
         """(B, *shape), standard normal."""
-        return torch.stack([torch.randn(shape, generator=g) for g in self.generators]).to(self.device)
+        return to_device(torch.stack([torch.randn(shape, generator=g) for g in self.generators]), self.device)
 
 
 def guide(conditional: Tensor, unconditional: Tensor | None, strength: float) -> Tensor:

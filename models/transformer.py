@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torchvision.ops import StochasticDepth
 
 from .attention import Attention
 from .cache import KVCache, LayerCache
@@ -54,8 +53,7 @@ class Block(nn.Module):
         super().__init__()
         self.attention = Attention(config.width, config.num_heads)
         self.feed_forward = FeedForward(config.width, config.ffn_ratio * config.width)
-        self.drop_path = StochasticDepth(drop_path, "row")
-        self.shares_modulation = config.shared_modulation
+        self.drop_path = drop_path
         if config.shared_modulation:
             self.modulation_offset = nn.Parameter(torch.zeros(MODULATIONS, config.width))
         else:
@@ -75,8 +73,15 @@ class Block(nn.Module):
 
         def feed(tokens: Tensor, chosen: Tensor | None) -> Tensor:
             return self.feed_forward(tokens) * gamma2
-        x = x[:, last] + self.drop_path(update(ATTENTION, modulate(x, scale1, shift1), attend))
-        return x + self.drop_path(update(FEED_FORWARD, modulate(x, scale2, shift2), feed))
+        x = x[:, last] + self._drop_path(update(ATTENTION, modulate(x, scale1, shift1), attend))
+        return x + self._drop_path(update(FEED_FORWARD, modulate(x, scale2, shift2), feed))
+
+    def _drop_path(self, x: Tensor) -> Tensor:
+        """In training, rows left out at random (stochastic depth)."""
+        if not self.training or not self.drop_path:
+            return x
+        from torchvision.ops import stochastic_depth  # a second and 130 MB that generation can do without
+        return stochastic_depth(x, self.drop_path, "row")
 
 
 class PrefixEncoder(nn.Module):
@@ -117,8 +122,8 @@ class VARTransformer(nn.Module):
         self.shared_modulation = nn.Linear(width, MODULATIONS * width) if config.shared_modulation else None
         self.head_modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, tokenizer.vocab_size)
-        self.register_buffer("block_table", None, persistent=False)  # see fold_modulations
-        self.register_buffer("head_table", None, persistent=False)
+        self.register_buffer("block_table", None)  # see fold_modulations
+        self.register_buffer("head_table", None)
         self.checkpointing = False  # recompute block activations in the backward pass
         self.register_buffer("rope_cos", torch.empty(0), persistent=False)
         self.register_buffer("rope_sin", torch.empty(0), persistent=False)
@@ -149,7 +154,8 @@ class VARTransformer(nn.Module):
     def new_cache(self, batch: int, dtype: torch.dtype, device: torch.device) -> KVCache:
         """An empty cache for one generation of `batch` rows."""
         config = self.config
-        return KVCache(config.depth, batch, config.num_heads, sum(self.level_lengths), config.head_dim, dtype, device)
+        return KVCache(config.depth, batch, config.num_heads, sum(self.level_lengths[:-1]), config.head_dim, dtype,
+                       device)
 
     def modulations(self, labels: Tensor) -> tuple[list[Tensor], Tensor]:
         """All that the classes (B,) decide: per block (B, 6, 1, C), and (B, 2, 1, C) of the head (scale, shift)."""
@@ -176,14 +182,16 @@ class VARTransformer(nn.Module):
         The published super-resolution model has two classes and 340 M weights that know no more than that. Nothing
         is done where the table would be larger than the layers.
         """
-        rows, width = self.config.class_rows, self.config.width
-        if self.is_folded or rows >= width or self.shared_modulation is not None:
+        rows, depth = self.config.class_rows, self.config.depth
+        layers = 1 if self.config.shared_modulation else depth
+        if self.is_folded or rows * depth >= layers * self.config.width:
             return
         blocks, self.head_table = self.modulations(torch.arange(rows, device=self.start_position.device))
         self.block_table = torch.stack(blocks)
-        self.head_modulation = None
+        self.head_modulation = self.shared_modulation = None
         for block in self.blocks:
-            block.modulation = None
+            name = "modulation_offset" if self.config.shared_modulation else "modulation"
+            setattr(block, name, None)
 
     def start_tokens(self, labels: Tensor, prefix: Tensor | None) -> Tensor:
         """Level 0: prefix (B, N^2, C) if any, then the class token, with positions: (B, N^2 + 1, C)."""
@@ -220,6 +228,8 @@ class VARTransformer(nn.Module):
         block leaves it out.
         """
         rope = self.rope(self.level_slice(level))
+        if level == len(self.scales) - 1:
+            cache.close()
         if pruner is not None:
             pruner.start_level(level)
         for i, (block, modulation, layer) in enumerate(zip(self.blocks, modulations, cache.layers, strict=True)):
@@ -228,7 +238,7 @@ class VARTransformer(nn.Module):
                 x = block(x, modulation, rope, layer, wanted=wanted)
             else:
                 x = pruner.run(block, i, x, modulation, rope, layer, wanted)
-        return x
+        return x[:, -self.scales[level] ** 2:]
 
     def attention_mask(self, device: torch.device) -> Tensor:
         """Block-causal mask (L, L), True where a token may look: its own level and those before it."""

@@ -1,9 +1,12 @@
 """VARSR as a whole: tokenizer, transformer and refiner, the one generation path, and the training losses."""
 from __future__ import annotations
 
+import dataclasses
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +14,10 @@ from torch import Tensor, nn
 
 from .config import GenerationConfig, VARSRConfig
 from .fastvar import FastVARConfig, TokenPruner
+from .model_card import CardFacts, model_card
+from .packed import int8_works, pack_linears, packing_works
 from .refiner import DiffusionRefiner
-from .sampling import Noise, guide, gumbel_mixture, sample_codes
+from .sampling import Noise, guide, gumbel_mixture, sample_codes, to_device
 from .transformer import VARTransformer
 from .vqvae import VQVAE
 
@@ -34,7 +39,10 @@ class ScaleStep:
 
 @dataclass
 class RefinerNoise:
-    """Noise of the refiner, when the caller decides it: initial (B, N^2, c), fresh (steps, B, N^2, c)."""
+    """Noise of the refiner, when the caller decides it: initial (B, N^2, c), fresh (steps, B, N^2, c).
+
+    As many steps are taken as `fresh` has.
+    """
 
     initial: Tensor
     fresh: Tensor
@@ -57,9 +65,12 @@ class VARSR(nn.Module):
     def __init__(self, config: VARSRConfig) -> None:
         super().__init__()
         self.config = config
+        self.is_packed = False  # see `pack`
         self.vqvae = VQVAE(config.vqvae)
         self.transformer = VARTransformer(config.transformer, config.vqvae)
         self.refiner = DiffusionRefiner(config.refiner, config.vqvae.latent_channels, config.transformer.width)
+        if config.inference:
+            self.for_inference()
 
     @classmethod
     def from_pretrained(cls, source: str | PathLike, *, dtype: torch.dtype = torch.float32,
@@ -90,15 +101,49 @@ class VARSR(nn.Module):
         return model.eval().requires_grad_(False).channels_last()
 
     def for_inference(self) -> VARSR:
-        """Make ready for generation alone: nothing trains, class modulations are tables. Cannot be saved then."""
+        """Make ready for generation alone: nothing trains, class modulations are tables, no tokenizer encoder.
+
+        Saved (`save_pretrained`), such a model is an inference export: smaller, and for `generate` alone.
+        """
         self.eval().requires_grad_(False)
         self.transformer.fold_modulations()
+        self.vqvae.drop_encoder()
+        self.config = dataclasses.replace(self.config, inference=True)
+        return self
+
+    def pack(self, int8: bool = False) -> VARSR:
+        """For inference on a CPU: lay the linears out for its matrix kernels (see packed.py). Cannot be saved then.
+
+        int8: hold them as 8-bit integers. Raises ValueError where the processor or PyTorch cannot compute so.
+        """
+        if not packing_works():
+            raise ValueError("this PyTorch has no oneDNN to pack weights for")
+        if int8 and not int8_works():
+            raise ValueError("8-bit products are not exact on this processor (no VNNI): use bf16 or fp32")
+        pack_linears(self.transformer.blocks, self.refiner, int8)
+        self.is_packed = True
         return self
 
     def save_pretrained(self, folder: str | PathLike, dtype: torch.dtype | None = None) -> None:
-        """Write `config.json` and `model.safetensors`."""
+        """Write `config.json` and `model.safetensors`. Raises ValueError for a packed model."""
+        if self.is_packed:
+            raise ValueError("this model is packed for one processor: load it again to save it")
         from .checkpoint import save_pretrained
         save_pretrained(self, folder, dtype)
+
+    def push_to_hub(self, repo: str, facts: CardFacts, *, dtype: torch.dtype | None = None, private: bool = False,
+                    token: str | None = None, message: str = "Add the model", endpoint: str | None = None) -> str:
+        """Upload the model with a card to the hub repository `owner/name`; returns the commit's address.
+
+        See `hub.upload_model` for the other arguments and the errors. `from_pretrained(repo)` loads it again.
+        """
+        from .hub import CARD_FILE, upload_model
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, dtype)
+            parameters = sum(parameter.numel() for parameter in self.parameters())
+            card = model_card(self.config, parameters, facts, repo)
+            (Path(folder) / CARD_FILE).write_text(card, encoding="utf-8")
+            return upload_model(folder, repo, private=private, token=token, message=message, endpoint=endpoint)
 
     def channels_last(self) -> VARSR:
         """Lay the tokenizer's convolutions out as the CPU and tensor cores like them.
@@ -138,7 +183,7 @@ class VARSR(nn.Module):
     @torch.inference_mode()
     def decode(self, latent: Tensor, lr: Tensor | None = None) -> Tensor:
         """Latent (B, c, N, N) to pictures (B, 3, S, S) in [0, 1]; lr (B, 3, S, S) in [0, 1] as in `generate`."""
-        condition = None if lr is None else lr.to(self.device) * 2 - 1
+        condition = None if lr is None else to_device(lr, self.device) * 2 - 1
         return (self.vqvae.decode(latent, condition) + 1) / 2
 
     @torch.inference_mode()
@@ -148,27 +193,36 @@ class VARSR(nn.Module):
                         fastvar: FastVARConfig | None = None) -> Tensor:
         """As `generate`, without the decoder: the refined latent (B, c, N, N) float32."""
         options = options or self.config.generation
-        labels = self._labels(lr, labels)
-        noise = Noise(self._seeds(seed, len(labels)), self.device)
-        guided = options.cfg > 0
-        unconditional = torch.full_like(labels, self.config.transformer.class_rows - 1)
-        rows = torch.cat([labels, unconditional]) if guided else labels
         scales, transformer, quantizer = self.config.vqvae.scales, self.transformer, self.vqvae.quantizer
+        self.config.check_options(options)
+        labels = self._labels(lr, labels)
+        batch, noise = len(labels), Noise(self._seeds(seed, len(labels)), self.device)
+        first_guided = options.cfg_from_scale if options.cfg > 0 else len(scales)
+        unconditional = torch.full_like(labels, self.config.transformer.class_rows - 1)
+        labels = torch.cat([labels, unconditional]) if options.cfg > 0 else labels
 
-        modulations, head_modulation = transformer.modulations(rows)  # once per generation, not per scale
-        cache = transformer.new_cache(len(rows), self.dtype, self.device)
+        modulations, head_modulation = transformer.modulations(labels)  # once per generation, not per scale
+        cache = transformer.new_cache(len(labels), self.dtype, self.device)
         pruner = None if fastvar is None else TokenPruner(fastvar, scales)
-        copies = len(rows) // len(labels)
-        prefix = self._prefix(lr, copies)
-        x = transformer.start_tokens(rows, prefix)
-        f_hat = torch.zeros(len(labels), self.config.vqvae.latent_channels, quantizer.side, quantizer.side,
+        prefix = None if lr is None else transformer.prefix_encoder(to_device(lr, self.device) * 2 - 1)
+        f_hat = torch.zeros(batch, self.config.vqvae.latent_channels, quantizer.side, quantizer.side,
                             device=self.device)
         for k, side in enumerate(scales):
-            hidden = transformer.forward_level(x, k, modulations, cache, pruner)
-            hidden = hidden[:, -side * side:]
-            logits = transformer.logits(hidden, head_modulation)
+            guided = k >= first_guided
+            copies = 2 if guided else 1
+            if k and k == first_guided:  # unconditional rows begin here, from what the conditional ones have seen
+                cache.branch(batch)
+                if pruner is not None:
+                    pruner.branch()
+            rows = slice(copies * batch)
+            if k == 0:
+                x = transformer.start_tokens(labels[rows], None if prefix is None else prefix.repeat(copies, 1, 1))
+            else:
+                x = transformer.scale_tokens(quantizer.next_input(f_hat, k), k, prefix).repeat(copies, 1, 1)
+            hidden = transformer.forward_level(x, k, [each[rows] for each in modulations], cache, pruner)
+            logits = transformer.logits(hidden, head_modulation[rows])
             strength = self.guidance(options.cfg, k)
-            logits = guide(logits[:len(labels)], logits[len(labels):] if guided else None, strength)
+            logits = guide(logits[:batch], logits[batch:] if guided else None, strength)
             codes = sample_codes(logits, options.top_k, options.top_p, noise)
             if options.more_smooth:
                 weights = gumbel_mixture(logits, self.progress(k), noise)
@@ -178,10 +232,9 @@ class VARSR(nn.Module):
             f_hat = f_hat + quantizer.contribution(embedding, k)
             if on_scale is not None:
                 on_scale(ScaleStep(k, side, logits, codes, f_hat))
-            if k + 1 < len(scales):
-                inputs = quantizer.next_input(f_hat, k + 1)
-                x = transformer.scale_tokens(inputs.repeat(copies, 1, 1), k + 1, prefix)
-        return f_hat + self._refine(hidden, embedding, strength if guided else None, noise, refiner_noise)
+        if refiner_noise is None:
+            refiner_noise = self._refiner_noise(self.config.refiner_steps(options), noise)
+        return f_hat + self._refine(hidden, embedding, strength if guided else None, refiner_noise)
 
     def progress(self, scale: int) -> float:
         """How far generation has come at a scale: k / (K-1), class-to-image (k+1) / (K-1)."""
@@ -209,7 +262,7 @@ class VARSR(nn.Module):
         classes = self.config.transformer.class_rows
         if labels.min() < 0 or labels.max() >= classes:
             raise ValueError(f"label {labels.tolist()} out of range: this model knows 0..{classes - 1}")
-        return labels.to(self.device)
+        return to_device(labels, self.device)
 
     @staticmethod
     def _seeds(seed: int | Sequence[int], batch: int) -> list[int]:
@@ -219,27 +272,20 @@ class VARSR(nn.Module):
             raise ValueError(f"{len(seed)} seeds for {batch} pictures: give one, or one a picture")
         return list(seed)
 
-    def _prefix(self, lr: Tensor | None, copies: int) -> Tensor | None:
-        """Prefix tokens, the same for conditional and unconditional rows."""
-        if lr is None:
-            return None
-        tokens = self.transformer.prefix_encoder(lr.to(self.device) * 2 - 1)
-        return tokens.repeat(copies, 1, 1)
+    def _refiner_noise(self, steps: int, noise: Noise) -> RefinerNoise:
+        config = self.config.vqvae
+        drawn = noise.normal(steps + 1, config.side ** 2, config.latent_channels).transpose(0, 1)
+        return RefinerNoise(drawn[0], drawn[1:])
 
-    def _refine(self, hidden: Tensor, embedding: Tensor, guidance: float | None, noise: Noise,
-                given: RefinerNoise | None) -> Tensor:
+    def _refine(self, hidden: Tensor, embedding: Tensor, guidance: float | None, noise: RefinerNoise) -> Tensor:
         """Refiner's residual (B, c, N, N) given the last scale's hidden states and chosen code vectors."""
-        batch, channels, side, _ = embedding.shape
-        steps = self.config.refiner.sampling_steps
-        if given is None:
-            drawn = noise.normal(steps + 1, side * side, channels).transpose(0, 1)
-            given = RefinerNoise(drawn[0], drawn[1:])
+        batch, _, side, _ = embedding.shape
         chosen = self._code_features(embedding.flatten(2).transpose(1, 2)).repeat(len(hidden) // batch, 1, 1)
         features = (hidden + chosen.to(hidden.dtype)).flatten(0, 1)
         half = batch * side * side
         residual = self.refiner.sample(
             features[:half], None if guidance is None else features[half:], guidance or 0.0,
-            given.initial.to(self.device).flatten(0, 1), given.fresh.to(self.device).flatten(1, 2))
+            to_device(noise.initial, self.device).flatten(0, 1), to_device(noise.fresh, self.device).flatten(1, 2))
         return residual.unflatten(0, (batch, side, side)).permute(0, 3, 1, 2)
 
     def _code_features(self, embedding: Tensor) -> Tensor:

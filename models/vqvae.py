@@ -169,8 +169,17 @@ class VQVAE(nn.Module):
         self.decoder = Decoder(config)
         self.fidelity = FidelityEncoder(config) if config.fidelity_width else None
 
+    def drop_encoder(self) -> None:
+        """For inference: generation decodes only."""
+        self.encoder = self.pre_quant = None
+
     def encode(self, image: Tensor) -> Tensor:
-        """(B, 3, S, S) in [-1, 1] to the continuous latent (B, c, N, N). Raises ValueError for another size."""
+        """(B, 3, S, S) in [-1, 1] to the continuous latent (B, c, N, N).
+
+        Raises ValueError for another size, and for a model without encoder (`VARSR.for_inference`).
+        """
+        if self.encoder is None:
+            raise ValueError("this model was made for inference and has no encoder: load the full model")
         size = self.config.image_size
         if image.shape[-2:] != (size, size):
             raise ValueError(f"the tokenizer encodes {size}x{size} pictures, got {tuple(image.shape[-2:])}: "

@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -101,3 +103,19 @@ def color_profile(space: str = "RGB ", gamma: float = 2.19921875) -> bytes:
     head = struct.pack(">I4sI4s4s4s12s4s28s", start + len(data), b"", 0x02100000, b"mntr", space.encode(), b"XYZ ",
                        struct.pack(">6H", 2020, 1, 1, 0, 0, 0), b"acsp", b"") + number(0.9642, 1.0, 0.8249)
     return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + data
+
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator:
+    """Headless Chromium; the test is skipped where it or Playwright is missing."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="NOTICE: no browser test without playwright")
+    program = next((path for name in CHROMIUM_NAMES if (path := shutil.which(name))), None)
+    if program is None:
+        pytest.skip("NOTICE: no browser test without Chromium (tests/browser/install_chromium.sh installs it)")
+    with playwright.sync_playwright() as started:
+        launched = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield launched
+        launched.close()

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.config import PrefixConfig, RefinerConfig, TransformerConfig, VARSRConfig, VQVAEConfig
+from models.config import PRESETS, PrefixConfig, RefinerConfig, TransformerConfig, VARSRConfig, VQVAEConfig
 from models.published import to_published
 from models.varsr import VARSR
 
@@ -43,7 +43,8 @@ SMALL = VARSRConfig(
                       res_blocks=1, phi_count=2),
     transformer=TransformerConfig(depth=2, width=32, num_heads=2, drop_path=0.1 / 24 * 2,
                                   prefix=PrefixConfig(widths=(8, 16))),
-    refiner=RefinerConfig(width=16, depth=1))
+    refiner=RefinerConfig(width=16, depth=1),
+    generation=PRESETS["varsr-d24"].generation)
 LEVELS, ATTENTION_BIAS = "lvl_1L", "attn_bias_for_masking"
 
 

@@ -11,8 +11,11 @@ from conftest import small_class_model, small_model
 from recipe import SMALL, config_weights, write_published_checkpoint
 from safetensors.torch import load_file
 
+from models.checkpoint import CheckpointError, load_matching, load_vqvae
+from models.config import GenerationConfig
 from models.unpickle import load_pickle
 from models.varsr import FULL_PRECISION, VARSR
+from train import main as train
 from utils.convert import main
 from utils.interpolate import main as interpolate
 
@@ -42,6 +45,37 @@ def test_there_and_back(tmp_path: Path, published: Path):
         before = load_pickle(published.parent / file)["trainer"][key]
         after = load_pickle(tmp_path / "back" / file)["trainer"][key]
         assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_an_inference_export_generates_the_same_bits(tmp_path: Path, name: str, dtype: torch.dtype):
+    model = small_model()
+    model.save_pretrained(tmp_path / "full", dtype)
+    assert main([str(tmp_path / "full"), str(tmp_path / "export"), "--inference", "--dtype", name]) == 0
+    full, export = (VARSR.from_pretrained(tmp_path / folder, dtype=dtype) for folder in ("full", "export"))
+    lr = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))  # its two rows are the tables' two
+    options = GenerationConfig(cfg=2.0)
+    assert torch.equal(export.generate(lr, options=options), full.generate(lr, options=options))
+    assert not any(key.startswith(("vqvae.encoder", "vqvae.pre_quant")) or key.startswith("transformer.")
+                   and "modulation" in key for key in load_file(tmp_path / "export" / "model.safetensors"))
+    sizes = [(tmp_path / folder / "model.safetensors").stat().st_size for folder in ("full", "export")]
+    assert sizes[1] < 0.7 * sizes[0]
+    export.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == \
+        (tmp_path / "export" / "model.safetensors").read_bytes()
+
+
+def test_an_inference_export_is_for_inference_alone(tmp_path: Path, capsys: pytest.CaptureFixture):
+    small_model().for_inference().save_pretrained(tmp_path / "export")
+    folder = str(tmp_path / "export")
+    assert main([folder, str(tmp_path / "published"), "--published"]) == 1
+    assert train(["--stage", "sr", "--init", folder, "--data", folder, "--output", str(tmp_path / "run")]) == 1
+    for line in capsys.readouterr().err.splitlines():
+        assert "inference export" in line
+    for load in (load_vqvae, lambda source: load_matching(small_model(), source)):
+        with pytest.raises(CheckpointError, match="inference export"):
+            load(folder)
+    assert not (tmp_path / "published").exists() and not (tmp_path / "run").exists()
 
 
 def test_failures_are_one_line_and_exit_code_one(tmp_path: Path, published: Path, capsys: pytest.CaptureFixture):

@@ -66,7 +66,7 @@ def test_guided_sampling_equals_the_formula_on_two_separate_runs() -> None:
     for parameter in refiner.parameters():
         parameter.normal_(std=0.3)
     cond, uncond, initial, fresh = (torch.randn(*s) for s in ((5, 8), (5, 8), (5, 3), (4, 5, 3)))
-    x, diffusion = initial, refiner.sampling_diffusion
+    x, diffusion = initial, GaussianDiffusion.respaced(refiner.config.train_steps, 4)
     for used, index in enumerate(reversed(range(4))):
         time = torch.tensor([float(diffusion.timesteps[index])])
         noise_c, variance = refiner.network(x, time, refiner.condition(cond))

@@ -8,6 +8,7 @@ from conftest import small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.cache import LayerCache
 from models.config import GenerationConfig
 from models.fastvar import MODES, SEPARATE, FastVARConfig, TokenPruner, resize_map, select
 from models.varsr import VARSR
@@ -26,16 +27,20 @@ def test_nothing_dropped_changes_no_bit(model: VARSR, pictures: torch.Tensor, mo
 @pytest.mark.parametrize("mode", MODES)
 def test_pruning_is_real_and_forgets_between_generations(model: VARSR, pictures: torch.Tensor, mode: str) -> None:
     config = FastVARConfig({4: 0.5}, later_layer_start=1, min_keep=1, mode=mode)
-    lengths = []
+    lengths, place = [], []
 
     class Watched(TokenPruner):
-        def run(self, block, layer, x, modulation, rope, cache, wanted=None):
-            before = cache.filled
-            result = super().run(block, layer, x, modulation, rope, cache, wanted)
-            lengths.append((self.scales[self.level], layer, cache.filled - before))
-            return result
+        def run(self, block, layer, *args, **options):
+            place[:] = self.scales[self.level], layer
+            return super().run(block, layer, *args, **options)
+
+    class WatchedCache(LayerCache):
+        def append(self, keys, values):
+            lengths.append((*place, keys.shape[2]))
+            return super().append(keys, values)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("models.varsr.TokenPruner", Watched)
+        patch.setattr("models.cache.LayerCache", WatchedCache)
         first = model.generate(pictures, options=OPTIONS, fastvar=config)
     assert (4, 0, 16) in lengths and (4, 1, 8) in lengths and (2, 1, 4) in lengths
     assert torch.equal(first, model.generate(pictures, options=OPTIONS, fastvar=config))

@@ -1,15 +1,32 @@
-"""Metrics against scikit-image."""
+"""Metrics against scikit-image, and against what pyiqa and pypiqe gave for ten pairs."""
 from __future__ import annotations
 
+import importlib.util
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from metric_pairs import pair as damaged_pair
+from reference.make_metric_values import PAIRS, pyiqa_metrics
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from utils.metrics import LearnedMetrics, luma, psnr_y, ssim_y
+from utils.fsim import fsim
+from utils.images import read_image
+from utils.learned import LearnedMetrics
+from utils.luminance import eight_bit, luma
+from utils.measuring import full_reference
+from utils.metrics import gmsd, ms_ssim, psnr, psnr_y, ssim, ssim_y
+from utils.niqe_parameters import REMEDY, Pristine, find_parameters, load_parameters
+from utils.no_reference import mscn, niqe, piqe
+from utils.protocols import PROTOCOLS
+
+ROOT = Path(__file__).resolve().parent.parent
+VALUES = json.loads((Path(__file__).parent / "reference/metric_values.json").read_text())
+OSEDIFF = {metric.column: metric for metric in PROTOCOLS["osediff"].metrics}  # pyiqa's own variants
 
 
 def pair() -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,6 +69,92 @@ def test_sizes_are_checked() -> None:
         ssim_y(image[:, :8, :8], reference[:, :8, :8])
 
 
-def test_without_pyiqa_there_are_no_learned_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+def ours(name: str, image: torch.Tensor, reference: torch.Tensor) -> float:
+    if name == "psnr":
+        return psnr(eight_bit(image), eight_bit(reference))
+    return full_reference(OSEDIFF[name], image, reference)
+
+
+@pytest.mark.parametrize("index", range(PAIRS))
+def test_ten_pairs_equal_pyiqa_and_pypiqe(index: int) -> None:
+    image, reference = damaged_pair(index)
+    expected = dict(VALUES[index])
+    assert piqe(image) == pytest.approx(expected.pop("piqe"), abs=1e-3)
+    for name, value in expected.items():
+        assert ours(name, image, reference) == pytest.approx(value, abs=1e-3), name
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pyiqa") is None, reason="pyiqa is not installed: its kept values stand")
+@pytest.mark.parametrize("index", range(PAIRS))
+def test_ten_pairs_equal_pyiqa_live(index: int) -> None:
+    image, reference = damaged_pair(index)
+    for name, metric in pyiqa_metrics().items():
+        expected = float(metric(image[None], reference[None]))
+        assert ours(name, image, reference) == pytest.approx(expected, abs=1e-3), name
+
+
+def test_protocols_differ_where_they_say_so() -> None:
+    image, reference = damaged_pair(9)
+    image = (image + (1 - reference)) / 2  # half a negative, so that contrasts are reversed
+    values = {name: [full_reference(metric, image, reference) for metric in protocol.metrics[:2]]
+              for name, protocol in PROTOCOLS.items()}
+    y, y_reference = luma(image).round(), luma(reference).round()
+    cut = [picture[:, 4:-4, 4:-4] for picture in (image, reference)]
+    assert values["varsr-paper"] == [psnr_y(image, reference), ssim_y(image, reference)]
+    assert values["basicsr-y"] == [psnr_y(*cut), ssim_y(*cut)]
+    assert values["osediff"] == [psnr_y(image, reference), ssim(y, y_reference, floor=0)]
+    assert ssim(y, y_reference, floor=0) > ssim(y, y_reference)
+
+
+def test_equal_pictures_are_perfect() -> None:
+    image, flat = damaged_pair(1)[0], torch.full((3, 64, 64), 0.5)
+    assert fsim(image, image) == pytest.approx(1) and fsim(flat, flat) == 1
+    assert ms_ssim(eight_bit(image), eight_bit(image)) == pytest.approx(1)
+    assert gmsd(luma(image), luma(image)) == 0
+
+
+def test_mscn_evens_out_contrast() -> None:
+    plane = 40 * torch.randn(64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 128
+    assert mscn(plane).std() == pytest.approx(1, abs=0.2) and mscn(plane / 4 + 90).std() == pytest.approx(1, abs=0.2)
+    assert mscn(torch.full((16, 16), 7.0, dtype=torch.float64)).abs().max() < 1e-6
+
+
+def test_piqe_of_any_size_and_of_nothing() -> None:
+    assert piqe(torch.full((3, 40, 50), 0.3)) == 100
+    noise = torch.rand(3, 1, 5, generator=torch.Generator().manual_seed(0))
+    assert 0 <= piqe(noise) <= 100
+
+
+# pyiqa 0.1.16 with the same statistics
+@pytest.mark.parametrize("name, expected", [("astronaut", 3.062388), ("cat", 2.572079)])
+@pytest.mark.skipif(find_parameters() is None, reason=f"NIQE's statistics are not installed: {REMEDY}")
+def test_niqe_equals_pyiqa(name: str, expected: float) -> None:
+    image = read_image(ROOT / f"testset/sample/HR/{name}.png")
+    assert niqe(image, load_parameters(find_parameters())) == pytest.approx(expected, abs=1e-3)
+
+
+def test_niqe_refuses_what_it_cannot_measure(tmp_path: Path) -> None:
+    pristine = Pristine(torch.zeros(36), torch.eye(36))
+    with pytest.raises(ValueError, match="two blocks"):
+        niqe(torch.rand(3, 96, 120), pristine)
+    with pytest.raises(ValueError, match="flat"):
+        niqe(torch.full((3, 96, 192), 0.5), pristine)
+    (tmp_path / "x.npz").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="x.npz"):
+        load_parameters(tmp_path / "x.npz")
+
+
+def test_niqe_tells_noise_from_a_photograph_by_its_statistics() -> None:
+    photograph = read_image(ROOT / "testset/sample/HR/cat.png")
+    zero = Pristine(torch.zeros(36), torch.eye(36))
+    noise = torch.rand(photograph.shape, generator=torch.Generator().manual_seed(0))
+    assert abs(niqe(photograph, zero) - niqe(noise, zero)) > 1
+
+
+def test_without_pyiqa_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert LearnedMetrics(torch.device("cpu")).measure(*pair()) == {}
+    metrics = LearnedMetrics(torch.device("cpu"))
+    assert metrics.measure(*pair()) == {} and metrics.fid(Path(), Path()) is None
+    assert "pyiqa" in metrics.missing["lpips"] and REMEDY in metrics.missing["niqe"]
+    lines = metrics.missing_lines()
+    assert len(lines) == 2 and lines[0].startswith("lpips, dists, musiq")

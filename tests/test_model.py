@@ -2,14 +2,18 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 
 import pytest
 import torch
 from conftest import small_class_model, small_model
 
 from models.config import GenerationConfig
+from models.fastvar import SHARED, FastVARConfig
+from models.initialization import initialize
 from models.varsr import VARSR
 
+PRUNINGS = [None, FastVARConfig({2: 0.5, 4: 0.5}, 0, 1), FastVARConfig({4: 0.5}, 0, 1, SHARED)]
 SAMPLED = GenerationConfig(cfg=1.5, top_k=10, top_p=0.9)
 
 
@@ -33,6 +37,62 @@ def test_no_guidance_equals_conditional_rows_alone(model: VARSR, pictures: torch
     plain = model.generate(pictures, options=GenerationConfig(cfg=0.0))
     guided = model.generate(pictures, options=GenerationConfig(cfg=1e-9))
     torch.testing.assert_close(plain, guided, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("fastvar", PRUNINGS)
+@pytest.mark.parametrize("first", [1, 2])
+def test_late_guidance_without_weight_is_no_guidance(model: VARSR, pictures: torch.Tensor, first: int,
+                                                     fastvar: FastVARConfig | None) -> None:
+    plain = model.generate(pictures, options=GenerationConfig(cfg=0.0), fastvar=fastvar)
+    late = model.generate(pictures, options=GenerationConfig(cfg=1e-9, cfg_from_scale=first), fastvar=fastvar)
+    torch.testing.assert_close(plain, late, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_late_guidance_is_that_of_rows_which_were_conditional_before(model: VARSR, pictures: torch.Tensor,
+                                                                     first: int) -> None:
+    """Against all rows computed at all scales, the unconditional ones under the conditional class at first."""
+    transformer, steps = model.transformer, []
+    options = GenerationConfig(cfg=3.0, cfg_from_scale=first)
+    model.generate_latent(pictures, options=options, on_scale=steps.append)
+    rows = torch.tensor([0, 0, 0, 1, 1, 1])
+    prefix = transformer.prefix_encoder(pictures * 2 - 1).repeat(2, 1, 1)
+    cache = transformer.new_cache(6, torch.float32, torch.device("cpu"))
+    for k, step in enumerate(steps):
+        blocks, head = transformer.modulations(rows if k >= first else torch.zeros_like(rows))
+        inputs = None if k == 0 else model.vqvae.quantizer.next_input(steps[k - 1].f_hat, k).repeat(2, 1, 1)
+        x = transformer.scale_tokens(inputs, k) if k else transformer.start_tokens(torch.zeros_like(rows), prefix)
+        logits = transformer.logits(transformer.forward_level(x, k, blocks, cache), head)
+        strength = model.guidance(3.0, k) if k >= first else 0
+        expected = (1 + strength) * logits[:3] - strength * logits[3:]
+        torch.testing.assert_close(step.logits, expected, atol=1e-3, rtol=1e-4)
+    assert not torch.equal(logits[:3], logits[3:])
+
+
+def test_refiner_steps_are_those_of_a_model_made_with_them(model: VARSR, pictures: torch.Tensor) -> None:
+    refiner = dataclasses.replace(model.config.refiner, sampling_steps=3)
+    other = VARSR(dataclasses.replace(model.config, refiner=refiner)).eval()
+    other.load_state_dict(model.state_dict())
+    expected = other.generate(pictures)
+    assert torch.equal(model.generate(pictures, options=GenerationConfig(cfg=1.0, refiner_steps=3)), expected)
+    assert not torch.equal(model.generate(pictures), expected)
+
+
+@pytest.mark.parametrize("options", [{"cfg_from_scale": 3}, {"refiner_steps": 1001}])
+def test_settings_that_do_not_fit_the_model(model: VARSR, pictures: torch.Tensor, options: dict) -> None:
+    with pytest.raises(ValueError, match="out of range"):
+        model.generate(pictures, options=GenerationConfig(**options))
+
+
+@pytest.mark.parametrize("options", [GenerationConfig(cfg=2.0, cfg_from_scale=1, refiner_steps=2), SAMPLED])
+@pytest.mark.parametrize("fastvar", PRUNINGS)
+def test_the_host_never_waits_for_the_device(pictures: torch.Tensor, options: GenerationConfig,
+                                             fastvar: FastVARConfig | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A meta tensor has no values: reading one back, as a synchronisation does, raises."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())  # knows no meta device
+    model = small_model().to("meta")
+    restored = model.generate(pictures, options=options, fastvar=fastvar)
+    assert restored.is_meta and restored.shape == pictures.shape
 
 
 def test_every_scale_is_reported(model: VARSR, pictures: torch.Tensor) -> None:
@@ -84,20 +144,25 @@ def test_gpu_agrees_with_cpu(pictures: torch.Tensor) -> None:
     assert (found - expected).abs().mean() < 1e-2
 
 
-def test_folded_modulations_are_the_computed_ones(pictures: torch.Tensor) -> None:
-    model = small_model()
+@pytest.mark.parametrize("shared", [False, True])
+def test_folded_modulations_are_the_computed_ones(pictures: torch.Tensor, shared: bool) -> None:
+    config = small_model().config
+    transformer = dataclasses.replace(config.transformer, shared_modulation=shared)
+    torch.manual_seed(0)
+    model = VARSR(dataclasses.replace(config, transformer=transformer))
+    initialize(model)
     options = GenerationConfig(cfg=2.0)
     expected = model.generate(pictures, options=options)
     model.for_inference()
-    assert model.transformer.is_folded
+    assert model.transformer.is_folded and model.config.inference
     assert not any("modulation" in name for name, _ in model.transformer.named_parameters())
-    torch.testing.assert_close(model.generate(pictures, options=options), expected, atol=1e-4, rtol=0)
+    assert torch.equal(model.generate(pictures, options=options), expected)
 
 
-def test_a_folded_model_is_not_saved(tmp_path) -> None:
-    with pytest.raises(ValueError, match="load it again"):
-        small_model().for_inference().save_pretrained(tmp_path / "x")
-    assert not (tmp_path / "x").exists()
+def test_a_model_for_inference_cannot_encode() -> None:
+    model = small_model().for_inference()
+    with pytest.raises(ValueError, match="full model"):
+        model.vqvae.encode(torch.zeros(1, 3, model.config.image_size, model.config.image_size))
 
 
 def test_many_classes_are_not_folded() -> None:

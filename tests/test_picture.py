@@ -266,6 +266,28 @@ def test_bad_files_are_told_in_one_line(tmp_path: Path) -> None:
             read_picture(path)
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "gif", "bmp", *(s[1:] for s in AVIF)])
+def test_any_damage_is_an_image_error(tmp_path: Path, suffix: str) -> None:
+    """Flipped and missing bytes give a picture or ImageError, nothing else."""
+    random, path = np.random.default_rng(0), tmp_path / f"a.{suffix}"
+    frames = [Image.fromarray(noise(20, 30, 3)) for _ in range(2)]
+    several = {"save_all": True, "append_images": frames[1:]} if suffix in ("gif", "tif", "webp") else {}
+    frames[0].save(path, exif=frames[0].getexif().tobytes(), **several)
+    whole = path.read_bytes()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's own
+        for attempt in range(40):
+            data = bytearray(whole[:random.integers(1, len(whole))] if attempt % 4 == 0 else whole)
+            for place in random.integers(0, min(len(data), 400), 4):
+                data[place] = random.integers(0, 256)
+            path.write_bytes(data)
+            try:
+                frame_count(path)
+                read_picture(path, max_pixels=10 ** 7)
+            except ImageError as error:
+                assert "\n" not in str(error)
+
+
 @pytest.mark.parametrize("name", ["a.png", "deep.png", "a.tif", "odd.tif"])
 def test_the_limit_holds_before_anything_is_decoded(tmp_path: Path, name: str) -> None:
     pixels = noise(10, 10, 2 if name == "odd.tif" else 3, dtype=np.uint8 if name == "a.png" else np.uint16)

@@ -255,7 +255,7 @@ def test_ranks_share_files_and_a_large_picture(run, weights: Path, tmp_path: Pat
     log.unlink()
     ranks = start_ranks([*flags, "--skip_existing"])
     outputs = [process.communicate(timeout=300)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [1, 1]  # because of broken.png
+    assert [process.returncode for process in ranks] == [1, 0]  # because of broken.png; the first speaks for all
     assert "1 failed" in outputs[0] and "restored" not in outputs[1]
     assert sorted(p.name for p in two.iterdir()) == sorted(p.name for p in (tmp_path / "one").iterdir())
     for path in two.iterdir():

@@ -89,7 +89,7 @@ def test_scales_are_aligned() -> None:
 
 
 def test_a_full_cache_says_so() -> None:
-    cache = LayerCache(1, 1, 2, 4, torch.float32, torch.device("cpu"))
+    cache = LayerCache(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4))
     cache.append(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4))
     with pytest.raises(ValueError, match="one generation"):
         cache.append(torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 4))

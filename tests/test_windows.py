@@ -20,9 +20,10 @@ def test_starts_cover_a_side_with_the_overlap(window: int, extra: int, overlap: 
 
 
 @settings(max_examples=60, deadline=None)
-@given(window=st.integers(4, 40), extra=st.integers(0, 200), overlap=st.floats(0, 0.7), factor=st.integers(1, 8))
-def test_shares_of_every_cell_sum_to_one(window: int, extra: int, overlap: float, factor: int) -> None:
-    axis = WindowAxis(window + extra, window, overlap).scaled(factor)
+@given(window=st.integers(4, 40), extra=st.integers(0, 200), overlap=st.floats(0, 0.7), factor=st.integers(1, 8),
+       edge=st.integers(0, 3))
+def test_shares_of_every_cell_sum_to_one(window: int, extra: int, overlap: float, factor: int, edge: int) -> None:
+    axis = WindowAxis(window + extra, window, overlap, edge).scaled(factor)
     total = torch.zeros(axis.length, dtype=torch.float64)
     for start, share in zip(axis.starts, axis.shares, strict=True):
         assert share.min() > 0
@@ -63,6 +64,14 @@ def test_shares_are_symmetric_and_smooth_across_borders() -> None:
     assert torch.allclose(axis.shares[0], axis.shares[-1].flip(0), atol=1e-7)
     inner = axis.shares[3]
     assert torch.allclose(inner, inner.flip(0), atol=1e-7) and inner[0] < 0.01 and inner.diff().abs().max() < 0.06
+
+
+def test_edges_count_only_where_nothing_else_covers() -> None:
+    axis = WindowAxis(16 + 8 * 4, 16, 0.5, edge=2)
+    assert axis.shares[2][:2].max() < 1e-5 and axis.shares[2][-2:].max() < 1e-5  # neighbours fill in
+    assert axis.shares[0][:2].min() == 1 and axis.shares[-1][-2:].min() == 1  # the picture's own edge
+    ramp = ramp_weight(16, 8, 2)
+    torch.testing.assert_close(ramp[:8] + ramp[8:], torch.ones(8, dtype=torch.float64), atol=3e-6, rtol=0)
 
 
 def test_a_side_below_the_window_is_refused() -> None:

@@ -20,6 +20,7 @@ CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 # What is used without --model, by super-resolution or not: the published file if it is there, else our own model.
 PUBLISHED = {True: CHECKPOINTS / "VARSR.pth", False: CHECKPOINTS / "VARSR_C2I.pth"}
 EMBEDDED = {True: CHECKPOINTS / "varsr-tiny", False: CHECKPOINTS / "varsr-tiny-c2i"}
+INT8 = "int8"  # a CPU's transformer in 8-bit integers, the rest as "auto"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 CPU_BF16_FLAGS = ("avx512_bf16", "amx_bf16")
 
@@ -57,14 +58,19 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="model folder, published file or hub id (default: the published file in "
                                         "checkpoints/ if it is there, else the embedded model)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
-    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto",
-                        help="auto: bf16 (GPU, or a CPU that computes in it), else fp16 on a GPU, fp32 on a CPU")
+    parser.add_argument("--dtype", choices=("auto", *DTYPES, INT8), default="auto",
+                        help="auto: bf16 (GPU, or a CPU that computes in it), else fp16 on a GPU, fp32 on a CPU; "
+                             "int8: the transformer in 8-bit integers, on CPUs alone")
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     """How codes are chosen; unset flags leave the model's own defaults."""
     add = parser.add_argument
     add("--cfg", type=bounded(float, 0), help="guidance strength (default: the model's own; published 6.0)")
+    add("--cfg_from_scale", type=bounded(int, 0), metavar="K",
+        help="no guidance, and half the work, before scale K, counted from 0 (default: the model's own, 0)")
+    add("--refiner_steps", type=bounded(int, 2), metavar="N",
+        help="steps of the diffusion refiner (default: the model's own, 10)")
     add("--top_k", type=bounded(int, 0), help="sample from the k likeliest codes; 1: the likeliest, 0: all")
     add("--top_p", type=bounded(float, 0, 1, open_low=True), help="sample from the nucleus of this mass")
     add("--seed", type=bounded(int, 0), default=0, help="the same seed gives the same pictures (default: 0)")
@@ -74,6 +80,9 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
     """Sampling, and what restoring adds to it."""
     add_sampling_flags(parser)
     add = parser.add_argument
+    add("--fast", action="store_true",
+        help="about twice as fast at a measured cost (docs/performance.md): --cfg_from_scale, --refiner_steps and "
+             "token pruning; flags that are given win")
     add("--scale", type=bounded(float, 1, 16), help="up-scaling factor (default: the model's own, 4)")
     add("--batch_size", "--tile_batch", type=automatic, default="auto",
         help="windows at a time; auto: what suits the model and the free memory")
@@ -97,9 +106,9 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """A floating-point type by name; "auto" is the fastest that the device computes in."""
+    """The type of activations by a name of --dtype; "auto" is the fastest that the device computes in."""
     import torch
-    if name != "auto":
+    if name not in ("auto", INT8):
         return getattr(torch, DTYPES[name])
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
@@ -127,33 +136,53 @@ def load_model(args: argparse.Namespace, super_resolution: bool = True) -> tuple
     dtype = choose_dtype(args.dtype, device)
     if device.type == "cpu":
         keep_freed_memory()
+    elif args.dtype == INT8:
+        raise ValueError("--dtype int8 works on CPUs alone: leave it out")
     published, embedded = PUBLISHED[super_resolution], EMBEDDED[super_resolution]
     source = args.model or (published if published.is_file() else embedded)
     model = VARSR.from_pretrained(source, device=device, dtype=dtype)
     require_kind(model.config, super_resolution, source)
-    model.for_inference()
-    precision = next(short for short, name in DTYPES.items() if f"torch.{name}" == str(dtype))
+    make_fast(model, args.dtype == INT8)
+    precision = INT8 if args.dtype == INT8 else next(s for s, name in DTYPES.items() if f"torch.{name}" == str(dtype))
     note = "" if source != embedded else f" (embedded model; put the published {published.name} and VQVAE.pth into " \
         "checkpoints/ for the full one)"
     return model, f"model {source}, {device}, {precision}{note}"
 
 
+def make_fast(model: VARSR, int8: bool = False) -> VARSR:
+    """Make a loaded model ready for generation alone, its linears packed where that helps.
+
+    Raises ValueError where int8 is asked for and the processor cannot compute in it.
+    """
+    import torch
+
+    from models.packed import packing_works
+    model.for_inference()
+    packable = model.device.type == "cpu" and model.dtype in (torch.float32, torch.bfloat16) and packing_works()
+    return model.pack(int8) if packable or int8 else model
+
+
 def generation_options(args: argparse.Namespace, model: VARSR) -> GenerationConfig:
-    """The model's own sampling settings, overridden by the flags that were given."""
-    names = [field.name for field in dataclasses.fields(model.config.generation)]
+    """The model's own sampling settings, or the fast ones, overridden by the flags that were given."""
+    from .fast import fast_generation
+    options = fast_generation(model.config) if getattr(args, "fast", False) else model.config.generation
+    names = [field.name for field in dataclasses.fields(options)]
     given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
-    return dataclasses.replace(model.config.generation, **given)
+    options = dataclasses.replace(options, **given)
+    model.config.check_options(options)
+    return options
 
 
 def restore_settings(args: argparse.Namespace, model: VARSR, tiled: bool = False) -> RestoreSettings:
     """Restoration settings from the flags; `tiled`: the model's guidance for tiled pictures where no flag says one."""
+    from .fast import fast_pruning
     from .generation import RestoreSettings
     generation = generation_options(args, model)
     if tiled and args.cfg is None and generation.tiled_cfg is not None:
         generation = dataclasses.replace(generation, cfg=generation.tiled_cfg)
     return RestoreSettings(generation, seed=args.seed, color_fix=args.color_fix,
                            batch_size=None if args.batch_size == "auto" else args.batch_size,
-                           overlap=args.tile_overlap)
+                           overlap=args.tile_overlap, fastvar=fast_pruning(model.config) if args.fast else None)
 
 
 def set_up_logging() -> None:

@@ -1,7 +1,8 @@
 """Convert weights: `python -m utils.convert SOURCE OUTPUT`.
 
 SOURCE is what `--model` takes elsewhere: a published `.pth`, a folder, or a hub id. OUTPUT becomes a folder with
-`config.json` and `model.safetensors`, or with `--published` one with `VARSR.pth` and `VQVAE.pth`.
+`config.json` and `model.safetensors`, or with `--published` one with `VARSR.pth` and `VQVAE.pth`. `--inference` leaves
+out what only training needs: smaller, and loaded faster.
 """
 from __future__ import annotations
 
@@ -20,11 +21,15 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="type of the written weights (default fp32)")
     parser.add_argument("--published", action="store_true",
                         help="write VARSR.pth and VQVAE.pth for the original code (always fp32)")
+    parser.add_argument("--inference", action="store_true",
+                        help="leave out what only training needs: class modulations as tables, no tokenizer encoder")
     parser.add_argument("--revision", help="hub revision (branch, tag or commit)")
     parser.add_argument("--local_files_only", action="store_true", help="use the hub's cache, never the network")
     options = parser.parse_args(arguments)
     if options.published and options.dtype != "fp32":
         parser.error("--published writes fp32: leave --dtype out")
+    if options.published and options.inference:
+        parser.error("--published files hold everything: leave --inference out")
     return options
 
 
@@ -33,12 +38,18 @@ def convert(options: argparse.Namespace) -> str:
     import torch
 
     from models.checkpoint import load_pretrained, write_folder, write_published
-    config, tensors = load_pretrained(options.source, revision=options.revision,
-                                      local_files_only=options.local_files_only)
+    from models.varsr import VARSR
+    dtype = getattr(torch, DTYPES[options.dtype])
+    # An export's tables are computed in its own type, so that it gives what the full folder of this type gives.
+    config, tensors = load_pretrained(options.source, dtype=dtype if options.inference else None,
+                                      revision=options.revision, local_files_only=options.local_files_only)
+    if options.inference:
+        model = VARSR.from_tensors(config, tensors, dtype, "cpu").for_inference()
+        config, tensors = model.config, model.state_dict()
     if options.published:
         write_published(config, tensors, options.output)
     else:
-        write_folder(config, tensors, options.output, getattr(torch, DTYPES[options.dtype]))
+        write_folder(config, tensors, options.output, dtype)
     count = sum(tensor.numel() for tensor in tensors.values())
     return f"{options.output}: {config.name}, {count / 1e6:.1f} M values in {len(tensors)} tensors, {options.dtype}"
 

@@ -14,6 +14,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from . import exif as exif_block
 from .formats import ImageError, register_plugins
 from .profile import profile_channels, to_srgb
+from .tiff import DAMAGED
 from .vips import vips
 
 log = logging.getLogger(__name__)
@@ -152,7 +153,7 @@ def _exif_of(file: Image.Image, path: Path) -> tuple[bytes | None, int]:
         turned = file.getexif().get(exif_block.ORIENTATION, 1)  # also from XMP and the turns of AVIF files
         block = file.info.get("exif") or (file.getexif().tobytes() if len(file.getexif()) else None)
         return exif_block.upright(block) if block else None, turned if turned in range(1, 9) else 1
-    except (ValueError, SyntaxError, KeyError, TypeError, OSError) as error:  # Pillow's for damaged blocks
+    except (*DAMAGED, SyntaxError, LookupError, TypeError) as error:  # Pillow's for damaged blocks
         log.warning("%s: the EXIF data is damaged and left out (%s)", path, error)
         return None, 1
 

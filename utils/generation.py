@@ -64,7 +64,7 @@ def _generate(model: VARSR, part: Work, settings: RestoreSettings, on_scale: OnS
                 picture.latents[step.side][window.index] = latent.cpu()
         if on_scale is not None:
             on_scale(part, step)
-    noise = refiner_noise(model.config, settings.seed, windows, model.config.refiner.sampling_steps)
+    noise = refiner_noise(model.config, settings.seed, windows, model.config.refiner_steps(settings.generation))
     seeds = [place_seed(settings.seed, window.top, window.left) for window in windows]
     latents = model.generate_latent(guides, options=settings.generation, seed=seeds, on_scale=keep,
                                     refiner_noise=noise, fastvar=settings.fastvar).float().cpu()

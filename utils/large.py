@@ -30,7 +30,7 @@ def restore_large(model: VARSR, started: Started, folder: WorkFolder, settings: 
     work = [(started.tiled, window) for window in grid if window.index in own]
     ranks.together(lambda: generate_windows(model, work, settings, batch, progress))
     generated = time.monotonic()
-    flags = folder.finished_rows(len(grid.rows))
+    flags = folder.finished_rows(len(started.tiled.decoding.rows))
     rows = ranks.stretch(ranks.gather(flags.missing())[0])
     ranks.together(lambda: _render_rows(model, started, settings, batch, flags, rows))
     rendered = time.monotonic()
@@ -41,9 +41,9 @@ def restore_large(model: VARSR, started: Started, folder: WorkFolder, settings: 
 
 def _render_rows(model: VARSR, started: Started, settings: RestoreSettings, batch: BatchSize, flags: Flags,
                  rows: list[int]) -> None:
-    """Render these rows of windows, each up to where the next one starts, and flag what is written."""
+    """Render these rows of decoded windows, each up to where the next one starts, and flag what is written."""
     tiled = started.tiled
-    edges = [start * tiled.factor for start in tiled.grid.rows.starts] + [tiled.height]
+    edges = [start * tiled.factor for start in tiled.decoding.rows.starts] + [tiled.height]
     for first, last in _runs(rows):
         open_rows = list(range(first, last + 1))
         for top, pixels in render(model, tiled, tiled.finished, settings.color_fix, batch, edges[first],

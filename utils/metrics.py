@@ -1,104 +1,123 @@
-"""Image metrics: PSNR and SSIM on luma as the paper reports them, learned ones through pyiqa where installed."""
+"""Full-reference metrics on planes of levels 0..255: PSNR, SSIM, MS-SSIM and GMSD. No weights are needed.
+
+A metric takes planes (C, H, W) or one plane (H, W) of a picture and of its reference; which planes those are (luma,
+RGB) is the protocol's business (`utils/protocols.py`). `psnr_y` and `ssim_y` are what the paper reports.
+"""
 from __future__ import annotations
 
-import importlib.util
-import logging
 import math
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-log = logging.getLogger(__name__)
+from .luminance import PEAK, luma
 
-# BT.601 studio range: Y in 16..235 from R, G, B in [0, 1]
-LUMA_WEIGHTS, LUMA_OFFSET = (65.481, 128.553, 24.966), 16.0
-PEAK = 255.0
 SSIM_SIDE, SSIM_SIGMA, SSIM_K1, SSIM_K2 = 11, 1.5, 0.01, 0.03  # Wang et al. 2004
-
-# pyiqa names of the learned metrics, and whether they compare with a reference
-LEARNED = {"lpips": True, "dists": True, "niqe": False, "musiq": False, "maniqa": False, "clipiqa": False}
-
-
-def luma(image: Tensor) -> Tensor:
-    """Studio-range Y (..., H, W) float64 in 16..235 of RGB (..., 3, H, W) in [0, 1], of its 8-bit rounding."""
-    rounded = (image.double().clamp(0, 1) * PEAK).round() / PEAK
-    weights = torch.tensor(LUMA_WEIGHTS, dtype=torch.float64, device=image.device).view(3, 1, 1)
-    return (rounded * weights).sum(-3) + LUMA_OFFSET
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, finest scale first
+MS_SSIM_SIDE = (SSIM_SIDE - 1) * 2 ** (len(MS_SSIM_WEIGHTS) - 1) + 1  # shorter sides leave no window at the last scale
+GMSD_CONSTANT = 170.0  # Xue et al. 2014
+GMSD_SIDE = 4
 
 
-def _require_same_size(image: Tensor, reference: Tensor) -> None:
+def require_comparable(image: Tensor, reference: Tensor, side: int = 1, metric: str = "this metric") -> None:
+    """Raise ValueError unless both have one size, of at least `side` pixels each way."""
     if image.shape != reference.shape:
-        raise ValueError(f"picture {tuple(image.shape)} and reference {tuple(reference.shape)} differ in size")
+        raise ValueError(f"picture {_size(image)} and reference {_size(reference)} differ in size")
+    if min(image.shape[-2:]) < side:
+        raise ValueError(f"{metric} needs at least {side}x{side} pixels, got {_size(image)}")
 
 
-def psnr_y(image: Tensor, reference: Tensor) -> float:
-    """PSNR in dB on luma; pictures (3, H, W) in [0, 1]. Infinite for equal pictures."""
-    _require_same_size(image, reference)
-    error = (luma(image) - luma(reference)).square().mean().item()
+def _size(image: Tensor) -> str:
+    return f"{image.shape[-1]}x{image.shape[-2]}"
+
+
+def psnr(image: Tensor, reference: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB over all planes. Infinite for equal pictures."""
+    require_comparable(image, reference)
+    error = (image - reference).square().mean().item()
     return math.inf if error == 0 else 10 * math.log10(PEAK ** 2 / error)
 
 
-def ssim_y(image: Tensor, reference: Tensor) -> float:
-    """SSIM on luma with an 11x11 Gaussian window, over the positions where it fits; pictures (3, H, W) in [0, 1].
+def ssim(image: Tensor, reference: Tensor, floor: float = -1.0) -> float:
+    """Structural similarity with an 11x11 Gaussian window, over the positions where it fits; mean of the planes.
 
+    floor: smallest value of the contrast and structure factor; pyiqa takes 0, Wang et al. and BasicSR none.
     Raises ValueError for pictures smaller than the window.
     """
-    _require_same_size(image, reference)
-    if min(image.shape[-2:]) < SSIM_SIDE:
-        raise ValueError(f"SSIM needs at least {SSIM_SIDE}x{SSIM_SIDE} pixels, got {tuple(image.shape[-2:])}")
-    offsets = torch.arange(SSIM_SIDE, dtype=torch.float64, device=image.device) - SSIM_SIDE // 2
-    window = torch.exp(-offsets.square() / (2 * SSIM_SIGMA ** 2))
-    window = window / window.sum()
+    require_comparable(image, reference, SSIM_SIDE, "SSIM")
+    luminance, contrast = _ssim_maps(_batch(image), _batch(reference))
+    return (luminance * contrast.clamp(min=floor)).mean().item()
 
-    def smooth(plane: Tensor) -> Tensor:
-        rows = F.conv2d(plane[None, None], window.view(1, 1, -1, 1))
-        return F.conv2d(rows, window.view(1, 1, 1, -1))[0, 0]
 
-    a, b = luma(image), luma(reference)
-    mean_a, mean_b = smooth(a), smooth(b)
-    var_a, var_b = smooth(a * a) - mean_a ** 2, smooth(b * b) - mean_b ** 2
-    covariance = smooth(a * b) - mean_a * mean_b
+def ms_ssim(image: Tensor, reference: Tensor) -> float:
+    """SSIM over five scales, each half the one before; mean of the planes.
+
+    As in pyiqa the factors are at least 0 (a negative mean has no real power) and odd sides are padded with zeros.
+    Raises ValueError where the last scale is smaller than the window.
+    """
+    require_comparable(image, reference, MS_SSIM_SIDE, "MS-SSIM")
+    a, b = _batch(image), _batch(reference)
+    product = a.new_ones(len(a))
+    for i, weight in enumerate(MS_SSIM_WEIGHTS):
+        if i > 0:
+            odd = [side % 2 for side in a.shape[-2:]]
+            a, b = (F.avg_pool2d(plane, 2, padding=odd) for plane in (a, b))
+        luminance, contrast = _ssim_maps(a, b)
+        contrast = contrast.clamp(min=0)
+        last = i == len(MS_SSIM_WEIGHTS) - 1
+        product = product * (luminance * contrast if last else contrast).mean(dim=(1, 2, 3)) ** weight
+    return product.mean().item()
+
+
+def gmsd(image: Tensor, reference: Tensor) -> float:
+    """Deviation of the gradient magnitudes' similarity on one plane (H, W) at half size; 0 for equal pictures."""
+    require_comparable(image, reference, GMSD_SIDE, "GMSD")
+    a, b = (_prewitt_magnitude(F.avg_pool2d(_batch(plane), 2)) for plane in (image, reference))
+    similarity = (2 * a * b + GMSD_CONSTANT) / (a.square() + b.square() + GMSD_CONSTANT)
+    return similarity.std().item()
+
+
+def psnr_y(image: Tensor, reference: Tensor) -> float:
+    """PSNR in dB on studio-range luma; pictures (3, H, W) in [0, 1]."""
+    return psnr(luma(image), luma(reference))
+
+
+def ssim_y(image: Tensor, reference: Tensor) -> float:
+    """SSIM on studio-range luma; pictures (3, H, W) in [0, 1]."""
+    return ssim(luma(image), luma(reference))
+
+
+def gaussian_taps(side: int, sigma: float, like: Tensor) -> Tensor:
+    """Normalised samples (side,) of a Gaussian, of `like`'s type and device."""
+    offsets = torch.arange(side, dtype=like.dtype, device=like.device) - (side - 1) / 2
+    taps = torch.exp(-offsets.square() / (2 * sigma ** 2))
+    return taps / taps.sum()
+
+
+def smooth(planes: Tensor, taps: Tensor) -> Tensor:
+    """Separable filter of planes (B, 1, H, W) where it fits."""
+    return F.conv2d(F.conv2d(planes, taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))
+
+
+def _batch(planes: Tensor) -> Tensor:
+    """(H, W) or (C, H, W) as (C, 1, H, W) float64."""
+    return planes.double().reshape(-1, 1, *planes.shape[-2:])
+
+
+def _ssim_maps(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """SSIM's luminance factor, and its contrast and structure factor, of planes (C, 1, H, W)."""
+    taps = gaussian_taps(SSIM_SIDE, SSIM_SIGMA, a)
+    mean_a, mean_b = smooth(a, taps), smooth(b, taps)
+    var_a, var_b = smooth(a * a, taps) - mean_a ** 2, smooth(b * b, taps) - mean_b ** 2
+    covariance = smooth(a * b, taps) - mean_a * mean_b
     c1, c2 = (SSIM_K1 * PEAK) ** 2, (SSIM_K2 * PEAK) ** 2
-    ratio = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-    return (ratio / ((mean_a ** 2 + mean_b ** 2 + c1) * (var_a + var_b + c2))).mean().item()
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a ** 2 + mean_b ** 2 + c1)
+    return luminance, (2 * covariance + c2) / (var_a + var_b + c2)
 
 
-class LearnedMetrics:
-    """The learned metrics of the paper through pyiqa; empty (with one log line) where it is not installed."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.metrics: dict[str, object] = {}
-        if importlib.util.find_spec("pyiqa") is None:
-            log.info("pyiqa is not installed: LPIPS, DISTS, NIQE, MUSIQ, MANIQA, CLIPIQA and FID are left out "
-                     "(pip install -r requirements-metrics.txt; its licence is non-commercial)")
-            return
-        import pyiqa
-        for name in LEARNED:
-            try:
-                self.metrics[name] = pyiqa.create_metric(name, device=device)
-            except Exception as error:  # pyiqa downloads weights: any network or cache failure ends here
-                log.warning("metric %s is left out: its weights cannot be had (%s)", name, error)
-
-    def measure(self, image: Tensor, reference: Tensor | None) -> dict[str, float]:
-        """All available metrics of one picture (3, H, W) in [0, 1]."""
-        values = {}
-        for name, metric in self.metrics.items():
-            if LEARNED[name] and reference is None:
-                continue
-            pictures = [image] if not LEARNED[name] else [image, reference]
-            values[name] = float(metric(*(p[None].to(self.device) for p in pictures)))
-        return values
-
-    def fid(self, results: Path, references: Path) -> float | None:
-        """FID between two folders, or None where it cannot be computed."""
-        if not self.metrics:
-            return None
-        import pyiqa
-        try:
-            return float(pyiqa.create_metric("fid", device=self.device)(str(results), str(references)))
-        except Exception as error:  # as above
-            log.warning("FID is left out (%s)", error)
-            return None
+def _prewitt_magnitude(planes: Tensor) -> Tensor:
+    """Gradient magnitude of (B, 1, H, W), zeros around it."""
+    across = planes.new_tensor([1, 0, -1]).expand(3, 3) / 3
+    kernels = torch.stack([across, across.T])[:, None]
+    return F.conv2d(planes, kernels, padding=1).square().sum(1).sqrt()

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import logging
 import re
+import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +26,10 @@ log = logging.getLogger(__name__)
 MAX_PIXELS = 2 ** 28  # 16384 x 16384: 805 MB as 8-bit RGB
 # tiff:Orientation in both ways RDF writes a property
 XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:>|\s*=\s*[\"'])\s*)[2-8]")
+
+# All that Pillow and its plugins raise for one damaged file or another
+DAMAGED_FILE = (OSError, SyntaxError, EOFError, ValueError, RuntimeError, LookupError, TypeError, struct.error,
+                zlib.error)
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,7 @@ def _one_line_errors(path: Path) -> Iterator[None]:
         raise ImageError(f"{path}: no permission to read it") from error
     except Image.DecompressionBombError as error:  # of Pillow, for a frame of an animation
         raise ImageError(f"{path}: too many pixels ({error})") from error
-    except (OSError, SyntaxError, EOFError, ValueError) as error:  # Pillow raises them all for damaged files
+    except DAMAGED_FILE as error:
         raise ImageError(f"{path}: cannot be read ({_first_line(error)})") from error
     except vips().Error as error:
         raise ImageError(f"{path}: cannot be read ({reason(error)})") from error

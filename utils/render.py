@@ -40,16 +40,15 @@ def render(model: VARSR, picture: TiledPicture, latents: LatentStore, color_fix:
             yield max(start, top), inside
 
 
-def merged_latent(picture: TiledPicture, latents: LatentStore, row: int) -> Tensor:
-    """The cells of one row of windows, (c, N, w): every window's latent by its share, summed."""
+def merged_latent(picture: TiledPicture, latents: LatentStore, top: int) -> Tensor:
+    """A window's height of cells from row `top` on, (c, N, w): every window's latent by its share, summed."""
     grid, side = picture.grid, picture.grid.window
-    top = grid.rows.starts[row]
     merged = torch.zeros(picture.config.vqvae.latent_channels, side, grid.columns.length)
-    for neighbour in grid.rows.reaching(top, top + side):
-        offset = grid.rows.starts[neighbour] - top
+    for row in grid.rows.reaching(top, top + side):
+        offset = grid.rows.starts[row] - top
         cells, own = slice(max(offset, 0), side + min(offset, 0)), slice(max(-offset, 0), side - max(offset, 0))
-        down = grid.rows.shares[neighbour][own, None]
-        for window in grid.row(neighbour):
+        down = grid.rows.shares[row][own, None]
+        for window in grid.row(row):
             share = down * grid.columns.shares[window.column]
             merged[:, cells, window.left:window.left + side] += latents[window.index][:, own] * share
     return merged
@@ -58,7 +57,7 @@ def merged_latent(picture: TiledPicture, latents: LatentStore, row: int) -> Tens
 def _decoded(model: VARSR, picture: TiledPicture, latents: LatentStore, adain: bool, batch: BatchSize, first: int,
              last: int) -> Iterator[Band]:
     """Decoded and blended rows [first, last), without the wavelet fix."""
-    grid, factor = picture.grid, picture.factor
+    grid, factor = picture.decoding, picture.factor
     rows, columns = grid.rows.scaled(factor), grid.columns.scaled(factor)
     size = rows.window
     needed = rows.reaching(first, last)
@@ -70,7 +69,7 @@ def _decoded(model: VARSR, picture: TiledPicture, latents: LatentStore, adain: b
             yield from _cut(top, total[:, :gone], picture.width, first, last)
             total = torch.cat([total[:, gone:], torch.zeros(3, gone, columns.length)], dim=1)
             top = rows.starts[row]
-        merged = merged_latent(picture, latents, row)
+        merged = merged_latent(picture, latents, grid.rows.starts[row])
         for window, pixels in _decode_row(model, picture, merged, row, adain, batch):
             left = window.left * factor
             total[:, :, left:left + size] += pixels * (rows.shares[row][:, None] * columns.shares[window.column])
@@ -87,7 +86,7 @@ def _cut(top: int, rows: Tensor, width: int, first: int, last: int) -> Iterator[
 def _decode_row(model: VARSR, picture: TiledPicture, merged: Tensor, row: int, adain: bool,
                 batch: BatchSize) -> Iterator[tuple[Window, Tensor]]:
     """Decoded pixels (3, S, S) of the windows of a row, whose merged cells are given."""
-    windows, done, side = picture.grid.row(row), 0, picture.grid.window
+    windows, done, side = picture.decoding.row(row), 0, picture.decoding.window
     while done < len(windows):
         part = windows[done:done + batch.size]
         guides = torch.stack([picture.window_guide(window) for window in part])

@@ -35,7 +35,8 @@ def add_restoration_flags(parser: argparse.ArgumentParser, ext: str = "png") -> 
     add("--height", type=pixels, help="result height in pixels, instead of --scale")
     add("--longest", type=pixels, help="longest side of the result in pixels, instead of --scale")
     add("--sheet", type=Path, help="write a comparison sheet to this PNG")
-    add("--log", type=Path, help="append a JSON line per picture (status, size, seconds) to this file")
+    add("--log", "--log_file", type=Path, help="append a JSON line per picture (status, size, seconds) to this file; "
+                                               "under torchrun --log_file, for torchrun takes --log for its own")
 
 
 def _add_file_flags(parser: argparse.ArgumentParser, ext: str) -> None:

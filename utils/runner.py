@@ -19,7 +19,8 @@ from .images import ImageError, read_image, save_picture
 from .inputs import Job
 from .large import restore_large
 from .latents import LatentStore
-from .metrics import SSIM_SIDE, LearnedMetrics, psnr_y, ssim_y
+from .learned import LearnedMetrics
+from .metrics import SSIM_SIDE, psnr_y, ssim_y
 from .picture import MAX_PIXELS, Picture, frame_count, read_picture
 from .ranks import Ranks
 from .render import render
@@ -78,7 +79,7 @@ class Runner:
     def run(self, jobs: list[Job], failures: dict[Path, str] | None = None) -> Report:
         """Work through the jobs, write `metrics.csv` into every result folder that has references.
 
-        failures: what went wrong before, by path. Returns the report of all ranks.
+        failures: what went wrong before, by path. Returns the report of all ranks to the first of them.
         """
         start = time.monotonic()
         self.bar = tqdm(total=0, unit="picture", dynamic_ncols=True, disable=self.ranks.rank > 0)
@@ -96,9 +97,13 @@ class Runner:
         return self._conclude()
 
     def _conclude(self) -> Report:
-        """Tables and sheet, once every rank is done."""
+        """Tables and sheet, once every rank is done.
+
+        The first rank reports for all, the others report nothing: their exit code would end the first one's writing.
+        """
         report = Report()
-        for part in self.ranks.gather(self.report):
+        parts = self.ranks.gather(self.report)
+        for part in parts if self.ranks.rank == 0 else []:
             report.merge(part)
         rows = {name: row for part in self.ranks.gather(self.sheet_rows) for name, row in part.items()} \
             if self.options.sheet is not None else {}
@@ -239,6 +244,7 @@ class Runner:
                 started.result.discard()
             self._fail(record, job.source, error, once=True)
         else:
+            started.result.close()
             self._close(record, "restored", once=True)
         folder.close()
         ranks.gather(None)  # nobody uses the folder any more

@@ -14,12 +14,17 @@ from .latents import LatentStore
 from .resample import PictureSource, upsample_region
 from .windows import MIN_OVERLAP, Window, WindowGrid
 
+DECODING_OVERLAP = 0.5  # of neighbouring decoded windows
+DECODING_EDGE = 0.1  # share of a decoded window's side at each end that serves as context only
+
 
 class TiledPicture:
     """A result of `size` (height, width) pixels, covered by model windows on the latent grid.
 
     The grid may reach past the picture's right and bottom edge, by less than one cell, or up to one window where the
-    picture is smaller; the guide repeats its edge pixels there. `latents[side]`: the windows' latents after the scale
+    picture is smaller; the guide repeats its edge pixels there. `decoding` is the grid of the windows that the merged
+    latent is decoded in: denser, since a decoded window depends on its surroundings, most of all at its edges, and
+    decoding costs a fraction of generating. `latents[side]`: the windows' latents after the scale
     of that side; the last one's are the finished ones.
     """
 
@@ -29,7 +34,9 @@ class TiledPicture:
         self.height, self.width = size
         self.factor = config.vqvae.downsampling
         cells = [max(-(-side // self.factor), config.vqvae.side) for side in size]
-        self.grid = WindowGrid(*cells, config.vqvae.side, overlap)
+        side = config.vqvae.side
+        self.grid = WindowGrid(*cells, side, overlap)
+        self.decoding = WindowGrid(*cells, side, DECODING_OVERLAP, round(DECODING_EDGE * side))
         self.latents = latents if latents is not None else {config.vqvae.side: {}}
 
     @property

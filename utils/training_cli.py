@@ -15,6 +15,7 @@ from tqdm import tqdm
 from dataloader.class_crops import ClassCrops
 from dataloader.dataset import PhotoCrops
 from dataloader.degradation import Degradation, DegradationConfig
+from models.checkpoint import require_complete
 from models.config import PRESETS
 from models.initialization import InitConfig, initialize
 from models.varsr import VARSR
@@ -49,6 +50,7 @@ def build_model(args: argparse.Namespace, class_names: tuple[str, ...] = ()) -> 
     """
     if args.init:
         model = VARSR.from_pretrained(args.init)
+        require_complete(model.config, args.init)
         return model.requires_grad_(True)
     if args.stage == "decoder":
         raise ValueError("--stage decoder continues from a trained model: give its folder with --init")

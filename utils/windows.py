@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 MIN_OVERLAP = 0.25  # of the window's side
+TINY_WEIGHT = 1e-6
 
 
 def window_starts(length: int, window: int, overlap: float = MIN_OVERLAP) -> list[int]:
@@ -31,31 +32,34 @@ def window_starts(length: int, window: int, overlap: float = MIN_OVERLAP) -> lis
     return [round(i * (length - window) / (count - 1)) for i in range(count)]
 
 
-def ramp_weight(window: int, margin: int) -> Tensor:
-    """Symmetric weight (window,), float64: a raised cosine over `margin` cells at each end, 1 between.
+def ramp_weight(window: int, margin: int, edge: int = 0) -> Tensor:
+    """Symmetric weight (window,), float64: 1, but rising as a raised cosine over `margin` cells at each end.
 
-    It is positive everywhere, so that a normalised sum exists wherever one window lies.
+    edge: how many of the outermost cells count for (next to) nothing; the ramp then ends as much before the margin
+    does, so that two windows that overlap by the margin still sum to one. No weight is zero: a normalised sum exists
+    wherever one window lies.
     """
     position = torch.arange(window, dtype=torch.float64) + 0.5
     distance = torch.minimum(position, window - position)
-    rising = torch.sin(distance / max(margin, 1) * (math.pi / 2)).square()
-    return torch.where(distance < margin, rising, torch.ones_like(rising))
+    rise = ((distance - edge) / max(margin - 2 * edge, 1)).clamp(0, 1)
+    return torch.sin(rise * (math.pi / 2)).square().clamp(min=TINY_WEIGHT)
 
 
 class WindowAxis:
     """The windows along one side of a picture.
 
     starts: their first cells. shares: (count, window) float32, what each contributes to its cells; the shares of
-    every cell sum to one, so that merging is a plain sum.
+    every cell sum to one, so that merging is a plain sum. edge: cells at a window's ends that serve as context only,
+    where a neighbour can fill in.
     """
 
-    def __init__(self, length: int, window: int, overlap: float = MIN_OVERLAP) -> None:
-        self._place(length, window, window_starts(length, window, overlap))
+    def __init__(self, length: int, window: int, overlap: float = MIN_OVERLAP, edge: int = 0) -> None:
+        self._place(length, window, window_starts(length, window, overlap), edge)
 
-    def _place(self, length: int, window: int, starts: list[int]) -> None:
-        self.length, self.window, self.starts = length, window, starts
+    def _place(self, length: int, window: int, starts: list[int], edge: int) -> None:
+        self.length, self.window, self.starts, self.edge = length, window, starts, edge
         largest_step = max((b - a for a, b in zip(starts, starts[1:])), default=window)
-        weight = ramp_weight(window, min(window - largest_step, window // 2))
+        weight = ramp_weight(window, min(window - largest_step, window // 2), edge)
         total = torch.zeros(length, dtype=torch.float64)
         for start in starts:
             total[start:start + window] += weight
@@ -64,7 +68,8 @@ class WindowAxis:
     def scaled(self, factor: int) -> WindowAxis:
         """The same windows where each cell is `factor` cells long, with shares as smooth as the finer grid allows."""
         fine = object.__new__(WindowAxis)
-        fine._place(self.length * factor, self.window * factor, [start * factor for start in self.starts])
+        fine._place(self.length * factor, self.window * factor, [start * factor for start in self.starts],
+                    self.edge * factor)
         return fine
 
     def reaching(self, first: int, last: int) -> range:
@@ -90,8 +95,8 @@ class Window:
 class WindowGrid:
     """All windows over a picture of height x width cells."""
 
-    def __init__(self, height: int, width: int, window: int, overlap: float = MIN_OVERLAP) -> None:
-        self.rows, self.columns = WindowAxis(height, window, overlap), WindowAxis(width, window, overlap)
+    def __init__(self, height: int, width: int, window: int, overlap: float = MIN_OVERLAP, edge: int = 0) -> None:
+        self.rows, self.columns = (WindowAxis(length, window, overlap, edge) for length in (height, width))
         self.window = window
 
     def __len__(self) -> int:

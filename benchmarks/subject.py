@@ -1,0 +1,102 @@
+"""What the benchmarks run: a model as the scripts load it, the pictures it restores, how far two results are apart."""
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils.cli import DTYPES, INT8
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from models.varsr import VARSR
+    from utils.generation import RestoreSettings
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLES = ROOT / "testset" / "sample" / "LR"
+
+
+def add_subject_flags(parser: argparse.ArgumentParser) -> None:
+    """Which model, on what, how often."""
+    add = parser.add_argument
+    add("--preset", help="a preset of models/config.py, on random weights: speed alone")
+    add("--model", help="a model folder, published file or hub id: speed and quality")
+    add("--device", default="cpu")
+    add("--dtype", choices=(*DTYPES, INT8), default="bf16")
+    add("--runs", type=int, default=1, help="timed runs of each setting; the fastest counts")
+    add("--output", help="JSON file for the results")
+
+
+def add_plot_flag(parser: argparse.ArgumentParser) -> None:
+    """Drawing instead of measuring."""
+    parser.add_argument("--plot", nargs="+", metavar="FILE", help="draw: the PNG, then the results to draw")
+
+
+def load_subject(args: argparse.Namespace) -> tuple[VARSR, float]:
+    """The model of --model or --preset, loaded and made fast as the scripts do, and the seconds that took.
+
+    A preset is written to a temporary folder by another process first, and loaded like any other.
+    """
+    import torch
+
+    from benchmarks.machine import synchronize
+    from models.varsr import VARSR
+    from utils.allocator import keep_freed_memory
+    from utils.cli import choose_dtype, make_fast
+    keep_freed_memory()
+    device = torch.device(args.device)
+    dtype = choose_dtype(args.dtype, device)
+    with tempfile.TemporaryDirectory() as folder:
+        if not args.model:
+            subprocess.run([sys.executable, "-m", "benchmarks.random_weights", args.preset,
+                            str(dtype).removeprefix("torch."), folder], cwd=ROOT, check=True)
+        start = time.perf_counter()
+        model = make_fast(VARSR.from_pretrained(args.model or folder, dtype=dtype, device=device), args.dtype == INT8)
+        synchronize(device)
+        return model, time.perf_counter() - start
+
+
+class Subject:
+    """A model and the pictures it restores: the sample set, or one random window for random weights."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        import torch
+
+        from utils.images import read_image
+        self.runs, self.has_meaning = args.runs, bool(args.model)
+        self.model, _ = load_subject(args)
+        if args.model:
+            self.pictures = [read_image(path) for path in sorted(SAMPLES.iterdir())]
+        else:
+            side = round(self.model.config.image_size / self.model.config.generation.scale)
+            self.pictures = [torch.rand(3, side, side)]
+        self.batch_size = 4 if args.model else 1
+
+    def best(self, settings: RestoreSettings, runs: int | None = None) -> tuple[float, list[Tensor]]:
+        """Seconds of the fastest run over all pictures, and its results."""
+        return min((self._restore_all(settings) for _ in range(runs or self.runs)), key=lambda run: run[0])
+
+    def _restore_all(self, settings: RestoreSettings) -> tuple[float, list[Tensor]]:
+        from utils.restore import restore
+        start = time.perf_counter()
+        results = [restore(self.model, lr, settings) for lr in self.pictures]
+        return time.perf_counter() - start, results
+
+    def agreement(self, results: list[Tensor], plain: list[Tensor]) -> dict[str, float]:
+        """Mean PSNR-Y and SSIM-Y of results to the plain run's; nothing for random weights."""
+        from utils.metrics import psnr_y, ssim_y
+        if not self.has_meaning:
+            return {}
+        return {"psnr_y": sum(map(psnr_y, results, plain)) / len(plain),
+                "ssim_y": sum(map(ssim_y, results, plain)) / len(plain)}
+
+
+def row_text(row: dict) -> str:
+    """A result on one line."""
+    return ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+                     for key, value in row.items())

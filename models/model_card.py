@@ -1,0 +1,61 @@
+"""The card of a model on the hub: a README.md with what the hub reads (front matter) and what people read."""
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from .config import VARSRConfig
+
+PAPER = "https://arxiv.org/abs/2501.18993"
+_PLAIN = re.compile(r"[\w.-]+")
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What only the author knows. Nothing is claimed that is not given here.
+
+    license: its short name on the hub, such as "mit" or "cc-by-4.0". data: what the model was trained on, in words.
+    metrics: values by name, measured on `test_set`.
+    """
+
+    license: str
+    data: str
+    test_set: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    notes: str = ""
+
+    def __post_init__(self) -> None:
+        if not _PLAIN.fullmatch(self.license):
+            raise ValueError(f"license {self.license!r} is no short name of a licence such as 'mit' or 'cc-by-4.0'")
+        if not self.data.strip():
+            raise ValueError("say what the model was trained on (data)")
+        if self.metrics and not self.test_set.strip():
+            raise ValueError("metrics need the name of the pictures that they were measured on (test_set)")
+
+
+def model_card(config: VARSRConfig, parameters: int, facts: CardFacts, repo: str) -> str:
+    """README.md of a model on the hub."""
+    is_restoring = config.transformer.prefix is not None
+    task = "image super-resolution" if is_restoring else "class-to-image generation"
+    front = ["---", f"license: {facts.license}", "library_name: varsr",
+             f"pipeline_tag: {'image-to-image' if is_restoring else 'unconditional-image-generation'}", "tags:",
+             "- varsr", f"- {'super-resolution' if is_restoring else 'class-to-image'}", "- visual-autoregression",
+             "---"]
+    use = (f'model = VARSR.from_pretrained("{repo}")  # from the VARSR code\n'
+           + (f"# python test_varsr.py -i photo.jpg --model {repo}" if is_restoring
+              else f"# python test_C2I.py --model {repo}"))
+    sections = [
+        f"# {repo.rpartition('/')[2]}",
+        f"{task.capitalize()} by next-scale visual autoregression ([VARSR]({PAPER})): {parameters / 1e6:.1f} million "
+        f"parameters, pictures of {config.image_size}x{config.image_size} pixels made of maps of "
+        f"{', '.join(str(side) for side in config.vqvae.scales)} tokens a side.",
+        f"## Use\n```python\nfrom models.varsr import VARSR\n\n{use}\n```",
+        f"## Training data\n{facts.data.strip()}"]
+    if facts.metrics:
+        rows = "\n".join(f"| {name} | {value:g} |" for name, value in facts.metrics.items())
+        sections.append(f"## Results\nOn {facts.test_set.strip()}:\n\n| metric | mean |\n|---|---|\n{rows}")
+    sections.append(f"## Licence\nWeights: {facts.license}.")
+    if facts.notes.strip():
+        sections.append(f"## Notes\n{facts.notes.strip()}")
+    return "\n".join(front) + "\n" + "\n\n".join(sections) + "\n"

@@ -1,0 +1,153 @@
+"""evaluate.py as its users run it: partners, protocols, tables, manifest, failures."""
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from metric_pairs import pair
+from PIL import Image
+
+import evaluate as script
+import test_varsr
+from utils.bootstrap import estimate
+from utils.images import write_image
+from utils.protocols import PROTOCOLS
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*flags: object) -> int:
+    return script.main([str(flag) for flag in flags])
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture()
+def folders(tmp_path: Path) -> Path:
+    """Two methods' results, HR and LR of the pictures a and b; `good` is the original itself for b."""
+    for name, index in (("a", 1), ("b", 2)):
+        image, reference = (part[:, :100, :104] for part in pair(index))
+        write_image(tmp_path / "HR" / f"{name}.png", reference)
+        write_image(tmp_path / "bad" / f"{name}.png", image)
+        write_image(tmp_path / "good" / f"{name}.png", reference if name == "b" else image)
+        write_image(tmp_path / "LR" / f"{name}.png", reference[:, ::4, ::4])
+    return tmp_path
+
+
+def test_methods_side_by_side(folders: Path, capsys: pytest.CaptureFixture) -> None:
+    flags = ("--results", folders / "bad", folders / "good", "--names", "x<y", "z", "--hr", folders / "HR", "--lr",
+             folders / "LR", "--output", folders / "out")
+    assert run(*flags) == 0
+    table = rows(folders / "out" / "metrics.csv")
+    assert [(row["method"], row["picture"]) for row in table] == [
+        (method, name) for method in ("bicubic", "x<y", "z") for name in "ab"]
+    assert table[5]["psnr_y"] == "inf" and float(table[5]["ssim_y"]) == pytest.approx(1)
+    assert table[2]["psnr_y"] == table[4]["psnr_y"] != table[0]["psnr_y"]
+    assert "ms_ssim" not in table[0]  # too small for five scales
+    summary = {(row["method"], row["metric"]): row for row in rows(folders / "out" / "summary.csv")}
+    values = [float(row["gmsd"]) for row in table if row["method"] == "x<y"]
+    assert float(summary["x<y", "gmsd"]["mean"]) == pytest.approx(np.mean(values), rel=1e-5)
+    assert {float(summary["x<y", "gmsd"][end]) for end in ("low", "high")} == set(values)
+    printed = capsys.readouterr().out
+    assert "BT.601 Y in 16..235" in printed and "pictures measured: bicubic 2, x<y 2, z 2; 0 left out" in printed
+
+
+def test_the_manifest_traces_every_file(folders: Path) -> None:
+    assert run("--results", folders / "bad", "--hr", folders / "HR", "--output", folders / "out", "--protocol",
+               "basicsr-y") == 0
+    manifest = json.loads((folders / "out" / "manifest.json").read_text())
+
+    def digest(path: Path) -> str:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    assert manifest["inputs"]["hr"]["sha256"] == {f"{n}.png": digest(folders / "HR" / f"{n}.png") for n in "ab"}
+    assert manifest["outputs"] == {name: digest(folders / "out" / name)
+                                   for name in ("metrics.csv", "summary.csv", "report.html")}
+    assert manifest["protocol"]["metrics"][0]["crop"] == 4 and "torch" in manifest["versions"]
+
+
+def test_without_originals_only_what_needs_none(folders: Path) -> None:
+    assert run("--results", folders / "bad", "--output", folders / "out") == 0
+    assert {*rows(folders / "out" / "metrics.csv")[0]} <= {"method", "picture", "piqe", "niqe", "musiq", "maniqa",
+                                                         "clipiqa"}
+
+
+def test_what_has_no_partner_is_named_and_the_rest_goes_on(folders: Path, capsys: pytest.CaptureFixture) -> None:
+    (folders / "good" / "a.png").unlink()
+    (folders / "HR" / "b.png").unlink()
+    for name, content in (("c", Image.new("RGB", (20, 20))), ("d", Image.new("RGB", (30, 20)))):
+        content.save(folders / "bad" / f"{name}.png")
+        Image.new("RGB", (20, 20)).save(folders / "HR" / f"{name}.png")
+    (folders / "HR" / "e.png").write_bytes(b"nonsense")
+    Image.new("RGB", (20, 20)).save(folders / "bad" / "e.png")
+    assert run("--results", folders / "bad", folders / "good", "--hr", folders / "HR", "--output",
+               folders / "out") == 1
+    printed = capsys.readouterr().out
+    left_out = [line for line in printed.splitlines() if line.startswith("left out: ")]
+    assert len(left_out) == 7 and "7 left out" in printed and "bad 2" in printed
+    for said in ("good/a", "HR/b", "good/c", "good/d", "good/e", "d.png: picture 30x20 and reference 20x20", "e.png"):
+        assert any(said in line for line in left_out), said
+    assert [row["picture"] for row in rows(folders / "out" / "metrics.csv")] == ["a", "c"]
+
+
+@pytest.mark.parametrize("flags, said", [
+    (("--results", "nowhere"), "nowhere: no such folder"), (("--results", "."), "no pictures"),
+    (("--results", "HR", "--names", "a", "b"), "2 names for 1"),
+    (("--results", "HR", "bad", "--names", "a", "a"), "must differ"),
+    (("--results", "HR", "--lr", "LR", "--names", "bicubic"), "bicubic is taken"),
+])
+def test_mistakes_are_one_line(folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
+                               flags: tuple, said: str) -> None:
+    monkeypatch.chdir(folders)
+    assert run(*flags) == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert said in error[-1] and not (folders / "evaluation").exists()
+
+
+def test_restoring_and_evaluating_give_the_same_figures(weights: Path, testset: Path) -> None:
+    (testset / "set" / "LR" / "broken.png").unlink()
+    out = testset / "out"
+    assert test_varsr.main([str(flag) for flag in ("-i", testset / "set" / "LR", "-o", out, "--model", weights,
+                                                   "--dtype", "fp32")]) == 0
+    (out / "b.png").unlink()  # has no original
+    assert run("--results", out, "--hr", testset / "set" / "HR", "--output", testset / "ev") == 0
+    restoring, evaluating = rows(out / "metrics.csv")[0], rows(testset / "ev" / "metrics.csv")[0]
+    assert restoring.pop("picture") == "a.png"
+    assert restoring.items() <= evaluating.items()
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys, runpy; sys.argv = ['evaluate.py', '--help']\ntry:\n runpy.run_path('evaluate.py', " \
+           "run_name='__main__')\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_every_protocol_pins_its_variants() -> None:
+    for protocol in PROTOCOLS.values():
+        assert all(metric.column in protocol.describe() and metric.variant for metric in protocol.metrics)
+        assert len({metric.column for metric in protocol.metrics}) == len(protocol.metrics)
+
+
+def test_bootstrap_intervals_cover_as_often_as_they_say() -> None:
+    random = np.random.default_rng(1)
+    samples = random.normal(3, 1, (300, 40))
+    covered = [e.low <= 3 <= e.high for e in (estimate(sample, resamples=400) for sample in samples)]
+    assert 0.88 < np.mean(covered) < 0.98
+    assert estimate(samples[0]) == estimate(samples[0])
+
+
+def test_bootstrap_of_one_value_and_of_infinite_ones() -> None:
+    assert estimate([2.5]).low is None and estimate([2.5]).mean == 2.5
+    infinite = estimate([30.0, math.inf])
+    assert infinite.mean == math.inf and infinite.low == 30 and infinite.high == math.inf
+    with pytest.raises(ValueError, match="no values"):
+        estimate([])

@@ -1,0 +1,88 @@
+"""Metrics that need weights (through pyiqa) or published statistics (NIQE). What cannot be had is named, not fatal."""
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .niqe_parameters import REMEDY, Pristine, find_parameters, load_parameters
+from .no_reference import niqe
+from .protocols import NIQE, PAPER_PERCEPTUAL, Metric
+
+log = logging.getLogger(__name__)
+
+NO_PYIQA = "pyiqa is not installed (pip install -r requirements-metrics.txt; its licence is non-commercial)"
+
+
+class LearnedMetrics:
+    """Those of the metrics that can be had here; `missing` says for each other one what it lacks."""
+
+    def __init__(self, device: torch.device, metrics: Sequence[Metric] = PAPER_PERCEPTUAL) -> None:
+        self.device = device
+        self.missing: dict[str, str] = {}
+        self.pristine: Pristine | None = None
+        self.models: dict[Metric, object] = {}
+        for metric in metrics:
+            if metric == NIQE:
+                self._find_niqe()
+            elif metric.pyiqa:
+                self._load(metric, metric.pyiqa)
+        for line in self.missing_lines():
+            log.info(line)
+
+    def missing_lines(self) -> list[str]:
+        """A line a reason, with the metrics that it concerns."""
+        return [f"{', '.join(column for column, why in self.missing.items() if why == reason)}: left out, {reason}"
+                for reason in dict.fromkeys(self.missing.values())]
+
+    def _find_niqe(self) -> None:
+        """Our own NIQE where an installed package has its statistics, else pyiqa's."""
+        path = find_parameters()
+        if path is not None:
+            self.pristine = load_parameters(path)
+            return
+        self._load(NIQE, NIQE.kind)
+        if NIQE.column in self.missing:
+            self.missing[NIQE.column] = f"its pristine statistics are not here ({REMEDY}), and " \
+                                        + self.missing[NIQE.column]
+
+    def _load(self, metric: Metric, name: str) -> None:
+        if importlib.util.find_spec("pyiqa") is None:
+            self.missing[metric.column] = NO_PYIQA
+            return
+        try:
+            import pyiqa
+            self.models[metric] = pyiqa.create_metric(name, device=self.device)
+        except Exception as error:  # pyiqa downloads weights: any network, cache or import failure ends here
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            self.missing[metric.column] = f"pyiqa cannot get the weights of '{name}' ({reason})"
+
+    def measure(self, image: Tensor, reference: Tensor | None) -> dict[str, float]:
+        """All metrics that can be had, by column, of one picture (3, H, W) in [0, 1]; NIQE of large ones alone."""
+        values = {}
+        if self.pristine is not None:
+            try:
+                values[NIQE.column] = niqe(image, self.pristine)
+            except ValueError as error:
+                log.debug("no NIQE: %s", error)
+        for metric, model in self.models.items():
+            if metric.of_folders or (metric.needs_reference and reference is None):
+                continue
+            pictures = [image, reference] if metric.needs_reference else [image]
+            values[metric.column] = float(model(*(picture[None].to(self.device) for picture in pictures)))
+        return values
+
+    def fid(self, results: Path, references: Path) -> float | None:
+        """FID between two folders, or None where it cannot be computed."""
+        model = next((model for metric, model in self.models.items() if metric.of_folders), None)
+        if model is None:
+            return None
+        try:
+            return float(model(str(results), str(references)))
+        except Exception as error:  # pyiqa reads the folders by itself and may fail in any way
+            log.warning("FID is left out (%s)", error)
+            return None

@@ -1,0 +1,145 @@
+"""Metrics without a reference: PIQE (Venkatanath et al. 2015) and NIQE (Mittal et al. 2013).
+
+Both look at a gray picture with its local mean taken out and its local contrast evened (MSCN). NIQE compares its
+statistics with those of pristine photographs, which `niqe_parameters.py` finds.
+"""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .luminance import PEAK, gray
+from .metrics import gaussian_taps, smooth
+from .niqe_parameters import Pristine
+
+MSCN_SIDE, MSCN_SIGMA, MSCN_CONSTANT = 7, 7 / 6, 1.0
+
+PIQE_BLOCK, PIQE_SEGMENT = 16, 6
+ACTIVE_VARIANCE, IMPAIRED_DEVIATION, PIQE_CONSTANT = 0.1, 0.1, 1.0
+# Columns of a block's 16; the published function takes its surround from these, and values are compared with it
+CENTER_COLUMNS, NO_SURROUND_COLUMNS = (7, 8), (7, 9)
+
+NIQE_BLOCK = 96
+HALVING_REACH = 4  # pixels that a cubic kernel stretched by two reaches
+SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))  # neighbours whose products are looked at
+SHAPES = (0.2, 10.0, 0.001)  # first and last shape parameter that is tried, and the step
+
+
+def mscn(plane: Tensor) -> Tensor:
+    """Mean-subtracted, contrast-normalised (H, W) of a gray plane (H, W) in 0..255, edges replicated."""
+    taps, reach = gaussian_taps(MSCN_SIDE, MSCN_SIGMA, plane), MSCN_SIDE // 2
+    padded = F.pad(plane[None, None], (reach,) * 4, mode="replicate")
+    mean = smooth(padded, taps)[0, 0]
+    deviation = (smooth(padded.square(), taps)[0, 0] - mean.square()).abs().sqrt()
+    return (plane - mean) / (deviation + MSCN_CONSTANT)
+
+
+def mirrored(plane: Tensor, before: int, down: int, right: int) -> Tensor:
+    """A plane (H, W) continued as in a mirror: `before` pixels at the top and left, the others at the end."""
+    for axis, after in ((0, down), (1, right)):
+        length = plane.shape[axis]
+        places = torch.arange(-before, length + after, device=plane.device) % (2 * length)
+        plane = plane.index_select(axis, torch.minimum(places, 2 * length - 1 - places))
+    return plane
+
+
+def _blocks(plane: Tensor, side: int) -> Tensor:
+    """Blocks (N, side, side) of a plane whose sides are multiples of `side`, row by row."""
+    return plane.unfold(0, side, side).unfold(1, side, side).reshape(-1, side, side)
+
+
+# --- PIQE ---
+
+def piqe(image: Tensor) -> float:
+    """PIQE of a picture (3, H, W) in [0, 1], of any size: 0 (clean) to 100 (every active block is impaired)."""
+    plane = gray(image)
+    height, width = plane.shape
+    plane = (plane * PEAK / plane.max().clamp(min=1)).round()
+    plane = mirrored(plane, 0, -height % PIQE_BLOCK, -width % PIQE_BLOCK)
+    blocks = _blocks(mscn(plane), PIQE_BLOCK)
+    variance = blocks.flatten(1).var(dim=1)
+    active = variance > ACTIVE_VARIANCE
+    if not active.any():
+        return 100.0  # nothing to see is the worst quality
+    blocks, variance = blocks[active], variance[active]
+    impairment = _has_artefact(blocks) * (1 - variance) + _is_noisy(blocks) * variance
+    return ((impairment.sum() + PIQE_CONSTANT) / (len(blocks) + PIQE_CONSTANT)).item() * 100
+
+
+def _has_artefact(blocks: Tensor) -> Tensor:
+    """Which blocks (N, 16, 16) have a stretch of an edge that is nearly flat."""
+    edges = torch.stack([blocks[:, 0], blocks[:, -1], blocks[:, :, 0], blocks[:, :, -1]], dim=1)
+    segments = edges.unfold(2, PIQE_SEGMENT, 1)  # (N, 4, 11, 6)
+    return (segments.std(dim=-1) < IMPAIRED_DEVIATION).flatten(1).any(dim=1)
+
+
+def _is_noisy(blocks: Tensor) -> Tensor:
+    """Which blocks (N, 16, 16) vary as much in their central columns as around them."""
+    around = [column for column in range(PIQE_BLOCK) if column not in NO_SURROUND_COLUMNS]
+    center, surround = (blocks[:, :, columns].flatten(1).std(dim=1) for columns in (list(CENTER_COLUMNS), around))
+    deviation = blocks.flatten(1).std(dim=1)
+    ratio = (center / surround).nan_to_num(0.0)
+    difference = (deviation - ratio).abs() / torch.maximum(deviation, ratio)
+    return deviation > 2 * difference
+
+
+# --- NIQE ---
+
+def niqe(image: Tensor, pristine: Pristine) -> float:
+    """NIQE of a picture (3, H, W) in [0, 1] against the statistics of pristine photographs; lower is better.
+
+    Raises ValueError for a picture with fewer than two blocks of 96x96 pixels, or a flat one.
+    """
+    plane = gray(image)
+    height, width = (side // NIQE_BLOCK * NIQE_BLOCK for side in plane.shape)
+    if height * width < 2 * NIQE_BLOCK ** 2:
+        raise ValueError(f"NIQE needs two blocks of {NIQE_BLOCK}x{NIQE_BLOCK} pixels, "
+                         f"got {plane.shape[1]}x{plane.shape[0]}")
+    plane = plane[:height, :width]
+    features = torch.cat([_block_features(_blocks(mscn(scale), NIQE_BLOCK // factor))
+                          for factor, scale in ((1, plane), (2, _halved(plane)))], dim=1)  # (N, 36)
+    mean = features.nanmean(dim=0)
+    features = features[features.isfinite().all(dim=1)]
+    if len(features) < 2:
+        raise ValueError("NIQE has nothing to measure: the picture is flat")
+    difference = pristine.mean.to(mean) - mean
+    inverse = torch.linalg.pinv((pristine.covariance.to(mean) + torch.cov(features.T)) / 2)
+    return (difference @ inverse @ difference).clamp(min=0).sqrt().item()
+
+
+def _halved(plane: Tensor) -> Tensor:
+    """Half the size, bicubic as MATLAB's imresize: anti-aliased, mirrored at the edges."""
+    padded = mirrored(plane, HALVING_REACH, HALVING_REACH, HALVING_REACH)
+    half = F.interpolate(padded[None, None], scale_factor=0.5, mode="bicubic", antialias=True)[0, 0]
+    edge = HALVING_REACH // 2
+    return half[edge:-edge, edge:-edge]
+
+
+def _block_features(blocks: Tensor) -> Tensor:
+    """18 features (N, 18) of blocks (N, S, S): shape and spread of the values, and of neighbours' products."""
+    shape, left, right = _generalised_gaussian(blocks)
+    features = [shape, (left + right) / 2]
+    for shift in SHIFTS:
+        shape, left, right = _generalised_gaussian(blocks * blocks.roll(shift, dims=(1, 2)))
+        mean = (right - left) * (torch.lgamma(2 / shape) - torch.lgamma(1 / shape)).exp()
+        features += [shape, mean, left, right]
+    return torch.stack(features, dim=1)
+
+
+def _generalised_gaussian(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Shape and left and right scale (N,) of an asymmetric generalised Gaussian fitted by moments to each row."""
+    values = values.flatten(1)
+
+    def deviation(side: Tensor) -> Tensor:
+        return ((values * side).square().sum(1) / side.sum(1)).sqrt()
+    left, right = deviation(values < 0), deviation(values > 0)
+    skew = left / right
+    ratio = values.abs().mean(1).square() / values.square().mean(1)
+    ratio = ratio * (skew ** 3 + 1) * (skew + 1) / (skew ** 2 + 1) ** 2
+    first, last, step = SHAPES
+    shapes = torch.arange(round((last - first) / step) + 1, dtype=values.dtype, device=values.device) * step + first
+    expected = (2 * torch.lgamma(2 / shapes) - torch.lgamma(1 / shapes) - torch.lgamma(3 / shapes)).exp()
+    shape = shapes[(expected - ratio[:, None]).abs().argmin(dim=1)]
+    scale = ((torch.lgamma(1 / shape) - torch.lgamma(3 / shape)) / 2).exp()
+    return shape, left * scale, right * scale
