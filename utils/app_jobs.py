@@ -17,6 +17,7 @@ from models.varsr import VARSR, ScaleStep
 from .app_preview import Preview, enlarged
 from .class_pictures import ClassPicture, ContactSheet, class_title, draw
 from .cli import EMBEDDED, PUBLISHED, load_model
+from .fast import fast_generation, fast_pruning
 from .generation import RestoreSettings, Work, generate_windows
 from .images import read_image, save_picture
 from .inputs import AUTO, OutputNames
@@ -41,7 +42,8 @@ class Cancelled(Exception):
 class RestoreRequest:
     """One picture to restore. cfg: None for the model's own. kind: a file ending, or "auto" for that of the source.
 
-    fastvar: drop ratios of the last scales, empty for none. Raises ValueError for values out of range.
+    fastvar: drop ratios of the last scales, empty for none. fast: the settings of `--fast`; what is said here wins.
+    Raises ValueError for values out of range.
     """
 
     source: Path
@@ -51,6 +53,7 @@ class RestoreRequest:
     color_fix: str = "wavelet"
     overlap: float = 0.25
     fastvar: tuple[float, ...] = ()
+    fast: bool = False
     kind: str = AUTO
 
     def __post_init__(self) -> None:
@@ -220,11 +223,14 @@ def restore_file(model: VARSR, description: str, request: RestoreRequest, folder
 
 
 def _settings(model: VARSR, request: RestoreRequest, tiled: TiledPicture) -> RestoreSettings:
-    """The model's own settings with what the request asks for."""
-    own = model.config.generation
+    """The model's own settings, or the fast ones, with what the request asks for."""
+    own = fast_generation(model.config) if request.fast else model.config.generation
     tiled_cfg = own.tiled_cfg if len(tiled.grid) > 1 and own.tiled_cfg is not None else own.cfg
     generation = dataclasses.replace(own, scale=request.scale, cfg=tiled_cfg if request.cfg is None else request.cfg)
-    pruning = FastVARConfig.for_last(model.config.vqvae.scales, request.fastvar) if request.fastvar else None
+    model.config.check_options(generation)
+    pruning = fast_pruning(model.config) if request.fast else None
+    if request.fastvar:
+        pruning = FastVARConfig.for_last(model.config.vqvae.scales, request.fastvar)
     return RestoreSettings(generation, request.seed, color_fix=request.color_fix, overlap=request.overlap,
                            fastvar=pruning)
 

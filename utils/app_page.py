@@ -58,7 +58,8 @@ class Sessions:
         self.stops: dict[str, threading.Event] = {}
 
     def start(self, request: gr.Request) -> str:
-        """Before a job waits in the queue: from now on it can be cancelled."""
+        """Before a job waits in the queue: from now on it can be cancelled. An older one of the session ends."""
+        self.cancel(request)
         self.stops[request.session_hash] = threading.Event()
         return WAITING
 
@@ -111,6 +112,7 @@ def _restore_tab(models: Models, sessions: Sessions, sources: dict[str, str], ma
             with gr.Row():
                 scale = gr.Slider(1, 16, value=4, step=0.5, label="Scale")
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+            fast = gr.Checkbox(False, label="Fast: about half the time, a little less detail", elem_id="fast")
             with gr.Accordion("More settings", open=False):
                 cfg = gr.Number(None, label="Guidance (cfg), empty: the model's own", minimum=0)
                 color_fix = gr.Radio(list(COLOR_FIXES), value="wavelet", label="Colour fix")
@@ -130,7 +132,7 @@ def _restore_tab(models: Models, sessions: Sessions, sources: dict[str, str], ma
                                     height=620, max_height=620, elem_id="slider", buttons=["fullscreen"])
             download = gr.DownloadButton("Download", visible=False, elem_id="download")
 
-    def restore(path, name, scale, seed, cfg, color_fix, overlap, fastvar, second_last, last, kind,
+    def restore(path, name, scale, seed, cfg, color_fix, overlap, fast, fastvar, second_last, last, kind,
                 request: gr.Request) -> Iterator[tuple]:
         source = Path(path) if path else None
 
@@ -138,7 +140,7 @@ def _restore_tab(models: Models, sessions: Sessions, sources: dict[str, str], ma
             if source is None:
                 raise ValueError("there is no picture yet: drop one or take an example")
             wanted = RestoreRequest(source, scale, cfg, int(seed or 0), color_fix, overlap,
-                                    (second_last, last) if fastvar else (), kind)
+                                    (second_last, last) if fastvar else (), fast, kind)
             loaded, description = models.get(sources[name])
             restore_file(loaded, description, wanted, folder, max_pixels, tell)
 
@@ -165,7 +167,7 @@ def _restore_tab(models: Models, sessions: Sessions, sources: dict[str, str], ma
         return line, gr.update(value=shown, visible=True), hidden, hidden
     outputs = [status, preview, slider, download]
     file.change(look, file, outputs, show_progress="hidden")
-    settings = [file, model, scale, seed, cfg, color_fix, overlap, fastvar, *ratios, kind]
+    settings = [file, model, scale, seed, cfg, color_fix, overlap, fast, fastvar, *ratios, kind]
     run.click(sessions.start, None, status, queue=False).then(restore, settings, outputs, show_progress="hidden",
                                                               **ONE_JOB)
     cancel.click(sessions.cancel, None, None, queue=False)
