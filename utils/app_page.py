@@ -5,6 +5,7 @@ import argparse
 import os
 import tempfile
 import threading
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -48,34 +49,45 @@ TITLE = "VARSR"
 HEADER = "# VARSR\nImage super-resolution by next-scale visual autoregression: drop a picture, watch the scales emerge."
 READY = "Drop a picture or take an example."
 WAITING = "waiting for the model"
+CANCELLED = "cancelled"
 BAR_CELLS = 20
 
 
 class Sessions:
-    """Which running job belongs to whom, so that everyone stops only their own."""
+    """Which jobs belong to whom, so that everyone stops only their own. A session's jobs run in the order they came."""
 
     def __init__(self) -> None:
-        self.stops: dict[str, threading.Event] = {}
+        self.waiting: defaultdict[str, deque[threading.Event]] = defaultdict(deque)
+        self.running: dict[str, threading.Event] = {}
 
     def start(self, request: gr.Request) -> str:
-        """Before a job waits in the queue: from now on it can be cancelled. An older one of the session ends."""
+        """Before a job waits in the queue: from now on it can be cancelled. Older ones of the session end."""
         self.cancel(request)
-        self.stops[request.session_hash] = threading.Event()
+        self.waiting[request.session_hash].append(threading.Event())
         return WAITING
 
-    def stop_of(self, request: gr.Request) -> threading.Event:
-        """The flag of this session's job."""
-        return self.stops.setdefault(request.session_hash, threading.Event())
+    def begin(self, request: gr.Request) -> threading.Event:
+        """The flag of the session's next job, whose turn it is."""
+        waiting = self.waiting[request.session_hash]
+        self.running[request.session_hash] = waiting.popleft() if waiting else threading.Event()
+        return self.running[request.session_hash]
 
-    def cancel(self, request: gr.Request) -> None:
-        """Stop this session's job, if there is one."""
-        if (stop := self.stops.get(request.session_hash)) is not None:
+    def end(self, request: gr.Request) -> None:
+        """The running job of the session is over."""
+        self.running.pop(request.session_hash, None)
+
+    def cancel(self, request: gr.Request) -> str | dict:
+        """Stop this session's jobs, running and waiting; what the page says then: nothing new if there are none."""
+        running = self.running.get(request.session_hash)
+        jobs = [*self.waiting[request.session_hash], *([] if running is None else [running])]
+        for stop in jobs:
             stop.set()
+        return CANCELLED if jobs else gr.skip()
 
     def leave(self, request: gr.Request) -> None:
         """The page was closed."""
         self.cancel(request)
-        self.stops.pop(request.session_hash, None)
+        self.waiting.pop(request.session_hash, None)
 
 
 def build_page(args: argparse.Namespace) -> gr.Blocks:
@@ -152,7 +164,7 @@ def _restore_tab(models: Models, sessions: Sessions, sources: dict[str, str], ma
             pair = tuple(to_pillow(fitted(picture)) for picture in update.pictures)
             return _status(update), gr.update(visible=False), gr.update(value=pair, visible=True), \
                 gr.update(value=update.file, visible=True, label=f"Download {update.file.name}")
-        yield from _follow(work, show, 4, sessions.stop_of(request), source)
+        yield from _follow(work, show, 4, sessions, request, source)
 
     def look(path: str | None) -> tuple:
         hidden = gr.update(visible=False)
@@ -170,7 +182,7 @@ def _restore_tab(models: Models, sessions: Sessions, sources: dict[str, str], ma
     settings = [file, model, scale, seed, cfg, color_fix, overlap, fast, fastvar, *ratios, kind]
     run.click(sessions.start, None, status, queue=False).then(restore, settings, outputs, show_progress="hidden",
                                                               **ONE_JOB)
-    cancel.click(sessions.cancel, None, None, queue=False)
+    cancel.click(sessions.cancel, None, status, queue=False, show_progress="hidden")
 
 
 def _class_tab(models: Models, sessions: Sessions, sources: dict[str, str]) -> None:
@@ -202,25 +214,27 @@ def _class_tab(models: Models, sessions: Sessions, sources: dict[str, str]) -> N
             pictures = [(to_pillow(picture), title) for picture, title in zip(update.pictures, update.titles)]
             sheet = gr.update(visible=False) if update.file is None else gr.update(value=update.file, visible=True)
             return _status(update), pictures, sheet
-        yield from _follow(work, show, 3, sessions.stop_of(request))
+        yield from _follow(work, show, 3, sessions, request)
     model.change(lambda name: gr.update(choices=_class_titles(sources[name]), value=[]), model, classes)
     run.click(sessions.start, None, status, queue=False).then(
         paint, [model, classes, count, seed, cfg], [status, gallery, download], show_progress="hidden", **ONE_JOB)
-    cancel.click(sessions.cancel, None, None, queue=False)
+    cancel.click(sessions.cancel, None, status, queue=False, show_progress="hidden")
 
 
-def _follow(work: Callable[[Path, Tell], None], show: Callable[[Update], tuple], outputs: int, stop: threading.Event,
-            source: Path | None = None) -> Iterator[tuple]:
+def _follow(work: Callable[[Path, Tell], None], show: Callable[[Update], tuple], outputs: int, sessions: Sessions,
+            request: gr.Request, source: Path | None = None) -> Iterator[tuple]:
     """The page's outputs while a job runs; its end, good or bad, is one line in the first of them."""
-    rest = (gr.skip(),) * (outputs - 1)
+    rest, stop = (gr.skip(),) * (outputs - 1), sessions.begin(request)
     with tempfile.TemporaryDirectory(prefix="varsr_") as folder:  # gradio has its own copy of what it was shown
         try:
             for update in stream(partial(work, Path(folder)), stop):
                 yield show(update)
         except Cancelled:
-            yield "cancelled", *rest
+            yield CANCELLED, *rest
         except FAILURES as error:
             yield _warning(one_line(error, source)), *rest
+        finally:
+            sessions.end(request)
 
 
 def _status(update: Update) -> str:
