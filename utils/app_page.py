@@ -75,19 +75,20 @@ class Sessions:
     def end(self, request: gr.Request) -> None:
         """The running job of the session is over."""
         self.running.pop(request.session_hash, None)
+        if not self.waiting[request.session_hash]:
+            del self.waiting[request.session_hash]
 
     def cancel(self, request: gr.Request) -> str | dict:
         """Stop this session's jobs, running and waiting; what the page says then: nothing new if there are none."""
         running = self.running.get(request.session_hash)
-        jobs = [*self.waiting[request.session_hash], *([] if running is None else [running])]
+        jobs = [*self.waiting.get(request.session_hash, ()), *([] if running is None else [running])]
         for stop in jobs:
             stop.set()
         return CANCELLED if jobs else gr.skip()
 
     def leave(self, request: gr.Request) -> None:
-        """The page was closed."""
+        """The page was closed: what still waits ends at its turn."""
         self.cancel(request)
-        self.waiting.pop(request.session_hash, None)
 
 
 def build_page(args: argparse.Namespace) -> gr.Blocks:
