@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,13 +12,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from models.config import GenerationConfig, VARSRConfig
-from models.varsr import VARSR
+from models.varsr import VARSR, ScaleStep
 
 from .images import to_pillow
 
 ALL = "all"
 LABEL_HEIGHT, GAP, FONT_SIZE, THUMBNAIL = 22, 4, 14, 192  # pixels of the contact sheet
 SHEET_ROWS = 64  # classes on it at most
+OnScale = Callable[[Sequence["ClassPicture"], ScaleStep], None]
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,17 @@ def _checked(label: int, config: VARSRConfig) -> int:
 
 
 def draw(model: VARSR, wanted: Sequence[ClassPicture], options: GenerationConfig, seed: int,
-         batch_size: int) -> Iterator[tuple[ClassPicture, Tensor]]:
-    """Every wanted picture with its values (3, S, S) in [0, 1] on the CPU; the same whatever the batch size."""
+         batch_size: int, on_scale: OnScale | None = None) -> Iterator[tuple[ClassPicture, Tensor]]:
+    """Every wanted picture with its values (3, S, S) in [0, 1] on the CPU; the same whatever the batch size.
+
+    on_scale: called after each scale with the pictures whose rows the step holds; what it raises ends the run.
+    """
     for start in range(0, len(wanted), batch_size):
         batch = wanted[start:start + batch_size]
         labels = torch.tensor([item.label for item in batch])
-        pictures = model.generate(labels=labels, options=options, seed=[item.seed(seed) for item in batch])
+        report = partial(on_scale, batch) if on_scale is not None else None
+        pictures = model.generate(labels=labels, options=options, seed=[item.seed(seed) for item in batch],
+                                  on_scale=report)
         yield from zip(batch, pictures.float().cpu(), strict=True)
 
 

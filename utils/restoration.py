@@ -104,19 +104,24 @@ def _check_sizes(args: argparse.Namespace) -> None:
         raise ValueError(f"{given[0]} and {given[1]} both say how large the results are: give one of them")
 
 
+def making_of(settings: RestoreSettings, description: str) -> tuple[tuple[str, str], ...]:
+    """What a result's file says of its making, for `ResultOptions.text`."""
+    generation = " ".join(f"{name}={value}" for name, value in dataclasses.asdict(settings.generation).items())
+    return (("Software", f"VARSR {VERSION}"),
+            ("VARSR", f"{description}; seed={settings.seed} {generation} color_fix={settings.color_fix} "
+                      f"overlap={settings.overlap:g}"))
+
+
 def _run_options(args: argparse.Namespace, settings: RestoreSettings, description: str) -> RunOptions:
     from .picture import MAX_PIXELS
     from .ranks import is_restart
     from .resample import SizeRequest
     from .result_file import ResultOptions
     from .runner import RunOptions
-    generation = " ".join(f"{name}={value}" for name, value in dataclasses.asdict(settings.generation).items())
-    text = (("Software", f"VARSR {VERSION}"),
-            ("VARSR", f"{description}; seed={settings.seed} {generation} color_fix={settings.color_fix} "
-                      f"overlap={settings.overlap:g}"))
     return RunOptions(
         size=SizeRequest(settings.generation.scale, args.width, args.height, args.longest),
-        result=ResultOptions(strip_metadata=args.strip_metadata, quality=args.quality, text=text),
+        result=ResultOptions(strip_metadata=args.strip_metadata, quality=args.quality,
+                             text=making_of(settings, description)),
         skip_existing=args.skip_existing or is_restart(), max_pixels=args.max_pixels or MAX_PIXELS, sheet=args.sheet,
         log=args.log)
 

@@ -1,0 +1,240 @@
+"""What the web page asks of the engine, without a browser: news in order, cancellation anywhere, limits, files."""
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_class_model, small_model
+from PIL import Image
+
+import app
+import test_tile as tile_script
+from models.varsr import VARSR
+from utils import cli
+from utils.app_jobs import (
+    Cancelled,
+    ClassRequest,
+    Models,
+    RestoreRequest,
+    Tell,
+    Update,
+    draw_classes,
+    model_sources,
+    one_line,
+    restore_file,
+    stream,
+)
+from utils.class_pictures import ClassPicture, draw
+from utils.images import read_image
+
+PLENTY = 10 ** 7
+
+
+@pytest.fixture()
+def source(tmp_path: Path) -> Path:
+    """A picture whose result is made of several windows of the small model."""
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 20, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "noise.png")
+    (tmp_path / "out").mkdir()
+    return tmp_path / "noise.png"
+
+
+def told(work: Callable[[Tell], None]) -> list[Update]:
+    """Everything that a job tells."""
+    found: list[Update] = []
+    work(found.append)
+    return found
+
+
+def stopping_at(last: int) -> Tell:
+    """A listener that lets `last` news pass and then wants no more."""
+    seen = iter(range(last))
+
+    def tell(update: Update) -> None:
+        if next(seen, None) is None:
+            raise Cancelled
+    return tell
+
+
+def test_a_stream_hands_out_the_news_in_order() -> None:
+    def work(tell: Tell) -> None:
+        for number in range(5):
+            tell(Update(str(number)))
+    assert [update.message for update in stream(work, threading.Event())] == list("01234")
+
+
+def test_a_stream_raises_what_the_work_raises_after_its_news() -> None:
+    def work(tell: Tell) -> None:
+        tell(Update("first"))
+        raise ValueError("reason")
+    news = stream(work, threading.Event())
+    assert next(news).message == "first"
+    with pytest.raises(ValueError, match="reason"):
+        next(news)
+
+
+def test_a_stopped_or_closed_stream_ends_the_work() -> None:
+    ended = []
+
+    def work(tell: Tell) -> None:
+        try:
+            while True:
+                tell(Update("on"))
+        except Cancelled:
+            ended.append(True)
+            raise
+    stop = threading.Event()
+    news = stream(work, stop)
+    next(news)
+    stop.set()
+    with pytest.raises(Cancelled):
+        list(news)
+    news = stream(work, threading.Event())
+    next(news)
+    news.close()  # the page is gone
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Cancelled):  # cancelled while it waited
+        list(stream(work, stop))
+    assert len(ended) == 3
+
+
+@pytest.mark.parametrize("values, reason", [
+    ({"scale": 0.5}, "scale"), ({"scale": 17}, "scale"), ({"seed": -1}, "seed"), ({"seed": 2 ** 40}, "seed"),
+    ({"overlap": 1.0}, "overlap"), ({"color_fix": "sepia"}, "colour fix")])
+def test_requests_out_of_range_are_refused(values: dict, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        RestoreRequest(Path("a.png"), **values)
+
+
+@pytest.mark.parametrize("labels, values, reason", [((), {}, "class"), ((1, 2), {"count": 9}, "18 pictures"),
+                                                    ((1,), {"count": 0}, "0 pictures"), ((1,), {"seed": -1}, "seed")])
+def test_class_requests_out_of_range_are_refused(labels: tuple, values: dict, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        ClassRequest(labels, **values)
+
+
+def test_a_job_gives_the_file_of_the_script(model: VARSR, weights: Path, source: Path) -> None:
+    request = RestoreRequest(source, seed=5, cfg=1.5, fastvar=(0.4, 0.3))
+    news = told(lambda tell: restore_file(model, "small", request, source.parent / "out", PLENTY, tell))
+    flags = ("-i", source, "-o", source.parent / "x.png", "--model", weights, "--seed", 5, "--cfg", 1.5, "--dtype",
+             "fp32", "--fastvar")
+    assert tile_script.main([str(flag) for flag in flags]) == 0
+    result = Image.open(news[-1].file)
+    difference = np.asarray(result).astype(int) - np.asarray(Image.open(source.parent / "x.png"))
+    assert result.size == (80, 36) and np.abs(difference).max() <= 1
+    assert "seed=5" in result.text["VARSR"] and result.text["Software"].startswith("VARSR")
+
+
+def test_fast_is_the_fast_of_the_script(model: VARSR, weights: Path, source: Path) -> None:
+    def result(request: RestoreRequest) -> torch.Tensor:
+        return told(lambda tell: restore_file(model, "", request, source.parent / "out", PLENTY, tell))[-1].pictures[1]
+    plain, fast = result(RestoreRequest(source, cfg=2.0)), result(RestoreRequest(source, cfg=2.0, fast=True))
+    flags = ("-i", source, "-o", source.parent / "x.png", "--model", weights, "--cfg", 2, "--dtype", "fp32", "--fast")
+    assert tile_script.main([str(flag) for flag in flags]) == 0
+    torch.testing.assert_close(fast, read_image(source.parent / "x.png"), atol=1.1 / 255, rtol=0)
+    assert (fast - plain).abs().max() > 2 / 255
+
+
+def test_every_scale_and_window_is_told(model: VARSR, source: Path) -> None:
+    news = told(lambda tell: restore_file(model, "small", RestoreRequest(source), source.parent / "out", PLENTY, tell))
+    text = "\n".join(update.message for update in news)
+    sides = model.config.vqvae.scales
+    assert all(f"scale {k + 1} of {len(sides)} ({side}x{side})" in text for k, side in enumerate(sides))
+    shares = [update.share for update in news]
+    assert shares == sorted(shares) and shares[0] == 0 and shares[-1] == 1
+    assert len({tuple(update.pictures[0].flatten().tolist()) for update in news[1:len(sides)]}) > 1  # it changes
+    assert [tuple(picture.shape) for picture in news[-1].pictures] == [(3, 36, 80)] * 2
+
+
+def test_the_last_preview_is_the_result(model: VARSR, source: Path) -> None:
+    size = model.config.image_size // 4
+    Image.open(source).resize((size, size)).save(source)  # one window, as large as the preview
+    request = RestoreRequest(source, color_fix="none")
+    news = told(lambda tell: restore_file(model, "small", request, source.parent / "out", PLENTY, tell))
+    preview = [update for update in news if update.message.startswith("window 1 of 1")][-1]
+    torch.testing.assert_close(preview.pictures[0].clamp(0, 1), news[-1].pictures[1], atol=1 / 255, rtol=0)
+
+
+def test_cancelled_anywhere_nothing_half_written_stays(model: VARSR, source: Path) -> None:
+    def run(tell: Tell) -> None:
+        restore_file(model, "small", RestoreRequest(source, scale=2), source.parent / "out", PLENTY, tell)
+    for last in range(len(told(run))):
+        for old in (source.parent / "out").iterdir():
+            old.unlink()
+        with pytest.raises(Cancelled):
+            run(stopping_at(last))
+        for left in (source.parent / "out").iterdir():  # the whole result, if the last news was not wanted
+            assert left.name == "noise_x2.png" and Image.open(left).size == (40, 18)
+
+
+def test_limits_and_broken_files_are_told_by_name(model: VARSR, source: Path) -> None:
+    def run(request: RestoreRequest, max_pixels: int) -> str:
+        with pytest.raises(ValueError) as caught:
+            restore_file(model, "small", request, source.parent / "out", max_pixels, stopping_at(0))
+        assert not list((source.parent / "out").iterdir())
+        return one_line(caught.value, request.source)
+    assert "noise.png" in run(RestoreRequest(source), 179)  # the picture itself has 180
+    message = run(RestoreRequest(source), 180 * 16 - 1)
+    assert message.startswith("noise.png: a result of 80x36") and "smaller" in message
+    source.write_bytes(source.read_bytes()[:60])
+    message = run(RestoreRequest(source), PLENTY)
+    assert "noise.png" in message and str(source.parent) not in message and "\n" not in message
+
+
+def test_class_pictures_are_those_of_the_script(tmp_path: Path) -> None:
+    model = small_class_model()
+    request = ClassRequest((0, 2), count=3, seed=4)  # two batches
+    news = told(lambda tell: draw_classes(model, request, tmp_path, tell))
+    wanted = [ClassPicture(label, index) for label in (0, 2) for index in range(3)]
+    pairs = draw(model, wanted, model.config.generation, 4, 6)
+    for (_, expected), found in zip(pairs, news[-1].pictures, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert news[-1].titles[0] == news[-1].titles[2] != news[-1].titles[3]
+    shares = [update.share for update in news]
+    assert shares == sorted(shares) and shares[-1] == 1
+    assert Image.open(news[-1].file).format == "PNG"
+    with pytest.raises(ValueError, match="0 to 2"):
+        draw_classes(model, ClassRequest((3,)), tmp_path, stopping_at(0))
+
+
+def test_cancelled_classes_leave_no_file(tmp_path: Path) -> None:
+    with pytest.raises(Cancelled):
+        draw_classes(small_class_model(), ClassRequest((0,)), tmp_path, stopping_at(1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_model_is_in_memory_at_a_time(weights: Path, tmp_path: Path) -> None:
+    models = Models("cpu", "fp32")
+    small_model(seed=1).save_pretrained(tmp_path / "other")
+    first = models.get(str(weights))
+    assert models.get(str(weights)) is first and str(weights) in first[1]
+    other, _ = models.get(str(tmp_path / "other"))
+    assert models.loaded[0] is other and other is not first[0]
+    with pytest.raises(FileNotFoundError):
+        models.get(str(tmp_path / "nothing"))
+    assert models.get(str(weights))[0] is not first[0]
+
+
+def test_the_published_model_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = argparse.Namespace(model=None)
+    assert list(model_sources(args, False).values()) == [str(cli.EMBEDDED[False])]
+    monkeypatch.setitem(cli.PUBLISHED, True, tmp_path / "VARSR.pth")
+    (tmp_path / "VARSR.pth").touch()
+    assert list(model_sources(args, True).values()) == [str(tmp_path / "VARSR.pth"), str(cli.EMBEDDED[True])]
+    assert list(model_sources(argparse.Namespace(model="a/b"), True).items()) == [("b", "a/b")]
+
+
+def test_the_script_listens_to_this_computer_alone(capsys: pytest.CaptureFixture,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    assert app.build_parser().parse_args([]).host == "127.0.0.1"
+    monkeypatch.delitem(sys.modules, "utils.app_page", raising=False)
+    monkeypatch.setitem(sys.modules, "gradio", None)  # as if it were not installed
+    assert app.main([]) == 1
+    assert capsys.readouterr().err == "app.py: gradio is missing: pip install -r requirements-app.txt\n"

@@ -1,0 +1,264 @@
+"""What the web page does with the engine: one job at a time, told step by step, stopped when asked. No web in it."""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from models.fastvar import FastVARConfig
+from models.varsr import VARSR, ScaleStep
+
+from .app_preview import Preview, enlarged
+from .class_pictures import ClassPicture, ContactSheet, class_title, draw
+from .cli import EMBEDDED, PUBLISHED, load_model
+from .fast import fast_generation, fast_pruning
+from .generation import RestoreSettings, Work, generate_windows
+from .images import read_image, save_picture
+from .inputs import AUTO, OutputNames
+from .picture import Picture, read_picture
+from .render import COLOR_FIXES, render
+from .resample import MAX_SCALE, SizeRequest
+from .restoration import making_of
+from .restore import batch_size_for
+from .result_file import ResultFile, ResultOptions
+from .tiles import TiledPicture
+
+FAILURES = (ValueError, OSError, RuntimeError, MemoryError)
+MAX_OVERLAP, MAX_SEED = 0.9, 2 ** 31 - 1
+MAX_CLASS_PICTURES, CLASS_BATCH = 16, 4
+
+
+class Cancelled(Exception):
+    """The user does not want the rest any more."""
+
+
+@dataclass(frozen=True)
+class RestoreRequest:
+    """One picture to restore. cfg: None for the model's own. kind: a file ending, or "auto" for that of the source.
+
+    fastvar: drop ratios of the last scales, empty for none. fast: the settings of `--fast`; what is said here wins.
+    Raises ValueError for values out of range.
+    """
+
+    source: Path
+    scale: float = 4.0
+    cfg: float | None = None
+    seed: int = 0
+    color_fix: str = "wavelet"
+    overlap: float = 0.25
+    fastvar: tuple[float, ...] = ()
+    fast: bool = False
+    kind: str = AUTO
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.scale <= MAX_SCALE:
+            raise ValueError(f"scale {self.scale:g} is out of range: must be from 1 to {MAX_SCALE:g}")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed {self.seed} is out of range: must be from 0 to {MAX_SEED}")
+        if not 0 <= self.overlap <= MAX_OVERLAP:
+            raise ValueError(f"overlap {self.overlap:g} is out of range: must be from 0 to {MAX_OVERLAP:g}")
+        if self.color_fix not in COLOR_FIXES:
+            raise ValueError(f"unknown colour fix {self.color_fix!r}: choose one of {', '.join(COLOR_FIXES)}")
+
+
+@dataclass(frozen=True)
+class ClassRequest:
+    """`count` pictures of each class. Raises ValueError for too many or none."""
+
+    labels: tuple[int, ...]
+    count: int = 1
+    cfg: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.labels:
+            raise ValueError("choose at least one class")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed {self.seed} is out of range: must be from 0 to {MAX_SEED}")
+        wanted = len(self.labels) * self.count
+        if not 1 <= wanted <= MAX_CLASS_PICTURES:
+            raise ValueError(f"{wanted} pictures at once: must be from 1 to {MAX_CLASS_PICTURES}")
+
+
+@dataclass(frozen=True)
+class Update:
+    """News of a running job: a line, the share that is done, pictures to show and files to give out.
+
+    pictures: (3, h, w) in [0, 1]: a preview; at the end of a restoration the enlarged LR picture and the result; of
+    classes all so far.
+    """
+
+    message: str
+    share: float = 0.0
+    pictures: tuple[Tensor, ...] = ()
+    titles: tuple[str, ...] = ()
+    file: Path | None = None
+
+
+Tell = Callable[[Update], None]
+
+
+def stream(work: Callable[[Tell], None], stop: threading.Event) -> Iterator[Update]:
+    """Run `work` in a thread and hand out what it tells, until it ends; what it raises is raised here.
+
+    Once `stop` is set, or the iterator is closed, its next `tell` raises Cancelled inside `work`.
+    """
+    news: queue.SimpleQueue[Update | None] = queue.SimpleQueue()
+    failure: list[BaseException] = []
+
+    def tell(update: Update) -> None:
+        if stop.is_set():
+            raise Cancelled
+        news.put(update)
+
+    def run() -> None:
+        try:
+            work(tell)
+        except BaseException as error:  # raised again where the news is read
+            failure.append(error)
+        finally:
+            news.put(None)
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while (update := news.get()) is not None:
+            yield update
+    finally:
+        if thread.is_alive():
+            stop.set()
+        thread.join()
+    if failure:
+        raise failure[0]
+
+
+def one_line(error: BaseException, source: Path | None = None) -> str:
+    """What to tell the user of a failure: one line, with the name of the file and not where the server keeps it."""
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    return text.replace(str(source), source.name) if source is not None else text
+
+
+def model_sources(args: argparse.Namespace, super_resolution: bool) -> dict[str, str]:
+    """Models that can be chosen, the default one first: name to what `--model` would be."""
+    if args.model and super_resolution:
+        return {Path(args.model).name: args.model}
+    published, embedded = PUBLISHED[super_resolution], EMBEDDED[super_resolution]
+    found = {f"published ({published.name})": str(published)} if published.is_file() else {}
+    return {**found, f"embedded ({embedded.name})": str(embedded)}
+
+
+class Models:
+    """The model that is in memory: one at a time, exchanged when another is asked for."""
+
+    def __init__(self, device: str, dtype: str) -> None:
+        self.device, self.dtype = device, dtype
+        self.lock, self.key, self.loaded = threading.Lock(), None, None
+
+    def get(self, source: str, super_resolution: bool = True) -> tuple[VARSR, str]:
+        """A model and the line that describes it. Raises ValueError or FileNotFoundError."""
+        with self.lock:
+            if self.key != (source, super_resolution):
+                self.key = self.loaded = None  # its memory must be free before the next one comes
+                args = argparse.Namespace(model=source, device=self.device, dtype=self.dtype)
+                self.loaded = load_model(args, super_resolution)
+                self.key = (source, super_resolution)
+            return self.loaded
+
+
+def checked_picture(request: RestoreRequest, max_pixels: int) -> tuple[Picture, tuple[int, int]]:
+    """The picture and the (height, width) of its result. Raises ImageError or ValueError in one line."""
+    picture = read_picture(request.source, max_pixels)
+    height, width = SizeRequest(request.scale).size(picture)
+    if height * width > max_pixels:
+        raise ValueError(f"{request.source.name}: a result of {width}x{height} is over the limit of "
+                         f"{max_pixels / 1e6:.1f} million pixels: choose a smaller picture or scale")
+    return picture, (height, width)
+
+
+def restore_file(model: VARSR, description: str, request: RestoreRequest, folder: Path, max_pixels: int,
+                 tell: Tell) -> None:
+    """Restore a picture into a file in `folder`, telling every scale, batch of windows and band of rows.
+
+    Raises ImageError or ValueError in one line, Cancelled if `tell` does; nothing half-written is left.
+    """
+    picture, size = checked_picture(request, max_pixels)
+    tiled = TiledPicture(picture, size, model.config, request.overlap)
+    settings = _settings(model, request, tiled)
+    batch, windows = batch_size_for(model, settings), list(tiled.grid)
+    options = ResultOptions(text=making_of(settings, description))
+    name = OutputNames(f"_x{request.scale:g}", request.kind).name(request.source)
+    result = ResultFile(folder / name, picture, *size, options)
+    preview, done, sides = Preview(model, tiled), 0, model.config.vqvae.scales
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        part = windows[done - count:done]
+        shown = preview.show(part, [tiled.finished[window.index] for window in part])
+        tell(Update(f"window {done} of {len(windows)}", done / len(windows), (shown,)))
+
+    def scale_done(part: Work, step: ScaleStep) -> None:
+        places = [window for _, window in part]
+        share = (done + len(places) * (step.scale + 1) / (len(sides) + 1)) / len(windows)
+        shown = (preview.show(places, step.f_hat),) if preview.affords_scales else ()
+        tell(Update(f"window {done + 1} to {done + len(places)} of {len(windows)}, scale {step.scale + 1} of "
+                    f"{len(sides)} ({step.side}x{step.side})", share, shown))
+    try:
+        tell(Update(f"{len(windows)} windows, cfg {settings.generation.cfg:g}", 0.0, (preview.picture.clone(),)))
+        generate_windows(model, [(tiled, window) for window in windows], settings, batch, advance, scale_done)
+        for top, rows in render(model, tiled, tiled.finished, request.color_fix, batch):
+            result.write_rows(top, rows)
+            tell(Update(f"writing row {top + rows.shape[1]} of {size[0]}", 1.0))
+        result.finish()
+    finally:
+        result.discard()
+    note = "" if picture.alpha is None else ", transparency kept" if result.has_alpha else ", laid over white"
+    tell(Update(f"{name}: {picture.width}x{picture.height} to {size[1]}x{size[0]}, {len(windows)} windows{note}", 1.0,
+                (enlarged(picture, size), read_image(result.path)), file=result.path))
+
+
+def _settings(model: VARSR, request: RestoreRequest, tiled: TiledPicture) -> RestoreSettings:
+    """The model's own settings, or the fast ones, with what the request asks for."""
+    own = fast_generation(model.config) if request.fast else model.config.generation
+    tiled_cfg = own.tiled_cfg if len(tiled.grid) > 1 and own.tiled_cfg is not None else own.cfg
+    generation = dataclasses.replace(own, scale=request.scale, cfg=tiled_cfg if request.cfg is None else request.cfg)
+    model.config.check_options(generation)
+    pruning = fast_pruning(model.config) if request.fast else None
+    if request.fastvar:
+        pruning = FastVARConfig.for_last(model.config.vqvae.scales, request.fastvar)
+    return RestoreSettings(generation, request.seed, color_fix=request.color_fix, overlap=request.overlap,
+                           fastvar=pruning)
+
+
+def draw_classes(model: VARSR, request: ClassRequest, folder: Path, tell: Tell) -> None:
+    """Draw pictures of classes, telling every scale and picture; the contact sheet goes into `folder`.
+
+    Raises ValueError in one line, Cancelled if `tell` does.
+    """
+    config = model.config
+    if not all(0 <= label < config.num_classes for label in request.labels):
+        raise ValueError(f"a class is out of range: this model knows 0 to {config.num_classes - 1}")
+    options = config.generation if request.cfg is None else dataclasses.replace(config.generation, cfg=request.cfg)
+    wanted = [ClassPicture(label, index) for label in request.labels for index in range(request.count)]
+    sheet, sides = ContactSheet(), config.vqvae.scales
+    shown: dict[ClassPicture, Tensor] = {}
+
+    def news(message: str, share: float, file: Path | None = None) -> Update:
+        titles = tuple(class_title(config, item.label) for item in shown)
+        return Update(message, share, tuple(shown.values()), titles, file)
+
+    def scale_done(items: Sequence[ClassPicture], step: ScaleStep) -> None:
+        shown.update(zip(items, model.decode(step.f_hat, None).float().cpu(), strict=True))
+        share = (len(shown) - len(items) * (1 - (step.scale + 1) / (len(sides) + 1))) / len(wanted)
+        tell(news(f"scale {step.scale + 1} of {len(sides)} ({step.side}x{step.side})", share))
+    for item, picture in draw(model, wanted, options, request.seed, CLASS_BATCH, scale_done):
+        shown[item] = picture
+        sheet.add(class_title(config, item.label), picture)
+    path = folder / "contact_sheet.png"
+    save_picture(sheet.render(), path)
+    tell(news(f"{len(wanted)} pictures, seed {request.seed}", 1.0, path))
