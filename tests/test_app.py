@@ -181,9 +181,14 @@ def test_bad_files_are_told_in_one_line(page, tmp_path: Path) -> None:
     expect(page.locator("#slider")).to_be_hidden()
 
 
-def test_too_large_a_result_is_refused(page, tmp_path: Path) -> None:
+def test_wrong_guidance_and_too_large_a_result_are_refused(page, tmp_path: Path) -> None:
     Image.new("RGB", (600, 300)).save(tmp_path / "wide.png")
     upload(page, tmp_path / "wide.png")
+    page.get_by_role("button", name="More settings").click()
+    page.get_by_label("Guidance").first.fill("much")
+    page.locator("#run").click()
+    expect(page.locator("#status")).to_contain_text("guidance 'much' is no number", timeout=PATIENCE)
+    page.get_by_label("Guidance").first.fill("3")
     page.locator("#run").click()
     expect(page.locator("#status")).to_contain_text("over the limit of 2.5 million pixels", timeout=PATIENCE)
 
@@ -209,7 +214,7 @@ def test_classes_are_drawn(page, tmp_path: Path) -> None:
     page.get_by_role("tab", name="Class to image").click()
     expect(page.locator("#classes")).to_contain_text("earth")
     page.locator("#draw").click()
-    expect(page.locator("#class_status")).to_contain_text("8 pictures, seed 0", timeout=PATIENCE)
+    expect(page.locator("#class_status")).to_contain_text("8 pictures, seed 0, cfg 1.5", timeout=PATIENCE)
     assert page.locator("#gallery img").count() >= 8
     with page.expect_download() as download:
         page.locator("#download_sheet").click()

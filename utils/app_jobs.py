@@ -261,4 +261,4 @@ def draw_classes(model: VARSR, request: ClassRequest, folder: Path, tell: Tell) 
         sheet.add(class_title(config, item.label), picture)
     path = folder / "contact_sheet.png"
     save_picture(sheet.render(), path)
-    tell(news(f"{len(wanted)} pictures, seed {request.seed}", 1.0, path))
+    tell(news(f"{len(wanted)} pictures, seed {request.seed}, cfg {options.cfg:g}", 1.0, path))

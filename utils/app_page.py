@@ -43,7 +43,8 @@ from .render import COLOR_FIXES
 EXAMPLES = CHECKPOINTS.parent / "testset" / "sample" / "LR"
 KINDS = ("auto", "png", "jpg", "webp", "tif")
 FASTVAR_RATIOS = (0.4, 0.3)  # drop ratios of the last two scales
-ONE_JOB = {"concurrency_limit": 1, "concurrency_id": "model"}  # both tabs share the memory, so they share the queue
+# Both tabs share the memory, so they share the queue; what waits there does not keep its session from asking again.
+ONE_JOB = {"concurrency_limit": 1, "concurrency_id": "model", "trigger_mode": "multiple"}
 CACHE_SECONDS = (600, 3600)  # how often the page's files are looked over, and how old they get
 TITLE = "VARSR"
 HEADER = "# VARSR\nImage super-resolution by next-scale visual autoregression: drop a picture, watch the scales emerge."
@@ -127,7 +128,7 @@ def _restore_tab(models: Models, sessions: Sessions, sources: dict[str, str], ma
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0)
             fast = gr.Checkbox(False, label="Fast: about half the time, a little less detail", elem_id="fast")
             with gr.Accordion("More settings", open=False):
-                cfg = gr.Number(None, label="Guidance (cfg), empty: the model's own", minimum=0)
+                cfg = gr.Textbox("", label="Guidance (cfg)", placeholder="the model's own")
                 color_fix = gr.Radio(list(COLOR_FIXES), value="wavelet", label="Colour fix")
                 overlap = gr.Slider(0, MAX_OVERLAP, value=0.25, step=0.05, label="Overlap of windows")
                 fastvar = gr.Checkbox(False, label="FastVAR: prune tokens of the last two scales")
@@ -152,7 +153,7 @@ def _restore_tab(models: Models, sessions: Sessions, sources: dict[str, str], ma
         def work(folder: Path, tell: Tell) -> None:
             if source is None:
                 raise ValueError("there is no picture yet: drop one or take an example")
-            wanted = RestoreRequest(source, scale, cfg, int(seed or 0), color_fix, overlap,
+            wanted = RestoreRequest(source, scale, _guidance(cfg), int(seed or 0), color_fix, overlap,
                                     (second_last, last) if fastvar else (), fast, kind)
             loaded, description = models.get(sources[name])
             restore_file(loaded, description, wanted, folder, max_pixels, tell)
@@ -196,7 +197,7 @@ def _class_tab(models: Models, sessions: Sessions, sources: dict[str, str]) -> N
                                   elem_id="classes")
             count = gr.Slider(1, MAX_CLASS_PICTURES, value=2, step=1, label="Pictures of each")
             seed = gr.Number(0, label="Seed", precision=0, minimum=0)
-            cfg = gr.Number(None, label="Guidance (cfg), empty: the model's own", minimum=0)
+            cfg = gr.Textbox("", label="Guidance (cfg)", placeholder="the model's own")
             with gr.Row():
                 run = gr.Button("Draw", variant="primary", elem_id="draw")
                 cancel = gr.Button("Cancel", variant="stop", elem_id="cancel_draw")
@@ -208,7 +209,7 @@ def _class_tab(models: Models, sessions: Sessions, sources: dict[str, str]) -> N
 
     def paint(name, labels, count, seed, cfg, request: gr.Request) -> Iterator[tuple]:
         def work(folder: Path, tell: Tell) -> None:
-            wanted = ClassRequest(tuple(labels), int(count), cfg, int(seed or 0))
+            wanted = ClassRequest(tuple(labels), int(count), _guidance(cfg), int(seed or 0))
             draw_classes(models.get(sources[name], super_resolution=False)[0], wanted, folder, tell)
 
         def show(update: Update) -> tuple:
@@ -243,6 +244,14 @@ def _status(update: Update) -> str:
         return f"✔ {update.message}"
     full = round(update.share * BAR_CELLS)
     return f"`{'█' * full}{'░' * (BAR_CELLS - full)}` {update.message}"
+
+
+def _guidance(text: str) -> float | None:
+    """The number in a field, None for an empty one: gradio's own field for numbers takes empty for 0."""
+    try:
+        return float(text) if text.strip() else None
+    except ValueError as error:
+        raise ValueError(f"guidance {text!r} is no number: give one, or nothing for the model's own") from error
 
 
 def _warning(text: str) -> str:
