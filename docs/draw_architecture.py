@@ -52,7 +52,8 @@ def show(figure: Figure, x: float, y: float, side: float, picture: torch.Tensor,
     axes.set_yticks([])
 
 
-def arrow(figure: Figure, start: tuple[float, float], end: tuple[float, float], label: str = "", lift: float = 0.02) -> None:
+def arrow(figure: Figure, start: tuple[float, float], end: tuple[float, float], label: str = "",
+          lift: float = 0.02) -> None:
     """From one place of the figure to another, what happens on the way written above its middle."""
     figure.add_artist(FancyArrowPatch(start, end, transform=figure.transFigure, arrowstyle="-|>", mutation_scale=13,
                                       color="0.35"))
