@@ -27,7 +27,9 @@ def test_a_part_is_that_part_of_the_whole(h: int, w: int, scale: float, data: st
     rows, columns = data.draw(st.integers(1, height - top)), data.draw(st.integers(1, width - left))
     whole = upsample_region(source, (height, width), 0, 0, height, width)
     part = upsample_region(source, (height, width), top, left, rows, columns)
-    torch.testing.assert_close(part, whole[:, top:top + rows, left:left + columns], atol=1e-6, rtol=0)
+    # Pillow holds the box in single precision: a place up to 30 is known to 2e-6 of a pixel, along which random values
+    # change by as much.
+    torch.testing.assert_close(part, whole[:, top:top + rows, left:left + columns], atol=4e-6, rtol=0)
 
 
 @pytest.mark.parametrize("request_, size", [
