@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.subject import Subject, add_plot_flag, add_subject_flags, row_text
+from benchmarks.subject import Subject, add_plot_flag, add_subject_flags, measure_or_draw, row_text
 
 LIGHT, STRONG = (0.4, 0.6, 0.6), (0.6, 0.8, 0.8)  # drop ratios of the last scales
 
@@ -111,17 +111,7 @@ def draw(target: str, sources: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, or draw what was measured."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    if args.plot:
-        draw(args.plot[0], args.plot[1:])
-        return 0
-    if bool(args.preset) == bool(args.model):
-        parser.error("give --preset (speed) or --model (speed and quality)")
-    result = measure(args)
-    if args.output:
-        Path(args.output).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return 0
+    return measure_or_draw(build_parser(), argv, measure, draw)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.subject import Subject, add_plot_flag, add_subject_flags, row_text
+from benchmarks.subject import Subject, add_plot_flag, add_subject_flags, measure_or_draw, row_text
 
 RATIOS = ("0.4,0.3", "0.5,0.5", "0.4,0.6,0.6", "0.5,0.7,0.7", "0.6,0.8,0.8")  # of the last scales
 
@@ -44,6 +44,7 @@ def measure(args: argparse.Namespace) -> dict:
     plain_settings = RestoreSettings(config.generation, batch_size=subject.batch_size)
     subject.best(plain_settings, runs=1)  # warm-up
     plain_seconds, plain = subject.best(plain_settings)
+    print(f"plain {plain_seconds:.2f} s", flush=True)
     rows = []
     for mode in args.modes:
         for text in args.ratios:
@@ -88,18 +89,7 @@ def draw(target: str, sources: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, or draw what was measured."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    if args.plot:
-        draw(args.plot[0], args.plot[1:])
-        return 0
-    if bool(args.preset) == bool(args.model):
-        parser.error("give --preset (speed) or --model (speed and quality)")
-    result = measure(args)
-    print(f"plain {result['plain_seconds']:.2f} s")
-    if args.output:
-        Path(args.output).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return 0
+    return measure_or_draw(build_parser(), argv, measure, draw)
 
 
 if __name__ == "__main__":

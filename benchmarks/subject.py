@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +37,22 @@ def add_subject_flags(parser: argparse.ArgumentParser) -> None:
 def add_plot_flag(parser: argparse.ArgumentParser) -> None:
     """Drawing instead of measuring."""
     parser.add_argument("--plot", nargs="+", metavar="FILE", help="draw: the PNG, then the results to draw")
+
+
+def measure_or_draw(parser: argparse.ArgumentParser, argv: list[str] | None,
+                    measure: Callable[[argparse.Namespace], dict],
+                    draw: Callable[[str, list[str]], None]) -> int:
+    """The course of a benchmark of settings: draw results (--plot), or measure and write the result."""
+    args = parser.parse_args(argv)
+    if args.plot:
+        draw(args.plot[0], args.plot[1:])
+        return 0
+    if bool(args.preset) == bool(args.model):
+        parser.error("give --preset (speed) or --model (speed and quality)")
+    result = measure(args)
+    if args.output:
+        Path(args.output).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return 0
 
 
 def load_subject(args: argparse.Namespace) -> tuple[VARSR, float]:
