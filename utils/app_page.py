@@ -80,12 +80,11 @@ class Sessions:
             del self.waiting[request.session_hash]
 
     def cancel(self, request: gr.Request) -> str | dict:
-        """Stop this session's jobs, running and waiting; what the page says then: nothing new if there are none."""
-        running = self.running.get(request.session_hash)
-        jobs = [*self.waiting.get(request.session_hash, ()), *([] if running is None else [running])]
-        for stop in jobs:
+        """Stop this session's jobs. A running one tells its own end; of waiting ones the page is told here."""
+        running, waiting = self.running.get(request.session_hash), self.waiting.get(request.session_hash, ())
+        for stop in (*waiting, *([] if running is None else [running])):
             stop.set()
-        return CANCELLED if jobs else gr.skip()
+        return CANCELLED if waiting and running is None else gr.skip()
 
     def leave(self, request: gr.Request) -> None:
         """The page was closed: what still waits ends at its turn."""
@@ -229,6 +228,9 @@ def _follow(work: Callable[[Path, Tell], None], show: Callable[[Update], tuple],
     rest, stop = (gr.skip(),) * (outputs - 1), sessions.begin(request)
     with tempfile.TemporaryDirectory(prefix="varsr_") as folder:  # gradio has its own copy of what it was shown
         try:
+            if stop.is_set():  # its end was told when it was cancelled; the page may show something newer
+                yield gr.skip(), *rest
+                return
             for update in stream(partial(work, Path(folder)), stop):
                 yield show(update)
         except Cancelled:
