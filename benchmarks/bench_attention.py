@@ -1,6 +1,7 @@
-"""Time the published model's attention, all heads at once against head by head: `python benchmarks/bench_attention.py`.
+"""Time the published model's attention: `python benchmarks/bench_attention.py`.
 
-The result decided how `models.attention.attend` works on CPUs.
+Generation, all heads at once against head by head: decided how `models.attention.attend` works on CPUs. Training,
+forward and backward, one call under a block-causal mask against one call a level: decided for `attend_levels`.
 """
 from __future__ import annotations
 
@@ -15,9 +16,13 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.machine import describe, gemm_rate
+from models.attention import attend_levels
+from models.config import PRESETS
+from models.varsr import VARSR
 
 ROWS, HEADS, HEAD_DIM = 2, 24, 64  # one guided picture
 SHAPES = ((1025, 1025), (576, 2240), (1024, 3264))  # queries, keys
+TRAINED = (("varsr-d24", 1), ("varsr-tiny", 6))  # preset, batch
 RUNS = 5
 TERA, MILLI = 1e12, 1e-3
 
@@ -41,11 +46,36 @@ def seconds(function: Callable[[], object]) -> float:
     return best
 
 
-@torch.inference_mode()
 def main() -> int:
-    """Print a table."""
+    """Print both tables."""
     cpu = torch.device("cpu")
     print(describe(cpu))
+    generation(cpu)
+    training()
+    return 0
+
+
+def training() -> None:
+    """Forward and backward of one block's attention over the whole sequence."""
+    for preset, batch in TRAINED:
+        with torch.device("meta"):
+            transformer = VARSR(PRESETS[preset]).transformer
+        levels, config = transformer.level_lengths, transformer.config
+        level = torch.repeat_interleave(torch.arange(len(levels)), torch.tensor(levels))
+        mask = level[:, None] >= level
+        for dtype in (torch.float32, torch.bfloat16):
+            q, k, v = (torch.randn(batch, config.num_heads, len(level), config.head_dim, dtype=dtype,
+                                   requires_grad=True) for _ in range(3))
+            masked = seconds(lambda: F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, scale=1.0).sum().backward())  # noqa: B023
+            by_level = seconds(lambda: attend_levels(q, k, v, levels).sum().backward())  # noqa: B023
+            print(f"{preset}, batch {batch}, {dtype}: mask {masked / MILLI:6.1f} ms, by level "
+                  f"{by_level / MILLI:6.1f} ms")
+
+
+@torch.inference_mode()
+def generation(cpu: torch.device) -> None:
+    """Forward, with keys of a cache."""
     for dtype in (torch.float32, torch.bfloat16):
         rate = gemm_rate(cpu, dtype)
         print(f"{dtype}, GEMM rate {rate / TERA:.3f} TFLOP/s")
@@ -56,7 +86,6 @@ def main() -> int:
             single = seconds(lambda: head_by_head(q, k, v))  # noqa: B023
             print(f"{queries:5d} queries, {keys:5d} keys: SDPA {together / MILLI:6.1f} ms, "
                   f"head by head {single / MILLI:6.1f} ms, limit {limit / MILLI:6.1f} ms")
-    return 0
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -29,12 +31,13 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
         self.packed_qkv: nn.Module | None = None  # in place of qkv and its biases, see packed.py
 
-    def forward(self, x: Tensor, rope: Tensor, cache: LayerCache | None = None, mask: Tensor | None = None,
+    def forward(self, x: Tensor, rope: Tensor, cache: LayerCache | None = None, levels: Sequence[int] | None = None,
                 queries: slice = slice(None)) -> Tensor:
         """x: (B, L, C); rope: complex rotations (L, head_dim/2), or (B, L, head_dim/2) where rows differ.
 
-        With a cache, attends to all that it holds and to x; else to x under `mask` (L, L). `queries`: which tokens
-        to compute, all by default.
+        With a cache, attends to all that it holds and to x. Without one, `levels` are the lengths of the stretches
+        of x, each of which sees itself and those before it (training); None: all see all. `queries`: which tokens to
+        compute, all by default.
         """
         qkv = F.linear(x, self.qkv.weight, self.qkv_bias()) if self.packed_qkv is None else self.packed_qkv(x)
         qkv = qkv.unflatten(-1, (3 * self.num_heads, -1))  # (B, L, 3H, head_dim)
@@ -42,7 +45,8 @@ class Attention(nn.Module):
         v = qkv[:, :, 2 * self.num_heads:].transpose(1, 2)  # (B, H, L, head_dim)
         if cache is not None:
             k, v = cache.append(k, v)
-        return self.out(attend(q[:, :, queries], k, v, mask).transpose(1, 2).flatten(2))
+        attended = attend(q[:, :, queries], k, v) if levels is None else attend_levels(q, k, v, levels)
+        return self.out(attended.transpose(1, 2).flatten(2))
 
     def qkv_bias(self) -> Tensor:
         """Biases of queries, keys and values (3C,): keys have none."""
@@ -57,15 +61,27 @@ class Attention(nn.Module):
         return rotate(qk * (lengths / norms), rope.unsqueeze(-2))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def attend_levels(q: Tensor, k: Tensor, v: Tensor, levels: Sequence[int]) -> Tensor:
+    """Block-causal attention of (B, H, L, head_dim) queries, keys and values: each of the `levels`, which are L tokens
+    together, sees itself and those before it.
+
+    One call a level: no mask of L² entries, no work on what would be masked (two fifths of the published sequence), and
+    the kernels that know no masks (benchmarks/bench_attention.py).
+    """
+    ends = list(accumulate(levels))
+    return torch.cat([attend(part, k[:, :, :end], v[:, :, :end])
+                      for part, end in zip(q.split(list(levels), dim=2), ends, strict=True)], dim=2)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q kᵀ) v of (B, H, L, head_dim) queries over (B, H, M, head_dim) keys, without a 1/sqrt(d) factor.
 
     PyTorch's bf16 attention runs at a third of the matrix rate on CPUs; one head at a time, with scores that fit the
     cache, plain products are a third faster (benchmarks/bench_attention.py).
     """
-    plain = q.device.type == "cpu" and q.dtype == torch.bfloat16 and mask is None and not q.requires_grad
+    plain = q.device.type == "cpu" and q.dtype == torch.bfloat16 and not q.requires_grad
     if not plain:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+        return F.scaled_dot_product_attention(q, k, v, scale=1.0)
     result = torch.empty_like(q)
     for row in range(q.shape[0]):
         for head in range(q.shape[1]):

@@ -60,16 +60,18 @@ class Block(nn.Module):
             self.modulation = nn.Linear(config.width, MODULATIONS * config.width)
 
     def forward(self, x: Tensor, modulation: Tensor, rope: Tensor, cache: LayerCache | None = None,
-                mask: Tensor | None = None, update: PartUpdate = update_all, wanted: int | None = None) -> Tensor:
+                levels: Sequence[int] | None = None, update: PartUpdate = update_all,
+                wanted: int | None = None) -> Tensor:
         """x: (B, L, C); modulation: (B, 6, 1, C); `update` may leave tokens out of either part (`fastvar.py`).
 
-        wanted: compute the last tokens alone, (B, wanted, C), the others only being looked at.
+        levels: see `Attention.forward`. wanted: compute the last tokens alone, (B, wanted, C), the others only being
+        looked at.
         """
         last = slice(None) if wanted is None else slice(-wanted, None)
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation.unbind(1)
 
         def attend(tokens: Tensor, chosen: Tensor | None) -> Tensor:
-            return self.attention(tokens, rope if chosen is None else rope[chosen], cache, mask, last) * gamma1
+            return self.attention(tokens, rope if chosen is None else rope[chosen], cache, levels, last) * gamma1
 
         def feed(tokens: Tensor, chosen: Tensor | None) -> Tensor:
             return self.feed_forward(tokens) * gamma2
@@ -240,11 +242,6 @@ class VARTransformer(nn.Module):
                 x = pruner.run(block, i, x, modulation, rope, layer, wanted)
         return x[:, -self.scales[level] ** 2:]
 
-    def attention_mask(self, device: torch.device) -> Tensor:
-        """Block-causal mask (L, L), True where a token may look: its own level and those before it."""
-        level = torch.repeat_interleave(torch.arange(len(self.scales)), torch.tensor(self.level_lengths))
-        return (level[:, None] >= level[None, :]).to(device)
-
     def forward(self, labels: Tensor, inputs: Tensor, prefix: Tensor | None) -> tuple[Tensor, Tensor]:
         """Teacher-forced pass. labels: (B,); inputs: (B, n_2^2 + ... + n_K^2, c); prefix: (B, N^2, C) or None.
 
@@ -254,13 +251,13 @@ class VARTransformer(nn.Module):
         later = [self.scale_tokens(part, scale, prefix).to(start.dtype)
                  for scale, part in enumerate(inputs.split(self.level_lengths[1:], dim=1), start=1)]
         x = torch.cat([start, *later], dim=1)
-        mask, rope = self.attention_mask(x.device), self.rope()
+        levels, rope = self.level_lengths, self.rope()
         modulations, head_modulation = self.modulations(labels)
         for block, modulation in zip(self.blocks, modulations, strict=True):
             if self.checkpointing and self.training:
-                x = checkpoint(block, x, modulation, rope, None, mask, use_reentrant=False)
+                x = checkpoint(block, x, modulation, rope, None, levels, use_reentrant=False)
             else:
-                x = block(x, modulation, rope, None, mask)
+                x = block(x, modulation, rope, None, levels)
         hidden = x[:, self.prefix_length:]  # the prefix predicts nothing
         return hidden, self.logits(hidden, head_modulation)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.attention import attend
+from models.attention import attend, attend_levels
 from models.cache import LayerCache
 from models.config import PRESETS
 from models.rope import grid_angles, rotate
@@ -65,9 +65,20 @@ def test_one_head_at_a_time_agrees_with_sdpa() -> None:
     q, k, v = (torch.randn(2, 3, length, 16).bfloat16() for length in (5, 9, 9))
     expected = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double(), scale=1.0)
     torch.testing.assert_close(attend(q, k, v).double(), expected, atol=0.02, rtol=0.02)
-    mask = torch.ones(5, 9, dtype=torch.bool).tril()
-    masked = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double(), mask, scale=1.0)
-    torch.testing.assert_close(attend(q, k, v, mask).double(), masked, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("levels", [(1,), (4, 1), (5, 4, 9, 16), (3, 1, 1)])
+def test_attention_by_levels_is_block_causal(levels: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    length = sum(levels)
+    q, k, v = (torch.randn(2, 3, length, 16, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    level = [i for i, count in enumerate(levels) for _ in range(count)]
+    mask = torch.tensor([[mine >= theirs for theirs in level] for mine in level])
+    expected = ((q @ k.mT).masked_fill(~mask, -torch.inf).softmax(-1)) @ v
+    got = attend_levels(q, k, v, levels)
+    torch.testing.assert_close(got, expected)
+    for mine, theirs in zip(*(torch.autograd.grad(x.square().sum(), (q, k, v)) for x in (got, expected))):
+        torch.testing.assert_close(mine, theirs)
 
 
 def test_rope_depends_on_relative_position_only() -> None:
