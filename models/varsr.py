@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,8 +49,7 @@ class RefinerNoise:
     fresh: Tensor
 
 
-@dataclass
-class Losses:
+class Losses(NamedTuple):  # a tuple, because FSDP looks for tensors in those alone
     """Training losses, and the share of codes predicted right; logits (B, tokens, V) come along for metrics."""
 
     total: Tensor
@@ -293,20 +293,22 @@ class VARSR(nn.Module):
         return self.transformer.token_embedding(embedding.to(self.transformer.token_embedding.weight.dtype))
 
     def forward(self, image: Tensor, lr: Tensor | None, labels: Tensor, refiner_times: Tensor | None = None,
-                refiner_noise: Tensor | None = None, error_rate: float = 0.0, scale_balance: float = 0.0) -> Losses:
+                refiner_noise: Tensor | None = None, error_rate: float = 0.0, scale_balance: float = 0.0,
+                label_smoothing: float = 0.0) -> Losses:
         """Teacher-forced training losses (VARSR, section 3.5).
 
         image: HR (B, 3, S, S) in [-1, 1]; lr: the same size, in [-1, 1], or None (class-to-image); labels: (B,).
         `refiner_times` and `refiner_noise` replace the refiner loss's random draws (`DiffusionRefiner.loss`).
         error_rate: see `MultiScaleQuantizer.encode`. scale_balance: share of the cross-entropy that weighs every
-        scale alike, whatever its number of tokens (0 in the paper: all tokens alike).
+        scale alike, whatever its number of tokens (0 in the paper: all tokens alike). label_smoothing: of the
+        cross-entropy (`F.cross_entropy`).
         """
         with torch.no_grad():
             quantized = self.vqvae.quantizer.encode(self.vqvae.encode(image), error_rate)
         prefix = None if lr is None else self.transformer.prefix_encoder(lr)
         hidden, logits = self.transformer(labels, quantized.inputs, prefix)
         targets = torch.cat(quantized.codes, dim=1)
-        cross_entropy = self._cross_entropy(logits, targets, scale_balance)
+        cross_entropy = self._cross_entropy(logits, targets, scale_balance, label_smoothing)
         last = self.config.vqvae.side ** 2
         with torch.no_grad():
             predicted = self.vqvae.quantizer.codebook(logits[:, -last:].argmax(-1)).float()
@@ -316,9 +318,10 @@ class VARSR(nn.Module):
         accuracy = (logits.detach().argmax(-1) == targets).float().mean()
         return Losses(cross_entropy + REFINER_LOSS_WEIGHT * refiner, cross_entropy, refiner, accuracy, logits)
 
-    def _cross_entropy(self, logits: Tensor, targets: Tensor, scale_balance: float) -> Tensor:
+    def _cross_entropy(self, logits: Tensor, targets: Tensor, scale_balance: float, label_smoothing: float) -> Tensor:
         """Cross-entropy of logits (B, L, V) and codes (B, L): the mean over tokens, mixed with the mean over scales."""
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none",
+                                 label_smoothing=label_smoothing).view_as(targets)
         if not scale_balance:
             return losses.mean()
         by_scale = [part.mean() for part in losses.split([side * side for side in self.config.vqvae.scales], dim=1)]

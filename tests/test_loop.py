@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from utils.train_state import StateFolder, save_atomically
 class Regression:
     """A stage of ten lines: fits a line to noisy points drawn from its own generator."""
 
+    best_metric = ("weight", 1.0)
+
+
     def __init__(self, break_from: int = 10_000, stop_at: int = -1) -> None:
         torch.manual_seed(0)
         self.model = torch.nn.Linear(3, 1)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.05)
         self.generator = torch.Generator().manual_seed(1)
-        self.break_from, self.stop_at, self.losses, self.exported = break_from, stop_at, [], False
+        self.break_from, self.stop_at, self.losses, self.exported = break_from, stop_at, [], []
 
     def train_step(self, iteration: int) -> dict[str, float]:
         x = torch.randn(8, 3, generator=self.generator)
@@ -48,7 +52,7 @@ class Regression:
         return {"weight": float(self.model.weight.detach().sum())}
 
     def export(self, folder: Path) -> None:
-        self.exported = True
+        self.exported.append(folder)
 
 
 def loop(stage: Regression, folder: Path, iters: int = 20) -> TrainLoop:
@@ -57,9 +61,9 @@ def loop(stage: Regression, folder: Path, iters: int = 20) -> TrainLoop:
 
 def test_a_stopped_run_continues_bit_for_bit(tmp_path: Path) -> None:
     whole = Regression()
-    assert loop(whole, tmp_path / "a").run() and whole.exported
+    assert loop(whole, tmp_path / "a").run() and whole.exported[-1] == tmp_path / "a"
     stopped = Regression(stop_at=11)
-    assert not loop(stopped, tmp_path / "b").run() and not stopped.exported
+    assert not loop(stopped, tmp_path / "b").run() and tmp_path / "b" not in stopped.exported
     resumed = Regression()
     assert loop(resumed, tmp_path / "b").run()
     assert stopped.losses + resumed.losses == whole.losses
@@ -83,6 +87,54 @@ def test_a_diverged_run_stops_and_keeps_its_state(tmp_path: Path) -> None:
     with pytest.raises(TrainingDiverged, match="10 steps"):
         loop(Regression(break_from=6), tmp_path).run()
     assert [path.name for path in StateFolder(tmp_path / "states").files()] == ["state-00000005.pt"]
+
+
+def test_gradients_that_stay_broken_end_a_run_too(tmp_path: Path) -> None:
+    stage = Regression()
+    step = stage.train_step
+    stage.train_step = lambda iteration: {**step(iteration), "grad_norm": float("nan")}
+    with pytest.raises(TrainingDiverged, match="10 steps"):
+        loop(stage, tmp_path).run()
+
+
+def test_broken_steps_are_counted_also_over_a_resume(tmp_path: Path) -> None:
+    def run(iters: int, broken: tuple[int, ...]) -> None:
+        stage = Regression()
+        step = stage.train_step
+        stage.train_step = lambda i: {**step(i), **({"loss": float("inf")} if i in broken else {})}
+        loop(stage, tmp_path, iters).run()
+    run(10, (3, 5, 6))
+    run(20, (12,))
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    counts = {line["iteration"]: line.get("skipped_steps") for line in lines if line["event"] == "train"}
+    assert counts[3] is None and counts[4] == 1 and counts[10] == 3 and counts[20] == 4
+
+
+def test_the_best_state_stays_and_the_model_is_written(tmp_path: Path) -> None:
+    stage, scores = Regression(), iter([1.0, 3.0, 2.0, 2.5, 0.0])
+    stage.report = lambda folder, iteration: {"weight": next(scores)}
+    TrainLoop(stage, LoopConfig(tmp_path, 20, report_every=4, save_every=2, keep=2), {}).run()
+    assert [path.name for path in StateFolder(tmp_path / "states").files()] == [
+        "state-00000008.pt", "state-00000018.pt", "state-00000020.pt"]
+    assert stage.exported == [tmp_path / "best", tmp_path / "best", tmp_path]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOTICE: no test of a full disk without the right to mount one")
+def test_a_full_disk_leaves_the_old_state_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", small], capture_output=True).returncode:
+        pytest.skip("NOTICE: no test of a full disk, it cannot be mounted here")
+    try:
+        stage = Regression()
+        state = stage.state_dict
+        stage.state_dict = lambda: {**state(), "more": torch.zeros(100_000 if len(stage.losses) < 8 else 10 ** 6)}
+        assert loop(stage, small).run()  # goes on, and says what is wrong
+        assert "make room" in caplog.text and [path.name for path in (small / "states").iterdir()
+                                               if path.suffix != ".json"] == ["state-00000005.pt"]
+        assert loop(Regression(), small).start == 5
+    finally:
+        subprocess.run(["umount", small], check=True)
 
 
 def test_log_lines_are_json(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ then with an adversarial loss (the idea of CodeFormer, stage III, and of StableS
 """
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,8 @@ class SamplePool:
 class DecoderStage:
     """See `loop.Stage`."""
 
+    best_metric = ("psnr_y", 1.0)
+
     def __init__(self, model: VARSR, pairs: PairSource, validation: Validation, settings: DecoderSettings,
                  device: torch.device) -> None:
         self.settings, self.device, self.pairs, self.validation = settings, device, pairs, validation
@@ -142,11 +146,18 @@ class DecoderStage:
     @torch.no_grad()
     def report(self, folder: Path, iteration: int) -> dict[str, float]:
         """Free-running restoration of held-out pairs with the averaged decoder (see `Validation.run`)."""
+        with self._averaged():
+            return self.validation.run(self.model, folder / "sheets" / f"{iteration:07d}.png")
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The model with the averaged decoder in place of the one in training."""
         current = {name: value.clone() for name, value in self.trained.state_dict().items()}
         self.trained.load_state_dict(self.average.model.state_dict())
-        values = self.validation.run(self.model, folder / "sheets" / f"{iteration:07d}.png")
-        self.trained.load_state_dict(current)
-        return values
+        try:
+            yield
+        finally:
+            self.trained.load_state_dict(current)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything trained, both optimisers, the pool and the generator."""
@@ -167,5 +178,5 @@ class DecoderStage:
 
     def export(self, folder: Path) -> None:
         """The model with the averaged decoder as `model.safetensors` + `config.json`, float32."""
-        self.trained.load_state_dict(self.average.model.state_dict())
-        self.model.save_pretrained(folder)
+        with self._averaged():
+            self.model.save_pretrained(folder)

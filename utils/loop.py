@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .progress import Throughput
-from .train_state import StateFolder, restore_rng_state
+from .ranks import Ranks
+from .train_state import StateFolder, restore_rng_state, rng_state
 from .training_log import TrainingLog, open_log
 
 log = logging.getLogger(__name__)
 
-MAX_BROKEN_STEPS = 10  # non-finite losses in a row that end a run
+MAX_BROKEN_STEPS = 10  # non-finite losses or gradients in a row that end a run
+BEST_FOLDER = "best"
+STOPPED, BROKEN = "stopped", "skipped_steps"
 
 
 class TrainingDiverged(RuntimeError):
@@ -25,10 +28,13 @@ class TrainingDiverged(RuntimeError):
 
 
 class Stage(Protocol):
-    """One training stage: everything that `TrainLoop` does not know."""
+    """One training stage: everything that `TrainLoop` does not know. Every rank calls every method."""
+
+    best_metric: tuple[str, float]  # of `report`, and 1.0 where more is better or -1.0 where less is
 
     def train_step(self, iteration: int) -> dict[str, float]:
-        """Run one optimiser step; the metrics hold at least "loss"."""
+        """Run one optimiser step; the metrics hold at least "loss". A step whose gradients are not finite is left
+        out, and told by a "loss" or "grad_norm" that is not finite either."""
 
     def state_dict(self) -> dict[str, Any]:
         """All that an exact resume needs, generators of its own included."""
@@ -37,10 +43,10 @@ class Stage(Protocol):
         """Inverse of `state_dict`."""
 
     def report(self, folder: Path, iteration: int) -> dict[str, float]:
-        """Validate, write a sample sheet into `folder`, return validation metrics."""
+        """Validate, write a sample sheet into `folder`, return validation metrics (the main rank alone)."""
 
     def export(self, folder: Path) -> None:
-        """Write the finished model."""
+        """Write the model (the main rank alone)."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class LoopConfig:
     log_every: int = 20
     report_every: int = 500
     save_every: int = 500
+    keep: int = 2  # states, the newest ones, beside the best one
     resume: bool = True
 
 
@@ -69,19 +76,25 @@ def stop_requests() -> Iterator[list[int]]:
 
 
 class TrainLoop:
-    """Drives a `Stage` from its last saved state to `max_iters`."""
+    """Drives a `Stage` from its last saved state to `max_iters`, on one rank or several together."""
 
     def __init__(self, stage: Stage, config: LoopConfig, settings: dict[str, Any],
-                 records: TrainingLog | None = None) -> None:
-        self.stage, self.config = stage, config
-        self.states = StateFolder(config.output / "states")
-        self.records = records or open_log(config.output)
+                 records: TrainingLog | None = None, ranks: Ranks | None = None) -> None:
+        """records: where the main rank logs; files in `config.output` by default."""
+        self.stage, self.config, self.ranks = stage, config, ranks or Ranks()
+        self.states = StateFolder(config.output / "states", config.keep)
+        self.records = (records or open_log(config.output)) if self.ranks.is_main else TrainingLog([])
         self.throughput = Throughput()
         self.settings = settings
-        self.start = self._resume()
+        self.skipped = 0  # steps that broke
+        self.start = self.ranks.together(self._resume)
 
     def run(self, on_step: Callable[[dict[str, float]], None] | None = None) -> bool:
-        """Train; True when the last iteration was reached, False when stopped by a signal (state saved)."""
+        """Train; True when the last iteration was reached, False when stopped by a signal (state saved).
+
+        Raises TrainingDiverged after MAX_BROKEN_STEPS broken steps in a row, OSError where the result cannot be
+        written (a state that cannot is told in the log, and training goes on).
+        """
         try:
             return self._run(on_step)
         finally:
@@ -93,40 +106,87 @@ class TrainLoop:
         began = time.monotonic()
         with stop_requests() as stopped:
             for iteration in range(self.start, self.config.max_iters):
-                metrics = self.throughput.measured(self.stage.train_step, iteration)
-                broken = 0 if math.isfinite(metrics["loss"]) else broken + 1
+                metrics = self.throughput.measured(self._step, iteration, stopped)
+                stop = metrics.pop(STOPPED) > 0
+                healthy = math.isfinite(metrics["loss"]) and math.isfinite(metrics.get("grad_norm", 0.0))
+                broken = 0 if healthy else broken + 1
+                self.skipped += not healthy
+                if self.skipped:
+                    metrics[BROKEN] = float(self.skipped)
                 if broken >= MAX_BROKEN_STEPS:
                     raise TrainingDiverged(
-                        f"the loss was not finite for {broken} steps (iteration {iteration}): lower the learning "
-                        f"rate and run again, {self.states.folder} holds the last good state")
+                        f"loss or gradients were not finite for {broken} steps (iteration {iteration}): lower the "
+                        f"learning rate and run again, {self.states.folder} holds the last good state")
                 done = iteration + 1
-                self._after_step(done, metrics, time.monotonic() - began, healthy=not broken)
+                self._after_step(done, metrics, time.monotonic() - began, healthy)
                 if on_step is not None:
                     on_step(metrics)
-                if stopped:
-                    self.states.save(done, self.stage.state_dict())
-                    log.info("stopped by signal %d after iteration %d, state saved", stopped[0], done)
+                if stop:
+                    self._save(done)
+                    log.info("stopped by a signal after iteration %d, state saved", done)
                     return False
         self.stage.export(self.config.output)
         return True
+
+    def _step(self, iteration: int, stopped: list[int]) -> dict[str, float]:
+        """A step's metrics as means over the ranks; samples are counted over all, and one stopped rank stops all."""
+        metrics = self.ranks.mean({**self.stage.train_step(iteration), STOPPED: float(bool(stopped))})
+        if "samples" in metrics:
+            metrics["samples"] *= self.ranks.world
+        return metrics
 
     def _resume(self) -> int:
         state = self.states.load_newest() if self.config.resume else None
         if state is None:
             return 0
         self.stage.load_state_dict(state)
-        restore_rng_state(state["rng"])
+        self.skipped = state["skipped"]
+        if len(state["rng"]) == self.ranks.world:
+            restore_rng_state(state["rng"][self.ranks.rank])
+        else:
+            log.warning("the state was saved by %d processes, these are %d: random numbers go on differently",
+                        len(state["rng"]), self.ranks.world)
         log.info("resumed after iteration %d", state["iteration"])
         return state["iteration"]
 
     def _after_step(self, done: int, metrics: dict[str, float], seconds: float, healthy: bool) -> None:
         last = done == self.config.max_iters
+        best = False
         if done % self.config.log_every == 0 or last:
             self.records.write(event="train", iteration=done, seconds=round(seconds, 2), **metrics)
         if done % self.config.report_every == 0 or last:
-            report = self.stage.report(self.config.output, done)
-            self.records.write(event="report", iteration=done, **report)
-            self.records.picture("sheet", done, self.config.output / "sheets" / f"{done:07d}.png")
+            best = self._report(done)
+        if healthy and (done % self.config.save_every == 0 or last or best):
+            self._save(done)
+
+    def _report(self, done: int) -> bool:
+        """Validate; True, with the model written, where it has never been better."""
+        report = self.stage.report(self.config.output, done)
+        self.records.write(event="report", iteration=done, **report)
+        self.records.picture("sheet", done, self.config.output / "sheets" / f"{done:07d}.png")
+        if self.ranks.is_main:
             log.info("iteration %d: %s", done, ", ".join(f"{k} {v:.4g}" for k, v in report.items()))
-        if healthy and (done % self.config.save_every == 0 or last):
-            self.states.save(done, self.stage.state_dict())
+        name, sign = self.stage.best_metric
+        score = self.ranks.gather(sign * report.get(name, -math.inf))[0]
+        if not self.states.is_best(score):
+            return False
+        with self._out_of_room("the best model so far"):
+            self.stage.export(self.config.output / BEST_FOLDER)
+            if self.ranks.is_main:
+                self.states.note_best(done, score)
+        return True
+
+    def _save(self, done: int) -> None:
+        state = {**self.stage.state_dict(), "rng": self.ranks.gather(rng_state()), "skipped": self.skipped}
+        if self.ranks.is_main:
+            with self._out_of_room(f"the state after iteration {done}"):
+                self.states.save(done, state)
+
+    @contextmanager
+    def _out_of_room(self, what: str) -> Iterator[None]:
+        """A file that cannot be written costs itself, not the training."""
+        try:
+            yield
+        except OSError as error:
+            log.error("%s cannot be saved (%s): make room in %s. Training goes on, what was saved before is whole",
+                      what, error, self.config.output)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -32,18 +33,27 @@ def set_rates(optimizer: torch.optim.Optimizer, rate: float, weight_decay: float
 
 def clipped_step(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], max_norm: float,
                  scaler: torch.amp.GradScaler | None = None) -> float:
-    """Clip, step and clear the gradients; returns the gradient norm. A step with a non-finite norm is left out."""
+    """Clip to max_norm (0: no clipping), step and clear the gradients; returns the gradient norm.
+
+    A step with a non-finite norm is left out.
+    """
     scales = scaler is not None and scaler.is_enabled()  # a disabled one would step whatever the gradients are
     if scales:
         scaler.unscale_(optimizer)
-    norm = float(nn.utils.clip_grad_norm_(parameters, max_norm))
+    norm = nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else math.inf)
+    norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # of shards (parallel.py)
     if scales:
         scaler.step(optimizer)  # leaves out steps with inf/nan gradients by itself
         scaler.update()
-    elif torch.isfinite(torch.tensor(norm)):
+    elif math.isfinite(norm):
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def average_decay(decay: float, iteration: int) -> float:
+    """Decay of a moving average at an iteration: early on lower, so that the start is forgotten."""
+    return min(decay, (1 + iteration) / (10 + iteration))
 
 
 class MovingAverage:
@@ -55,9 +65,21 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, iteration: int) -> None:
-        """Move towards `model`; early on faster, so that the start is forgotten."""
-        decay = min(self.decay, (1 + iteration) / (10 + iteration))
+        """Move towards `model` (see `average_decay`)."""
         averaged: list[Tensor] = list(self.model.parameters())
-        torch._foreach_lerp_(averaged, [p.detach() for p in model.parameters()], 1 - decay)
+        torch._foreach_lerp_(averaged, [p.detach() for p in model.parameters()],
+                             1 - average_decay(self.decay, iteration))
         for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(theirs)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averaged weights."""
+        return self.model.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Inverse of `state_dict`."""
+        self.model.load_state_dict(state)
+
+    def whole(self, _: torch.device) -> nn.Module:
+        """The averaged model (of shards: `parallel.ShardedAverage`)."""
+        return self.model

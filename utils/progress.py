@@ -26,12 +26,12 @@ class Throughput:
     def __init__(self) -> None:
         self.samples = self.wait = self.seconds = 0.0
 
-    def measured(self, step: Callable[[int], Metrics], iteration: int) -> Metrics:
+    def measured(self, step: Callable[..., Metrics], *arguments: Any) -> Metrics:
         """Run a training step; its "samples" and "wait" (seconds without data) become rates of the last steps.
 
         A step that gives neither keeps its metrics as they are.
         """
-        metrics, seconds = timed(step, iteration)
+        metrics, seconds = timed(step, *arguments)
         samples, wait = metrics.pop("samples", None), metrics.pop("wait", None)
         self.seconds = MEMORY * self.seconds + seconds
         if samples is not None:

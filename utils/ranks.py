@@ -1,8 +1,8 @@
-"""Several processes on one list of pictures (torchrun): who does what, and agreement between them."""
+"""Several processes on one job (torchrun): who does what, and agreement between them."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
@@ -15,15 +15,20 @@ PATIENCE = timedelta(days=7)  # one rank may wait for another through the whole 
 class Ranks:
     """This process's number among `world`; with one process every method is trivial."""
 
-    def __init__(self, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, rank: int = 0, world: int = 1, backend: str = "gloo") -> None:
         self.rank, self.world = rank, world
         if world > 1:
-            dist.init_process_group("gloo", rank=rank, world_size=world, timeout=PATIENCE)
+            dist.init_process_group(backend, rank=rank, world_size=world, timeout=PATIENCE)
 
     @classmethod
-    def from_environment(cls) -> Ranks:
+    def from_environment(cls, backend: str = "gloo") -> Ranks:
         """As torchrun says, else a single process."""
-        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), backend)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that logs and writes files."""
+        return self.rank == 0
 
     def close(self) -> None:
         """Leave the group."""
@@ -46,6 +51,14 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
+    def mean(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Means over the ranks of numbers that every rank has under the same names."""
+        if self.world == 1:
+            return dict(values)
+        import torch
+        numbers = torch.tensor(list(values.values()), dtype=torch.float64)
+        dist.all_reduce(numbers)
+        return dict(zip(values, (numbers / self.world).tolist(), strict=True))
 
     def together(self, step: Callable[[], T]) -> T:
         """Run a step on every rank. Where it fails on one it fails on all: with the rank's own error, or its text."""

@@ -79,6 +79,7 @@ class TokenizerStage:
                  device: torch.device, perceptual: Perceptual | None = None) -> None:
         """`validation`: held-out crops (M, 3, S, S) in [0, 1]. `perceptual`: see `find_perceptual`; none by default."""
         self.settings, self.device, self.sample = settings, device, sample
+        self.best_metric = (f"psnr_{model.config.side}", 1.0)
         self.model = model.to(device, memory_format=torch.channels_last).train().requires_grad_(True)
         self.validation = validation[:settings.val_batch].to(device) * 2 - 1
         used = perceptual is not None and perceptual.network is not None and settings.perceptual_weight > 0

@@ -1,7 +1,10 @@
-"""Training checkpoints on disk: written whole or not at all, the last few kept, the newest readable one resumed."""
+"""Training checkpoints on disk: written whole or not at all, the last few and the best kept, the newest readable one
+resumed."""
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
 import random
 import re
@@ -11,13 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.weights_file import replacing
+
 log = logging.getLogger(__name__)
 
 _PATTERN = re.compile(r"state-(\d+)\.pt$")
 
 
 def save_atomically(state: Any, path: Path) -> None:
-    """`torch.save` to a temporary name, flushed to disk, then renamed: a crash leaves the old file whole."""
+    """`torch.save` to a temporary name, flushed to disk, then renamed: a crash leaves the old file whole.
+
+    Raises OSError where it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -26,6 +34,10 @@ def save_atomically(state: Any, path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except RuntimeError as error:  # closing its archive, torch hides what the disk said
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -35,7 +47,7 @@ def rng_state() -> dict[str, Any]:
     state: dict[str, Any] = {"torch": torch.get_rng_state(), "numpy": np.random.get_state(),
                              "python": random.getstate()}
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+        state["cuda"] = torch.cuda.get_rng_state()  # of this process's device
     return state
 
 
@@ -45,15 +57,36 @@ def restore_rng_state(state: dict[str, Any]) -> None:
     np.random.set_state(state["numpy"])
     random.setstate(state["python"])
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 class StateFolder:
-    """The `state-ITERATION.pt` files of one run."""
+    """The `state-ITERATION.pt` files of one run, and in `best.json` which of them validated best."""
+
+    BEST = "best.json"
 
     def __init__(self, folder: str | Path, keep: int = 2) -> None:
         self.folder = Path(folder)
         self.keep = keep
+
+    def _path(self, iteration: int) -> Path:
+        return self.folder / f"state-{iteration:08d}.pt"
+
+    def _best(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.folder / self.BEST).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # none yet, or cut off by a crash: the next good one takes its place
+            return {"iteration": None, "score": -math.inf}
+
+    def is_best(self, score: float) -> bool:
+        """Whether a score is above that of the best state so far."""
+        return score > self._best()["score"]
+
+    def note_best(self, iteration: int, score: float) -> None:
+        """Keep the state of this iteration until there is a better one."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self.folder / self.BEST) as temporary:
+            temporary.write_text(json.dumps({"iteration": iteration, "score": score}), encoding="utf-8")
 
     def files(self) -> list[Path]:
         """State files, oldest first."""
@@ -62,11 +95,13 @@ class StateFolder:
         return [path for _, path in sorted(found)]
 
     def save(self, iteration: int, state: dict[str, Any]) -> Path:
-        """Write the state of a finished iteration and drop the oldest files beyond `keep`."""
-        path = self.folder / f"state-{iteration:08d}.pt"
-        save_atomically({"iteration": iteration, "rng": rng_state(), **state}, path)
+        """Write the state of a finished iteration and drop the oldest files beyond `keep`, but not the best one."""
+        path = self._path(iteration)
+        save_atomically({"iteration": iteration, **state}, path)
+        best = self._best()["iteration"]
         for old in self.files()[:-self.keep]:
-            old.unlink()
+            if best is None or old != self._path(best):
+                old.unlink()
         return path
 
     def load_newest(self) -> dict[str, Any] | None:
