@@ -17,25 +17,35 @@ MIRRORED = 2  # a wall stays a wall in a mirror, but not upside down
 ANY_DETAIL = 0.0
 
 
+def class_folders(root: str | os.PathLike) -> list[Path]:
+    """A folder of pictures for each class, in the order of their names. Raises FileNotFoundError without any."""
+    found = Path(root).iterdir() if Path(root).is_dir() else ()
+    folders = sorted(path for path in found if path.is_dir() and not path.name.startswith("."))
+    if not folders:
+        raise FileNotFoundError(f"{root} holds no class folders: put each class's pictures into {root}/CLASS")
+    return folders
+
+
 class ClassCrops:
     """Random crops, at times mirrored, every class as often as any other."""
 
     def __init__(self, root: str | os.PathLike, crop_size: int, *, cache: str | os.PathLike | None = None,
                  level_weights: Sequence[float] = (0.5, 0.5)) -> None:
-        """root: holds a folder of pictures for each class; the classes are numbered in the order of their names.
+        """root: holds a folder of pictures for each class (`class_folders`), which are numbered in their order.
 
         level_weights: how often a picture is used at full and at half size (`PhotoCrops`).
         Raises FileNotFoundError without such folders, or for one without a usable picture.
         """
-        folders = sorted(p for p in Path(root).iterdir() if p.is_dir() and not p.name.startswith(".")) \
-            if Path(root).is_dir() else []
-        if not folders:
-            raise FileNotFoundError(f"{root} holds no class folders: put each class's pictures into {root}/CLASS")
+        folders = class_folders(root)
         self.names = tuple(folder.name for folder in folders)
         cache = cache or Path(root).resolve().parent / CACHE_FOLDER
         self.failures = Failures()
         self._crops = [PhotoCrops(folder, crop_size, cache=cache, level_weights=level_weights, min_detail=ANY_DETAIL,
                                   symmetries=MIRRORED, failures=self.failures) for folder in folders]
+
+    def __len__(self) -> int:
+        """Pictures of all classes, an epoch."""
+        return sum(map(len, self._crops))
 
     def batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Crops (B, 3, S, S) float32 in [0, 1] and their classes (B,); all randomness comes from `generator`."""

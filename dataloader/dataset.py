@@ -82,7 +82,12 @@ class PhotoCrops:
         # by the square root of the area: large photographs more often, but not as much as they have pixels
         self._photo_ends = [running_sum(level.photo.weight * (level.height * level.width) ** 0.5 for level in files)
                             for files in self._levels]
+        self.usable = len({level.photo for files in levels for level in files})
         log.info("%d photographs below %s, %d skipped", len(photos), root, len(self.failures))
+
+    def __len__(self) -> int:
+        """Photographs to draw from, an epoch."""
+        return self.usable
 
     def _index(self, photo: Entry, pyramid: PyramidCache, levels: list[list[_Level]]) -> None:
         try:

@@ -18,16 +18,16 @@ class PublishedCrops:
     """Short side to 1.25 S (class 0) or S (class 1), centre crop S, random flip."""
 
     def __init__(self, root: str | os.PathLike, size: int = 512, *, label: int = POSITIVE,
-                 enlarge: float | None = None) -> None:
+                 enlarge: float | None = None, flip: bool = True) -> None:
         """root: a folder, a text file or a shard (`find_entries`) of pictures of one class. enlarge: of the short side
-        before the cut; 1.25 for high quality and 1 for low quality if not given.
+        before the cut; 1.25 for high quality and 1 for low quality if not given. flip: mirror every other crop.
 
         Raises FileNotFoundError without pictures, ValueError for bad settings or a bad list.
         """
         enlarge = (1.0 if label == NEGATIVE else 1.25) if enlarge is None else enlarge
         if size < 1 or enlarge < 1:
             raise ValueError(f"size must be positive and enlarge at least 1, got {size} and {enlarge}")
-        self.size, self.short_side, self.label = size, round(size * enlarge), label
+        self.size, self.short_side, self.label, self.flip = size, round(size * enlarge), label, flip
         self.entries = find_entries(root)
         if not self.entries:
             raise FileNotFoundError(f"no pictures below {root}")
@@ -58,7 +58,7 @@ class PublishedCrops:
             image = self._read(entry)
             if image is not None:
                 crop = np.asarray(_centre_crop(image, self.short_side, self.size))
-                return crop[:, ::-1] if flip else crop
+                return crop[:, ::-1] if flip and self.flip else crop
         raise FileNotFoundError(f"none of the {len(self)} pictures can be read, e.g. {self.entries[0]}")
 
     def _read(self, entry: Entry) -> Image.Image | None:

@@ -33,6 +33,7 @@ from .published import (
     REBUILT,
     from_published,
     infer_config,
+    infer_scales,
     infer_vqvae_config,
     our_name,
     require_refiner,
@@ -46,7 +47,7 @@ from .varsr import FULL_PRECISION, VARSR
 from .vqvae import VQVAE
 from .weights_file import DTYPE_NAMES, finite, read_safetensors, replacing, write_safetensors
 
-__all__ = ["CheckpointError", "Matching", "export_published", "load_matching", "load_pretrained", "load_vqvae",
+__all__ = ["CheckpointError", "LooseTensors", "export_published", "load_loose", "load_pretrained", "load_vqvae",
            "require_complete", "require_kind", "save_pretrained", "write_folder", "write_published"]
 
 TRANSFORMER_FILES = (TRANSFORMER_FILE, "VARSR_C2I.pth", "var_d24.pth")  # what a folder is searched for, in order
@@ -286,40 +287,40 @@ def require_complete(config: VARSRConfig, source: str | PathLike) -> None:
 
 
 @dataclass(frozen=True)
-class Matching:
-    """What `load_matching` did, by our tensor names."""
+class LooseTensors:
+    """What a file holds, unchecked: tensors by our names (theirs where we have none) and, where it tells them, the
+    sides of its token maps."""
 
-    loaded: list[str]
-    fresh: list[str]  # of the model, left as they were
-    unused: list[str]  # of the file
+    tensors: State
+    scales: tuple[int, ...] | None
+    super_resolution: bool | None  # None: a tokenizer alone
+    complete: bool  # transformer, refiner and (in the file or beside it) tokenizer
 
 
-@torch.no_grad()
-def load_matching(model: VARSR, source: str | PathLike) -> Matching:
-    """Copy into a model every tensor of a file that it has under the same name and shape, to start a training.
+def load_loose(source: str | PathLike) -> LooseTensors:
+    """Whatever a model file holds, to start a training from: anything that `load_pretrained` takes, or a published
+    part alone, such as a bare VAR (`var_d24.pth`), a class-to-image transformer, a tokenizer.
 
-    source: anything that `load_pretrained` takes, or a published part alone: a bare VAR (`var_d24.pth`), a
-    class-to-image transformer, a tokenizer. Raises CheckpointError when nothing fits or a value is not finite.
+    Raises FileNotFoundError or CheckpointError.
     """
     path = _locate(source, None, None, False)
     if path.is_dir():
         config, tensors = _load_folder(path)
         require_complete(config, source)
-    else:
-        parts = split_published(load_pickle(path), str(path))
-        tensors = {our_name(name) or name: tensor
-                   for part in (parts.transformer, parts.vqvae) if part for name, tensor in part.items()}
-    own = model.state_dict()
-    loaded = [name for name, tensor in tensors.items() if name in own and tensor.shape == own[name].shape]
-    if not loaded:
-        raise CheckpointError(f"{source} has no tensor that fits this model: its size or kind differs")
-    for name in loaded:
-        if tensors[name].is_floating_point() and not finite(tensors[name]):
-            raise CheckpointError(f"{source}: tensor '{name}' has NaN or infinite values")
-        own[name].copy_(tensors[name])
-    taken = set(loaded)
-    return Matching(loaded, [name for name in own if name not in taken],
-                    [name for name in tensors if name not in taken])
+        return LooseTensors(tensors, config.vqvae.scales, config.is_super_resolution, True)
+    parts = split_published(load_pickle(path), str(path))
+    tensors = {our_name(name) or name: tensor
+               for part in (parts.transformer, parts.vqvae) if part for name, tensor in part.items()}
+    if parts.transformer is None:
+        return LooseTensors(tensors, None, None, False)
+    try:
+        scales = infer_scales(parts.transformer, str(path))
+    except CheckpointError:  # a bare VAR may not tell
+        scales = None
+    super_resolution = any(name.startswith("transformer.prefix_encoder.") for name in tensors)
+    complete = any(name.startswith("refiner.") for name in tensors) and (
+        parts.vqvae is not None or _tokenizer_beside(path) is not None)
+    return LooseTensors(tensors, scales, super_resolution, complete)
 
 
 def save_pretrained(model: VARSR, folder: str | PathLike, dtype: torch.dtype | None = None) -> None:

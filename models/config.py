@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 FORMAT_VERSION = 1
+WIDTH_PER_BLOCK = 64  # of the published family
 
 
 class ConfigError(ValueError):
@@ -285,3 +286,20 @@ PRESETS: dict[str, VARSRConfig] = {
         refiner=RefinerConfig(width=32, depth=1),
         generation=GenerationConfig(cfg=1.0)),
 }
+
+
+def published_size(depth: int, super_resolution: bool = True) -> VARSRConfig:
+    """A model of the published family (VAR, section 3.3): width 64 · depth, a head a block, drop path 0.1 · depth / 24.
+
+    Depth 24 is `varsr-d24`. Raises ConfigError for a depth below 1.
+    """
+    _require(depth > 0, f"depth must be positive, got {depth}")
+    base = PRESETS["varsr-d24" if super_resolution else "varsr-d24-c2i"]
+    width = WIDTH_PER_BLOCK * depth
+    prefix = base.transformer.prefix
+    if prefix is not None:
+        prefix = dataclasses.replace(prefix, widths=(*prefix.widths[:-1], width))
+    transformer = dataclasses.replace(
+        base.transformer, depth=depth, width=width, num_heads=depth, prefix=prefix,
+        drop_path=base.transformer.drop_path * (depth / base.transformer.depth))
+    return dataclasses.replace(base, name=base.name.replace("d24", f"d{depth}"), transformer=transformer)

@@ -20,6 +20,7 @@ SHARED_GATE = 0.2  # gates of blocks with a shared modulation start open enough 
 class InitConfig:
     """Factors of the published command line."""
 
+    std: float | None = None  # of linears and embeddings; None: sqrt(1 / (3 · width))
     head: float = 0.02
     modulation: float = 0.5  # --aln
     gate: float = 1e-5  # --alng, on the gamma rows
@@ -39,7 +40,7 @@ def initialize(model: VARSR, config: InitConfig | None = None) -> None:
 
 def _initialize_transformer(transformer: VARTransformer, config: InitConfig) -> None:
     width, depth = transformer.config.width, transformer.config.depth
-    std = math.sqrt(1 / (3 * width))
+    std = math.sqrt(1 / (3 * width)) if config.std is None else config.std
     for module in transformer.modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
             _truncated(module.weight, std)

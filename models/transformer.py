@@ -59,6 +59,13 @@ class Block(nn.Module):
         else:
             self.modulation = nn.Linear(config.width, MODULATIONS * config.width)
 
+    def modulations(self, condition: Tensor) -> Tensor:
+        """What the class does to this block, (B, 6, 1, C): from its activated embedding (B, C), or from the projection
+        (B, 6, 1, C) that all blocks share."""
+        if hasattr(self, "modulation_offset"):
+            return condition + self.modulation_offset[:, None]
+        return self.modulation(condition).unflatten(-1, (MODULATIONS, 1, -1))
+
     def forward(self, x: Tensor, modulation: Tensor, rope: Tensor, cache: LayerCache | None = None,
                 levels: Sequence[int] | None = None, update: PartUpdate = update_all,
                 wanted: int | None = None) -> Tensor:
@@ -164,13 +171,10 @@ class VARTransformer(nn.Module):
         if self.is_folded:
             return list(self.block_table[:, labels]), self.head_table[labels]
         condition = F.silu(self.class_embedding(labels))
-        shape = (MODULATIONS, 1, self.config.width)
+        head = self.head_modulation(condition).unflatten(-1, (2, 1, self.config.width))
         if self.shared_modulation is not None:
-            shared = self.shared_modulation(condition).unflatten(-1, shape)
-            blocks = [shared + block.modulation_offset[:, None] for block in self.blocks]
-        else:
-            blocks = [block.modulation(condition).unflatten(-1, shape) for block in self.blocks]
-        return blocks, self.head_modulation(condition).unflatten(-1, (2, 1, self.config.width))
+            condition = self.shared_modulation(condition).unflatten(-1, (MODULATIONS, 1, self.config.width))
+        return [block.modulations(condition) for block in self.blocks], head
 
     @property
     def is_folded(self) -> bool:

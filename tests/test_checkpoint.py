@@ -21,7 +21,6 @@ from torch import Tensor
 from models.checkpoint import (
     CheckpointError,
     export_published,
-    load_matching,
     load_pretrained,
     load_vqvae,
     require_kind,
@@ -315,26 +314,6 @@ def test_broken_folders(tmp_path: Path, small: VARSR):
     weights.unlink()
     with pytest.raises(FileNotFoundError, match="model.safetensors does not exist"):
         load_pretrained(tmp_path)
-
-
-# --- starting a training from a file ---
-
-def test_matching_tensors_of_a_bare_var_start_a_training(tmp_path: Path, parts, small: VARSR):
-    bare = without(parts[0], "diffloss.", "decoder_norm.", "con_embedding.", "class_emb.")
-    bare |= {"pos_1LC": torch.zeros(1, 21, 32), "class_emb.weight": torch.zeros(1001, 32)}
-    torch.save(bare, tmp_path / "var_d24.pth")
-    fresh = small.refiner.input.weight.clone()
-    matching = load_matching(small, tmp_path / "var_d24.pth")
-    assert torch.equal(small.transformer.head.weight, bare["head.weight"])
-    assert torch.equal(small.refiner.input.weight, fresh)
-    assert "transformer.class_embedding.weight" in matching.fresh and "pos_1LC" in matching.unused
-    assert set(matching.loaded) | set(matching.fresh) == set(small.state_dict())
-
-
-def test_nothing_matches(tmp_path: Path, parts, small: VARSR):
-    torch.save({"encoder.conv_in.weight": torch.zeros(7, 3, 3, 3)}, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match="no tensor that fits"):
-        load_matching(small, tmp_path / "x.pth")
 
 
 # --- the hub ---

@@ -11,8 +11,9 @@ from conftest import small_class_model, small_model
 from recipe import SMALL, config_weights, write_published_checkpoint
 from safetensors.torch import load_file
 
-from models.checkpoint import CheckpointError, load_matching, load_vqvae
+from models.checkpoint import CheckpointError, load_vqvae
 from models.config import GenerationConfig
+from models.transfer import transfer_weights
 from models.unpickle import load_pickle
 from models.varsr import FULL_PRECISION, VARSR
 from train import main as train
@@ -72,7 +73,7 @@ def test_an_inference_export_is_for_inference_alone(tmp_path: Path, capsys: pyte
     assert train(["--stage", "sr", "--init", folder, "--data", folder, "--output", str(tmp_path / "run")]) == 1
     for line in capsys.readouterr().err.splitlines():
         assert "inference export" in line
-    for load in (load_vqvae, lambda source: load_matching(small_model(), source)):
+    for load in (load_vqvae, lambda source: transfer_weights(small_model(), source)):
         with pytest.raises(CheckpointError, match="inference export"):
             load(folder)
     assert not (tmp_path / "published").exists() and not (tmp_path / "run").exists()

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import copy
-from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
@@ -23,7 +22,9 @@ from dataloader.order import PictureOrder
 from dataloader.published_crops import PublishedCrops
 from utils.loaded_pairs import LoadedPairs
 from utils.pairs import ClassSource, PairSource
-from utils.training_cli import training_pairs
+from utils.ranks import Ranks
+from utils.training_cli import photo_pairs
+from utils.training_flags import build_parser, parse
 from utils.transformer_stage import TransformerSettings, TransformerStage
 
 CPU = torch.device("cpu")
@@ -149,13 +150,15 @@ def test_classes_are_equally_frequent_and_some_are_lost(tmp_path):
     assert torch.equal(lost[lost < 2], labels[lost < 2]) and 15 < int((lost == 2).sum()) < 50
 
 
-def test_the_flag_for_workers_makes_a_loader_or_is_refused(folder):
-    flags = Namespace(data=folder, data_neg=None, negative_share=0.1, light=0.0, upsample="bicubic", stage="sr",
-                      workers=1, batch_size=2, seed=0, device="cpu", crops="centre")
-    assert isinstance(training_pairs(flags, 32), LoadedPairs)
-    with pytest.raises(ValueError, match="--workers"):
-        training_pairs(Namespace(**{**vars(flags), "stage": "decoder"}), 32)
-    plain = training_pairs(Namespace(**{**vars(flags), "workers": 0}), 32)
+def test_the_flag_for_workers_makes_a_loader_or_is_refused(folder, capsys):
+    def pairs(*more: str) -> PairSource | LoadedPairs:
+        flags = ["--data", str(folder), "--crops", "centre", "--device", "cpu", *more]
+        return photo_pairs(parse(build_parser(None), flags), 32, 2, Ranks()).pairs
+    assert isinstance(pairs("--workers", "1"), LoadedPairs)
+    with pytest.raises(SystemExit):
+        pairs("--workers", "1", "--stage", "decoder")
+    assert "--workers cannot act" in capsys.readouterr().err
+    plain = pairs()
     assert plain.draw(2, torch.Generator().manual_seed(0), CPU).lr.shape == (2, 3, 32, 32)
 
 

@@ -23,7 +23,7 @@ from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
 from .pairs import PairSource
 from .precision import autocast
 from .progress import timed
-from .schedule import Schedule
+from .schedule import Schedule, short_warmup
 from .validation import Validation
 
 LEVELS = 255
@@ -105,7 +105,7 @@ class DecoderStage:
                               learning_rate=settings.discriminator_rate, weight_decay=settings.weight_decay,
                               betas=settings.betas, clip=settings.clip, precision=settings.precision,
                               loss_scale=settings.loss_scale), device, conditional=True)
-        self.schedule = Schedule("cos", settings.max_iters, settings.warmup_iters)
+        self.schedule = Schedule("cos", settings.max_iters, short_warmup(settings.warmup_iters, settings.max_iters))
         self.average = MovingAverage(self.trained, settings.ema)
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.pool = SamplePool(settings.pool_size)

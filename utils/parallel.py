@@ -5,7 +5,7 @@ With one process and no shards all of this is the plain model.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -41,10 +41,15 @@ class Parallel:
 
     def _shard(self) -> None:
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
         mesh = init_device_mesh(self.device.type, (self.ranks.world,))
         for block in self.model.transformer.blocks:
+            # Modulations are computed for all blocks before the first: gathered for that, apart where they are layers.
+            if hasattr(block, "modulation"):
+                fully_shard(block.modulation, mesh=mesh)
             fully_shard(block, mesh=mesh)
+            if not hasattr(block, "modulation"):
+                register_fsdp_forward_method(block, "modulations")
         fully_shard(self.model, mesh=mesh, ignored_params=set(self.model.vqvae.parameters()))
 
     @contextlib.contextmanager
@@ -70,6 +75,11 @@ class Parallel:
                        options=WHOLE)
 
 
+def local_parts(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """What of each tensor lies on this rank: all of it, or its shard (views)."""
+    return [t.to_local() if hasattr(t, "to_local") else t for t in (tensor.detach() for tensor in tensors)]
+
+
 class ShardedAverage:
     """`optim.MovingAverage` of a model in shards, in shards itself."""
 
@@ -83,7 +93,7 @@ class ShardedAverage:
     def update(self, model: VARSR, iteration: int) -> None:
         """See `MovingAverage.update`."""
         from .optim import average_decay
-        torch._foreach_lerp_(self._shards, [p.detach() for p in model.parameters()],
+        torch._foreach_lerp_(local_parts(self._shards), local_parts(model.parameters()),
                              1 - average_decay(self.decay, iteration))
 
     @torch.no_grad()

@@ -34,6 +34,11 @@ CURVES: dict[str, Callable[[float, float], float]] = {
 }
 
 
+def short_warmup(warmup_iters: int, max_iters: int) -> int:
+    """The warm-up of a run that may be shorter than the warm-up itself."""
+    return min(warmup_iters, max_iters // 2)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Linear warm-up, then one of CURVES (names as the published command line has them)."""

@@ -15,8 +15,8 @@ from models.tokenizer_file import load_tokenizer
 from models.vqvae import VQVAE
 
 from .held_out import SEED, windows
+from .starting_model import preset_config
 from .tokenizer_stage import TokenizerSettings
-from .training_cli import preset_config
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from .perceptual import Perceptual
 from .precision import autocast
 from .progress import timed
 from .reconstruction import psnr, reconstruct
-from .schedule import Schedule
+from .schedule import Schedule, short_warmup
 
 LATE = 0.1  # of the peak learning rate: below it codes are no longer moved
 NO_DECAY = ("codebook",)
@@ -89,7 +89,7 @@ class TokenizerStage:
                                            lr=settings.learning_rate, betas=settings.betas, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, init_scale=settings.loss_scale,
                                            enabled=settings.precision == "fp16")
-        self.schedule = Schedule("cos", settings.max_iters, settings.warmup_iters)
+        self.schedule = Schedule("cos", settings.max_iters, short_warmup(settings.warmup_iters, settings.max_iters))
         self.average = MovingAverage(model, settings.ema)
         self.adversary = None
         if settings.adversarial_weight > 0:

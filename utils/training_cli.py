@@ -1,152 +1,144 @@
-"""What the training scripts share: building model and data from flags, the progress bar, the exit code."""
+"""What the training scripts share: device, data from flags, the progress bar, the exit code."""
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
+import os
 import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from tqdm import tqdm
 
 from dataloader.class_crops import ClassCrops
 from dataloader.dataset import NEGATIVE, POSITIVE, PhotoCrops
 from dataloader.degradation import Degradation, DegradationConfig
+from dataloader.listing import find_entries
 from dataloader.loader import BatchLoader, SampleSource, WithLostClasses, WithNegatives
 from dataloader.published_crops import PublishedCrops
-from models.checkpoint import require_complete
-from models.config import PRESETS
-from models.initialization import InitConfig, initialize
-from models.tokenizer_file import tokenizer_config
-from models.varsr import VARSR
 
 from .allocator import keep_freed_memory
 from .held_out import held_out
 from .loaded_pairs import LoadedPairs
 from .loop import LoopConfig, Stage, TrainingDiverged, TrainLoop
 from .pairs import ClassSource, PairSource
+from .parallel import BACKEND
 from .progress import bar_text
-from .training_log import WandBSettings, open_log
+from .ranks import Ranks, local_device
+from .training_flags import SR, crops_of, given
+from .training_log import TrainingLog, WandBSettings, open_log
 from .validation import Validation, ValidationSettings
 
 log = logging.getLogger(__name__)
-Config = TypeVar("Config")
+
+NEGATIVE_SHARE = 0.1
+DEFAULT_DATA, DEFAULT_NEGATIVES = "trainset", "trainset_neg"
+MIRRORED, UPRIGHT = 2, 1  # symmetries of random crops
 
 
 def training_device(name: str) -> torch.device:
-    """"auto" is the first GPU if there is one, else the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    """"auto" is the GPU of this process if there is one, else the CPU. Raises ValueError for a device without use."""
+    device = torch.device(local_device() if name == "auto" else name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"--device {name}: PyTorch sees no GPU here, use --device cpu")
+        if device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        torch.cuda.set_device(device)
+    return device
 
 
-def preset_config(name: str, presets: Mapping[str, Config]) -> Config:
-    """A preset by name. Raises ValueError with the names there are."""
-    if name not in presets:
-        raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(presets)}")
-    return presets[name]
+def training_ranks(device: torch.device) -> Ranks:
+    """The processes of torchrun, or this one alone."""
+    return Ranks.from_environment(BACKEND.get(device.type, BACKEND["cpu"]))
 
 
-def build_model(args: argparse.Namespace, class_names: tuple[str, ...] = ()) -> VARSR:
-    """The model that `train.py` starts from: a finished one (--init), or a preset around a tokenizer (--vqvae).
+@dataclass(frozen=True)
+class TrainingData:
+    """Where pairs come from, and how many pictures make an epoch."""
 
-    class_names: for class-to-image, what the data hold; the preset gets as many classes.
-    Raises ValueError when neither is given, FileNotFoundError for a missing file.
-    """
-    if args.init:
-        model = VARSR.from_pretrained(args.init)
-        require_complete(model.config, args.init)
-        return model.requires_grad_(True)
-    if args.stage == "decoder":
-        raise ValueError("--stage decoder continues from a trained model: give its folder with --init")
-    if not args.vqvae:
-        raise ValueError(f"--stage {args.stage} needs a tokenizer: train one with train_vqvae.py and give it "
-                         "with --vqvae")
-    config = preset_config(args.preset, PRESETS)
-    tokenizer = tokenizer_config(args.vqvae)
-    if tokenizer is not None:  # the file says how it is built; the decoder's LR features are the preset's
-        features = {"fidelity_width": config.vqvae.fidelity_width, "fidelity_blocks": config.vqvae.fidelity_blocks}
-        config = dataclasses.replace(config, vqvae=dataclasses.replace(tokenizer, **features))
-    if config.is_super_resolution != (args.stage == "sr"):
-        raise ValueError(f"preset {args.preset} is not for --stage {args.stage}: choose another --preset")
-    if class_names:
-        transformer = dataclasses.replace(config.transformer, class_rows=len(class_names) + 1)
-        config = dataclasses.replace(config, transformer=transformer, class_names=class_names)
-    model = VARSR(config)
-    initialize(model, InitConfig(head=args.hd, modulation=args.aln, gate=args.alng))
-    missing, unexpected = model.vqvae.load_state_dict(load_file(args.vqvae), strict=False)
-    missing = [name for name in missing if not name.startswith("fidelity.")]  # trained in the decoder stage
-    if missing or unexpected:
-        raise ValueError(f"{args.vqvae} is no tokenizer of preset {args.preset}: "
-                         f"missing {missing[:3]}, unexpected {unexpected[:3]}")
-    return model
+    pairs: PairSource | ClassSource | LoadedPairs
+    pictures: int
 
 
-def build_class_to_image(args: argparse.Namespace) -> tuple[VARSR, ClassSource | LoadedPairs]:
-    """The class-to-image model and its data: a class for each folder of --data."""
-    if args.crops != "random":
-        raise ValueError(f"--crops {args.crops} is not there for --stage c2i: leave it out")
-    if args.init:
-        model = build_model(args)
-        crops = ClassCrops(args.data, model.config.image_size)
-    else:
-        crops = ClassCrops(args.data, preset_config(args.preset, PRESETS).image_size)
-        model = build_model(args, crops.names)
-    if model.config.num_classes != len(crops.names):
-        raise ValueError(f"{args.data} holds {len(crops.names)} classes, the model of --init has "
-                         f"{model.config.num_classes}")
+def class_pairs(args: argparse.Namespace, size: int, batch_size: int, ranks: Ranks) -> TrainingData:
+    """Pictures and classes for class-to-image: a class for each folder of --data."""
+    crops = ClassCrops(args.data, size)
     classes = len(crops.names)
-    return model, _with_workers(args, ClassSource(crops.batch, classes), WithLostClasses(crops, classes))
+    pairs = _ahead(args, ClassSource(crops.batch, classes), WithLostClasses(crops, classes), batch_size, ranks)
+    return TrainingData(pairs, len(crops))
 
 
-def training_pairs(args: argparse.Namespace, size: int) -> PairSource | LoadedPairs:
+def photo_pairs(args: argparse.Namespace, size: int, batch_size: int, ranks: Ranks) -> TrainingData:
     """Crops of the training photographs and their degradation on the fly."""
     crops = _crops(args, args.data, size, POSITIVE)
-    negatives = _crops(args, args.data_neg, size, NEGATIVE) if args.data_neg else None
-    config = DegradationConfig.load(light_probability=args.light, upsample_modes=tuple(args.upsample.split(",")))
-    share = args.negative_share if args.stage == "sr" else 0.0
-    plain = PairSource(crops.batch, Degradation(config).and_upsample, share, negatives and negatives.batch)
-    return _with_workers(args, plain, WithNegatives(crops, share, negatives), config.group)
+    negative_root = args.data_neg or _default_negatives(args)
+    negatives = _crops(args, negative_root, size, NEGATIVE) if negative_root else None
+    share = 0.0
+    if args.stage == SR:
+        share = NEGATIVE_SHARE if args.negative_share is None else args.negative_share
+    degradation = _degradation(args)
+    plain = PairSource(crops.batch, degradation.and_upsample, share, negatives and negatives.batch)
+    pairs = _ahead(args, plain, WithNegatives(crops, share, negatives), batch_size, ranks, degradation.config.group)
+    return TrainingData(pairs, len(crops))
+
+
+def _degradation(args: argparse.Namespace) -> Degradation:
+    changes = given(args, "group")
+    if args.upsample is not None:
+        changes["upsample_modes"] = tuple(args.upsample.split(","))
+    return Degradation(DegradationConfig.load(light_probability=args.light or 0.0, **changes))
+
+
+def _default_negatives(args: argparse.Namespace) -> str | None:
+    """trainset_neg, where the published layout is used and holds pictures."""
+    used = args.stage == SR and args.data == DEFAULT_DATA and os.path.isdir(DEFAULT_NEGATIVES)
+    return DEFAULT_NEGATIVES if used and find_entries(DEFAULT_NEGATIVES) else None
 
 
 def _crops(args: argparse.Namespace, root: str, size: int, label: int) -> PhotoCrops | PublishedCrops:
-    if args.crops == "centre":
-        return PublishedCrops(root, size, label=label)
-    return PhotoCrops(root, size)
+    if crops_of(args) == "centre":
+        enlarge = args.mid_reso if label == POSITIVE else None
+        return PublishedCrops(root, size, label=label, enlarge=enlarge, flip=args.hflip is not False)
+    if args.hflip is None:
+        return PhotoCrops(root, size)
+    return PhotoCrops(root, size, symmetries=MIRRORED if args.hflip else UPRIGHT)
 
 
-def _with_workers(args: argparse.Namespace, plain: PairSource | ClassSource, source: SampleSource,
-                  group: int = 1) -> PairSource | ClassSource | LoadedPairs:
-    """`plain` without --workers, else the same pairs drawn ahead. Raises ValueError where that cannot be."""
-    if not args.workers:
+def _ahead(args: argparse.Namespace, plain: PairSource | ClassSource, source: SampleSource, batch_size: int,
+           ranks: Ranks, group: int = 1) -> PairSource | ClassSource | LoadedPairs:
+    """`plain` for one process without --workers, else the same pairs by their numbers in a row that ranks share."""
+    if args.workers <= 0 and ranks.world == 1:
         return plain
-    if args.stage == "decoder":
-        raise ValueError("--workers cannot act with --stage decoder, which replays most of its samples: leave it out")
-    loader = BatchLoader(source, args.batch_size, seed=args.seed, workers=args.workers,
-                         pin_memory=training_device(args.device).type == "cuda")
+    loader = BatchLoader(source, batch_size, seed=args.seed, rank=ranks.rank, ranks=ranks.world,
+                         workers=max(args.workers, 0), pin_memory=training_device(args.device).type == "cuda")
     return LoadedPairs(loader, plain, group)
 
 
-def held_out_pairs(args: argparse.Namespace, pairs: PairSource, size: int, count: int, precision: str) -> Validation:
+def held_out_pairs(args: argparse.Namespace, pairs: PairSource | LoadedPairs, size: int, count: int,
+                   precision: str) -> Validation:
     """The pairs that the SR and decoder stages are validated on: of --val_data, or seeded training crops."""
-    degradation = Degradation(DegradationConfig.load(light_probability=args.light))
+    degradation = Degradation(DegradationConfig.load(light_probability=args.light or 0.0))
     return Validation(held_out(args.val_data, size, count, degradation, pairs.sample),
                       ValidationSettings(precision=precision))
 
 
-def run_stage(stage: Stage, config: LoopConfig, settings: dict[str, Any], wandb: WandBSettings | None = None) -> int:
-    """Train a stage with a progress bar; the exit code is 0 when finished, 1 when it diverged or was stopped."""
+def run_stage(stage: Stage, config: LoopConfig, settings: dict[str, Any], wandb: WandBSettings | None = None,
+              ranks: Ranks | None = None) -> int:
+    """Train a stage with a progress bar; the exit code is 0 when finished, 1 when it diverged, was stopped or its
+    files cannot be written."""
     keep_freed_memory()
+    ranks = ranks or Ranks()
+    script = os.path.basename(sys.argv[0])
     try:
-        loop = TrainLoop(stage, config, settings, open_log(config.output, wandb))
-    except ValueError as error:  # a log that cannot be had, a state of another run
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        records = open_log(config.output, wandb) if ranks.is_main else TrainingLog([])
+        loop = TrainLoop(stage, config, settings, records, ranks)
+    except (ValueError, RuntimeError, OSError) as error:  # a log that cannot be had, a state of another run
+        print(f"{script}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    with tqdm(total=config.max_iters, initial=loop.start, unit="it", dynamic_ncols=True, mininterval=5.0) as bar:
+    with tqdm(total=config.max_iters, initial=loop.start, unit="it", dynamic_ncols=True, mininterval=5.0,
+              disable=not ranks.is_main) as bar:
         def advance(metrics: dict[str, float]) -> None:
             bar.set_postfix(bar_text(metrics), refresh=False)
             bar.update()
@@ -154,5 +146,9 @@ def run_stage(stage: Stage, config: LoopConfig, settings: dict[str, Any], wandb:
             finished = loop.run(advance)
         except TrainingDiverged as error:
             log.error("%s", error)
+            return 1
+        except OSError as error:
+            log.error("the result cannot be written: %s. Make room and run the same command again, which goes on from "
+                      "the last saved state", error)
             return 1
     return 0 if finished else 1

@@ -1,0 +1,81 @@
+"""Starting a training from another model's weights: what fits is copied, what can be made to fit is, the rest is told.
+
+A super-resolution model starts from a class-to-image one, of ours, of VARSR's authors or the original VAR, whose
+scales and classes are others.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike
+
+import torch
+from torch import Tensor
+
+from .checkpoint import CheckpointError, LooseTensors, load_loose
+from .varsr import VARSR
+from .weights_file import finite
+
+LEVELS = "transformer.level_embedding.weight"
+CLASSES = "transformer.class_embedding.weight"
+START = "transformer.start_position"
+BLOCKS = "transformer.blocks."
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What `transfer_weights` did, by our tensor names."""
+
+    loaded: list[str]
+    resized: dict[str, str]  # name: how
+    fresh: list[str]  # of the model, left as they were
+    unused: list[str]  # of the file
+
+
+@torch.no_grad()
+def transfer_weights(model: VARSR, source: str | PathLike | LooseTensors) -> Transfer:
+    """Copy into a model every tensor of a file (`load_loose`) that it has under the same name and shape, or that can
+    be made to have it. Raises CheckpointError when nothing of the transformer fits or a value is not finite.
+    """
+    file = source if isinstance(source, LooseTensors) else load_loose(source)
+    own = model.state_dict()
+    loaded, resized = [], {}
+    for name, tensor in file.tensors.items():
+        if name not in own:
+            continue
+        how = None
+        if tensor.shape != own[name].shape:
+            tensor, how = _resized(name, tensor, own[name], file, model.config.vqvae.scales)
+            if tensor is None:
+                continue
+        if tensor.is_floating_point() and not finite(tensor):
+            raise CheckpointError(f"{source}: tensor '{name}' has NaN or infinite values")
+        own[name].copy_(tensor)
+        if how is None:
+            loaded.append(name)
+        else:
+            resized[name] = how
+    core = file.super_resolution is None or any(name.startswith(BLOCKS) and name.endswith(".weight") for name in loaded)
+    if not loaded or not core:
+        raise CheckpointError(f"{source} has no tensor of a transformer that fits this model: its size or kind differs")
+    taken = {*loaded, *resized}
+    return Transfer(loaded, resized, [name for name in own if name not in taken],
+                    [name for name in file.tensors if name not in taken])
+
+
+def _resized(name: str, tensor: Tensor, wanted: Tensor, file: LooseTensors,
+             scales: tuple[int, ...]) -> tuple[Tensor | None, str]:
+    """A tensor in the shape of the model's, and how that was done; None where it cannot be."""
+    if tensor.ndim != wanted.ndim or tensor.shape[-1] != wanted.shape[-1]:
+        return None, ""
+    if name == LEVELS and file.scales is not None:
+        rows = [min(range(len(file.scales)), key=lambda row: abs(file.scales[row] - side)) for side in scales]
+        return tensor[rows], f"rows of the nearest of the scales {'_'.join(map(str, file.scales))}"
+    if name == CLASSES:
+        conditional = tensor[:-1].mean(0, keepdim=True).expand(len(wanted) - 1, -1)
+        return torch.cat([conditional, tensor[-1:]]), (f"{len(tensor) - 1} classes averaged to {len(wanted) - 1}, the "
+                                                       "unconditional one kept")
+    if name == START and tensor.shape[1] < wanted.shape[1]:
+        grown = wanted.clone()
+        grown[:, -tensor.shape[1]:] = tensor
+        return grown, "the class token's position; those of the prefix stay as drawn"
+    return None, ""

@@ -1,0 +1,256 @@
+"""train.py as its users run it: flags, files in their place, refusals, starting weights, several processes, kills."""
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import noise_picture, small_class_model, small_model
+from safetensors.torch import load_file
+
+import train
+from models.tokenizer_file import write_tokenizer
+from models.varsr import VARSR
+from utils.training_flags import build_parser, parse
+
+ROOT = Path(__file__).resolve().parent.parent
+SAME = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pictures, a tokenizer and a whole small model."""
+    folder = tmp_path_factory.mktemp("train")
+    (folder / "pictures").mkdir()
+    for seed in range(4):
+        noise_picture(80, 96, seed).save(folder / "pictures" / f"{seed}.png")
+    small_model().save_pretrained(folder / "model")
+    write_tokenizer(small_model().vqvae, folder / "vqvae.safetensors")
+    return folder
+
+
+def flags(place: Path, output: Path, *more: object) -> list[str]:
+    return [str(flag) for flag in (
+        "--preset", "varsr-debug", "--vqvae", place / "vqvae.safetensors", "--data", place / "pictures", "--output",
+        output, "--max_iters", 6, "--batch_size", 2, "--fp16", 0, "--log_every", 1, "--device", "cpu", *more)]
+
+
+def losses(output: Path) -> list[float]:
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["event"] == "train"]
+
+
+def refusal(capsys: pytest.CaptureFixture, *arguments: object) -> str:
+    """The one line that a call ends with."""
+    capsys.readouterr()
+    try:
+        code = train.main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        code = end.code
+    message = capsys.readouterr().err
+    assert code == 1 and message.count("\n") == 1, message
+    return message
+
+
+# ---- flags
+
+def test_the_published_command_line_is_understood() -> None:
+    line = ("--depth=24 --batch_size=4 --ep=5 --fp16=1 --tblr=5e-5 --alng=1e-4 --wpe=0.01 --wandb_flag=True --fuse=0 "
+            "--exp_name=VARSR")
+    args = parse(build_parser(None), line.split())
+    assert (args.depth, args.batch_size, args.ep, args.fp16, args.tblr, args.alng, args.wpe, args.wandb_flag, args.fuse,
+            args.exp_name) == (24, 4, 5.0, 1, 5e-5, 1e-4, 0.01, True, False, "VARSR")
+    line += (" --pn=1_2_3_4_6_9_13_18_24_32 --patch_size=16 --saln=False --anorm=True --tfast=0 --vfast=0 --seed=1 "
+             "--workers=-1 --hflip=False --mid_reso=1.125 --ls=0.1 --ac=2 --wp=0 --wp0=0.005 --sche=lin0 --twd=0.05 "
+             "--twde=0 --opt=adamw --afuse=True --tclip=2 --hd=0.02 --aln=0.5 --ini=-1 --tf32=True "
+             "--vae_model_path=a --var_pretrain_path=b --valid_data_path=c")
+    args = parse(build_parser(None), line.split())
+    assert args.pn == (1, 2, 3, 4, 6, 9, 13, 18, 24, 32) and (args.vqvae, args.init, args.val_data) == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (("--pg=0.8",), "--pg cannot act"), (("--anorm=False",), "normalises"), (("--fuse=1",), "--fuse"),
+    (("--depth=4", "--preset=varsr-debug"), "--depth stands in place of --preset"),
+    (("--ep=1", "--max_iters=5"), "--ep and --max_iters"), (("--mid_reso=1.1",), "--mid_reso cannot act"),
+    (("--stage=decoder", "--error_rate=0.1"), "--error_rate cannot act with --stage decoder"),
+    (("--stage=c2i", "--light=0.5"), "--light cannot act with --stage c2i"),
+    (("--adversarial_weight=1",), "--adversarial_weight cannot act with --stage sr"),
+    (("--fsdp", "--fp16=1"), "--fsdp has no loss scaler"), (("--nonsense",), "--nonsense"),
+    (("--device=cpu", "--tf32=True"), "--tf32 cannot act on a CPU"), (("--patch_size=16",), "down-samples by 8"),
+    (("--bs=3", "--ac=2", "--device=cpu"), "multiple of 2"), (("--config=/no/such.yaml",), "/no/such.yaml"),
+    (("--wp=1.5",), "--wp"), (("--data=/no/such",), "/no/such"), (("--vqvae=/no/such",), "/no/such"),
+    (("--preset=huge",), "unknown preset 'huge'"), (("--sche=zigzag",), "zigzag"),
+])
+def test_what_cannot_act_is_refused(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
+                                    arguments: tuple[str, ...], said: str) -> None:
+    base = {"--vqvae": place / "vqvae.safetensors", "--data": place / "pictures", "--output": tmp_path / "run",
+            "--max_iters": 1}
+    given = {argument.split("=")[0] for argument in arguments}
+    if not given & {"--stage", "--depth", "--preset"}:
+        base["--preset"] = "varsr-debug"
+    if "--stage" in given:
+        del base["--vqvae"]
+    line = [f"{flag}={value}" for flag, value in base.items() if flag not in given]
+    assert said in refusal(capsys, *line, *arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_in_place_of_flags(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pairs = [flag.removeprefix("--") for flag in flags(place, tmp_path / "a")]
+    values = dict(zip(pairs[::2], pairs[1::2]))
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({**values, "max_iters": 3, "negative_share": 0.25, "wandb_flag": False}))
+    assert train.main(["--config", str(file), "--output", str(tmp_path / "b"), "--seed", "5"]) == 0
+    start = json.loads((tmp_path / "b" / "log.jsonl").read_text().splitlines()[0])
+    assert start["max_iters"] == 3 and start["seed"] == 5 and not (tmp_path / "a").exists()
+    file.write_text("learning_speed: 3\n")
+    assert "--learning_speed" in refusal(capsys, "--config", file)
+    file.write_text("- 3\n")
+    assert "flag: value" in refusal(capsys, "--config", file)
+
+
+def test_epochs_batches_and_rates(place: Path, tmp_path: Path) -> None:
+    """Four pictures, steps of 2 x 2 samples: three epochs are three steps; the rate is multiplied by the parts."""
+    line = [flag for flag in flags(place, tmp_path) if flag != "--max_iters" and flag != "6"]
+    line = line[:line.index("--batch_size")] + line[line.index("--batch_size") + 2:]
+    assert train.main([*line, "--bs", "4", "--ac", "2", "--ep", "3", "--tblr", "1e-3", "--tclip", "0", "--ls", "0.1",
+                       "--twd", "0.1", "--twde", "0.2", "--wp", "0.3", "--hflip", "False", "--checkpointing"]) == 0
+    start = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
+    wanted = {"max_iters": 3, "batch_size": 2, "accumulation": 2, "learning_rate": 2e-3, "clip": 0.0,
+              "label_smoothing": 0.1, "weight_decay": 0.1, "final_weight_decay": 0.2, "warmup_share": 0.3}
+    assert {name: start[name] for name in wanted} == wanted
+
+
+# ---- starting weights
+
+def test_class_to_image_weights_start_super_resolution(place: Path, tmp_path: Path,
+                                                       caplog: pytest.LogCaptureFixture) -> None:
+    source = small_class_model()
+    source.save_pretrained(tmp_path / "c2i")
+    line = flags(place, tmp_path / "run", "--init", tmp_path / "c2i", "--max_iters", 1, "--tblr", 1e-9)
+    with caplog.at_level(logging.INFO):
+        assert train.main(line) == 0
+    assert "tensors taken" in caplog.text and "resized transformer.class_embedding.weight" in caplog.text
+    assert "transformer.prefix_encoder" in caplog.text  # which starts fresh
+    result = VARSR.from_pretrained(tmp_path / "run")
+    torch.testing.assert_close(result.transformer.head.weight, source.transformer.head.weight, atol=1e-6, rtol=0)
+    name = "vqvae.encoder.conv_in.weight"  # of --vqvae, not of the file
+    assert torch.equal(result.state_dict()[name], small_model().state_dict()[name])
+
+
+def test_a_whole_model_goes_on(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    base = ("--data", place / "pictures", "--device", "cpu", "--output", tmp_path / "run", "--max_iters", 1, "--tblr",
+            1e-9, "--fp16", 0, "--batch_size", 2)
+    assert train.main([str(flag) for flag in (*base, "--init", place / "model")]) == 0
+    before, after = (VARSR.from_pretrained(folder).state_dict() for folder in (place / "model", tmp_path / "run"))
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)
+    assert "--hd cannot act" in refusal(capsys, *base, "--init", place / "model", "--hd", 1)
+    assert "a tokenizer" in refusal(capsys, *base, "--preset", "varsr-debug")
+
+
+def test_the_published_line_needs_the_published_tokenizer(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                          capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr("utils.starting_model.PUBLISHED_TOKENIZER", tmp_path / "VQVAE.pth")
+    said = refusal(capsys, "--depth=24", "--data", place / "pictures", "--output", tmp_path / "run")
+    assert str(tmp_path / "VQVAE.pth") in said
+
+
+def test_larger_lr_features_keep_the_pictures(place: Path, tmp_path: Path) -> None:
+    before = VARSR.from_pretrained(place / "model")
+    base = ("--stage", "decoder", "--data", place / "pictures", "--device", "cpu", "--max_iters", 1, "--tblr", 1e-9,
+            "--fp16", 0, "--adversarial_weight", 0, "--batch_size", 2)
+    for width, blocks, init, output in ((8, 1, place / "model", "a"), (8, 3, tmp_path / "a", "b")):
+        assert train.main([str(flag) for flag in (*base, "--init", init, "--output", tmp_path / output,
+                                                  "--fidelity_width", width, "--fidelity_blocks", blocks)]) == 0
+    after = VARSR.from_pretrained(tmp_path / "b")
+    assert after.config.vqvae.fidelity_blocks == 3 and len(after.vqvae.fidelity.levels[0]) == 3
+    lr = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(after.generate(lr), before.generate(lr), atol=1e-4, rtol=0)
+
+
+# ---- several processes
+
+def torchrun(line: list[str], processes: int = 2) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+                           str(processes), str(ROOT / "train.py"), *line], env=environment, capture_output=True,
+                          text=True, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def alone(place: Path) -> Path:
+    """One process with batches of four, 20 steps."""
+    line = flags(place, place / "alone", "--max_iters", 20, "--batch_size", 4, "--group", 2, "--workers", 1)
+    assert train.main(line) == 0
+    return place / "alone"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("--fsdp",)])
+def test_two_processes_take_the_same_steps(place: Path, alone: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+    line = flags(place, tmp_path, "--max_iters", 20, "--batch_size", 2, "--group", 2, *more)
+    finished = torchrun(line)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    torch.testing.assert_close(torch.tensor(losses(tmp_path)), torch.tensor(losses(alone)), **SAME)
+    expected = load_file(alone / "model.safetensors")
+    for name, tensor in load_file(tmp_path / "model.safetensors").items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-4, rtol=1e-3)
+
+
+def test_accumulated_parts_take_the_same_steps(place: Path, tmp_path: Path) -> None:
+    runs = {"whole": ("--batch_size", 4), "parts": ("--batch_size", 2, "--ac", 2, "--tblr", 2.5e-5)}
+    for name, more in runs.items():
+        assert train.main(flags(place, tmp_path / name, "--group", 2, "--workers", 1, *more)) == 0
+    whole, parts = (torch.tensor(losses(tmp_path / name)) for name in runs)
+    torch.testing.assert_close(parts, whole, **SAME)
+
+
+@pytest.mark.slow
+def test_one_bad_process_ends_all_with_one_line(place: Path, tmp_path: Path) -> None:
+    finished = torchrun(flags(place, tmp_path, "--bs", 3))
+    assert finished.returncode != 0 and "--bs stands in place of --batch_size" in finished.stderr
+    assert not any(tmp_path.iterdir())
+
+
+# ---- kills
+
+# Forks a training, kills it at a random moment, and again, until it has been killed often enough; then lets it finish.
+KILLER = """
+import os, random, signal, sys, time
+import train, torch, utils.training_setup, utils.training_cli, utils.loop  # what every attempt needs, once
+kills, *line = sys.argv[1:]
+rolls = random.Random(0)
+for attempt in range(int(kills) + 1):
+    child = os.fork()
+    if not child:
+        torch.set_num_threads(1)
+        os._exit(train.main(line))
+    if attempt == int(kills):
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    time.sleep(rolls.uniform(0.6, 1.8))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.slow
+def test_twenty_kills_cost_nothing(place: Path, tmp_path: Path) -> None:
+    def line(output: Path) -> list[str]:
+        return flags(place, output, "--max_iters", 60, "--save_every", 1, "--val_every", 20, "--log_every", 20)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for kills, name in ((0, "whole"), (20, "killed")):
+        finished = subprocess.run([sys.executable, "-c", KILLER, str(kills), *line(tmp_path / name)], env=environment,
+                                  capture_output=True, text=True, timeout=400)
+        assert finished.returncode == 0, finished.stderr[-2000:]
+    resumes = finished.stderr.count("resumed after iteration")
+    assert resumes >= 5, "the kills came before the first state"
+    expected = load_file(tmp_path / "whole" / "model.safetensors")
+    for name, tensor in load_file(tmp_path / "killed" / "model.safetensors").items():
+        assert torch.equal(tensor, expected[name]), name

@@ -1,0 +1,159 @@
+"""The model that a training starts from, as the flags of `train.py` describe it."""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from models.checkpoint import CheckpointError, LooseTensors, load_loose
+from models.config import PRESETS, VARSRConfig, published_size
+from models.initialization import InitConfig, initialize
+from models.tokenizer_file import load_tokenizer
+from models.transfer import Transfer, transfer_weights
+from models.varsr import VARSR
+from models.vqvae import VQVAE
+
+from .cli import CHECKPOINTS, PUBLISHED
+from .fidelity import with_fidelity
+from .training_flags import CLASSES, DECODER, given
+
+log = logging.getLogger(__name__)
+Config = TypeVar("Config")
+
+DEFAULT_PRESETS = {True: "varsr-tiny", False: "varsr-tiny-c2i"}  # by super-resolution
+PUBLISHED_TOKENIZER = CHECKPOINTS / "VQVAE.pth"
+LISTED_NAMES = 6  # of each kind in the log
+SHAPE_FLAGS = ("preset", "depth", "pn", "saln", "vqvae")  # with one of these, --init is a source of weights alone
+
+
+def preset_config(name: str, presets: Mapping[str, Config]) -> Config:
+    """A preset by name. Raises ValueError with the names there are."""
+    if name not in presets:
+        raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(presets)}")
+    return presets[name]
+
+
+def build_model(args: argparse.Namespace, class_names: tuple[str, ...] = ()) -> VARSR:
+    """The model of --init if it is of this stage, else a fresh one of --preset or --depth around a tokenizer, with
+    what fits of --init's weights; the log lists what was taken, resized and left out.
+
+    class_names: for class-to-image, what the data hold; a fresh model gets as many classes.
+    Raises ValueError for flags that do not fit together, OSError or CheckpointError for files.
+    """
+    source = args.init or _published_start(args)
+    loose = load_loose(source) if source else None
+    super_resolution = args.stage != CLASSES
+    goes_on = loose is not None and loose.complete and loose.super_resolution == super_resolution
+    if goes_on and not given(args, *SHAPE_FLAGS):
+        del loose
+        return _continued(args)
+    if args.stage == DECODER:
+        raise ValueError("--stage decoder continues from a trained super-resolution model: give it with --init")
+    config, tokenizer = _fresh_config(args, class_names, source)
+    _check_factor(args, config)
+    model = VARSR(config)
+    initialize(model, InitConfig(**{ours: value for ours, value in (
+        ("std", args.ini if args.ini is not None and args.ini >= 0 else None), ("head", args.hd),
+        ("modulation", args.aln), ("gate", args.alng)) if value is not None}))
+    if loose is not None:
+        _report(source, _transferred(model, loose, source))
+    if tokenizer is not None:
+        model.vqvae.load_state_dict(tokenizer.state_dict(), strict=False)  # all but features of the LR picture
+    elif loose is None or not any(name.startswith("vqvae.encoder.") for name in loose.tensors):
+        raise ValueError(f"--stage {args.stage} needs a tokenizer: train one with train_vqvae.py and give it "
+                         "with --vqvae")
+    return model
+
+
+def _continued(args: argparse.Namespace) -> VARSR:
+    """The whole model of --init."""
+    if idle := given(args, "ini", "hd", "aln", "alng"):
+        raise ValueError(f"--{next(iter(idle))} cannot act: {args.init} is a whole model of this stage and goes on as "
+                         "it is, nothing starts fresh")
+    model = VARSR.from_pretrained(args.init)
+    if args.fidelity_width or args.fidelity_blocks:
+        vqvae = model.config.vqvae
+        width = args.fidelity_width or vqvae.fidelity_width
+        if not width:
+            raise ValueError(f"--fidelity_blocks: {args.init} has no LR features yet, give --fidelity_width too")
+        model = with_fidelity(model, width, args.fidelity_blocks or vqvae.fidelity_blocks)
+    _check_factor(args, model.config)
+    return model.requires_grad_(True)
+
+
+def _published_start(args: argparse.Namespace) -> Path | None:
+    """With --depth, the published class-to-image weights where they are, as the published command line has it."""
+    if not args.depth or args.stage == CLASSES:
+        return None
+    if PUBLISHED[False].is_file():
+        return PUBLISHED[False]
+    log.info("%s is not there: the transformer starts from scratch", PUBLISHED[False])
+    return None
+
+
+def _fresh_config(args: argparse.Namespace, class_names: tuple[str, ...],
+                  source: str | Path | None) -> tuple[VARSRConfig, VQVAE | None]:
+    """The configuration of the flags, shaped by the tokenizer's, and the tokenizer: of --vqvae or the model folder
+    that weights are taken from."""
+    super_resolution = args.stage != CLASSES
+    if args.depth:
+        config = published_size(args.depth, super_resolution)
+    else:
+        config = preset_config(args.preset or DEFAULT_PRESETS[super_resolution], PRESETS)
+    if config.is_super_resolution != super_resolution:
+        raise ValueError(f"preset {args.preset} is not for --stage {args.stage}: choose another --preset")
+    file = args.vqvae or (PUBLISHED_TOKENIZER if args.depth else None)
+    if file is None and source is not None and Path(source).is_dir():
+        file = source
+    scales = args.pn or (config.vqvae.scales if args.depth else None)
+    tokenizer = None
+    if file:
+        tokenizer = load_tokenizer(file, config.vqvae, scales)
+        features = {"fidelity_width": config.vqvae.fidelity_width, "fidelity_blocks": config.vqvae.fidelity_blocks}
+        config = dataclasses.replace(config, vqvae=dataclasses.replace(tokenizer.config, **features))
+    elif args.pn:
+        config = dataclasses.replace(config, vqvae=dataclasses.replace(config.vqvae, scales=args.pn))
+    transformer = config.transformer
+    if args.saln is not None:
+        transformer = dataclasses.replace(transformer, shared_modulation=args.saln)
+    if class_names:
+        transformer = dataclasses.replace(transformer, class_rows=len(class_names) + 1)
+    return dataclasses.replace(config, transformer=transformer, class_names=class_names), tokenizer
+
+
+def _check_factor(args: argparse.Namespace, config: VARSRConfig) -> None:
+    factor = config.vqvae.downsampling
+    if args.patch_size is not None and args.patch_size != factor:
+        raise ValueError(f"--patch_size {args.patch_size} cannot act: the tokenizer down-samples by {factor}; train "
+                         "another with train_vqvae.py --stem and --multipliers")
+
+
+def _transferred(model: VARSR, loose: LooseTensors, source: str | Path) -> Transfer:
+    try:
+        return transfer_weights(model, loose)
+    except CheckpointError as error:
+        raise CheckpointError(f"--init {source}: {error}") from error
+
+
+def _report(source: str | Path, transfer: Transfer) -> None:
+    log.info("from %s: %d tensors taken, %d resized, %d of the model fresh, %d of the file left out", source,
+             len(transfer.loaded), len(transfer.resized), len(transfer.fresh), len(transfer.unused))
+    for name, how in transfer.resized.items():
+        log.info("  resized %s: %s", name, how)
+    for kind, names in (("fresh", transfer.fresh), ("left out", transfer.unused)):
+        if names:
+            log.info("  %s: %s", kind, _summary(names))
+
+
+def _summary(names: list[str]) -> str:
+    """Tensors by the module they belong to, with their numbers."""
+    groups: dict[str, int] = {}
+    for name in names:
+        group = ".".join(name.split(".")[:2])
+        groups[group] = groups.get(group, 0) + 1
+    listed = [f"{group} ({count})" if count > 1 else group for group, count in groups.items()]
+    rest = f" and {len(listed) - LISTED_NAMES} more" if len(listed) > LISTED_NAMES else ""
+    return ", ".join(listed[:LISTED_NAMES]) + rest

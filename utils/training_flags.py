@@ -1,0 +1,226 @@
+"""The command line of `train.py`: the published flags, ours, a YAML file in their place, and what is refused.
+
+Light enough for `--help`. A flag that is not given is None where it matters whether it was given; its default is then
+that of the settings it belongs to.
+"""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .cli import OneLineParser, bounded
+from .flags import boolean, numbers
+from .schedule import CURVES
+
+SR, DECODER, CLASSES = STAGES = ("sr", "decoder", "c2i")
+PRECISIONS = {0: "fp32", 1: "fp16", 2: "bf16"}
+COMPILE_MODES = {0: None, 1: "reduce-overhead", 2: "max-autotune", 3: "default"}
+SIDE_LISTS = {"256": "1_2_3_4_5_6_8_10_13_16", "512": "1_2_3_4_6_9_12_16_20_24_28_32",
+              "1024": "1_2_3_4_5_7_9_12_16_21_27_36_48_64"}  # names that the published --pn knows
+CROPS = ("random", "centre")
+
+# Flags of the published command line that have nothing to act on here.
+REFUSED = {
+    "pg": "progressive training is no part of VARSR's recipe",
+    "pg0": "it belongs to --pg", "pgwp": "it belongs to --pg",
+    "tlr": "the peak learning rate is --tblr times --ac", "glb_batch_size": "the global batch is --bs",
+    "patch_nums": "the sides are --pn", "resos": "they follow from --pn", "data_load_reso": "it follows from --pn",
+    "same_seed_for_all_ranks": "samples follow from --seed and their number alone",
+    "local_debug": "use --preset varsr-debug", "dbg_nan": "broken steps are skipped and counted",
+    "var_test_path": "test_varsr.py --model takes it",
+}
+
+
+def sides(text: str) -> tuple[int, ...]:
+    """`--pn`: sides of the token maps, or a published name of them."""
+    return numbers(SIDE_LISTS.get(text, text))
+
+
+def build_parser(description: str | None) -> argparse.ArgumentParser:
+    """All flags, in groups."""
+    parser = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+                           allow_abbrev=False)
+    parser.add_argument("--config", metavar="YAML", help="flags from a file of `flag: value`; the command line wins")
+    parser.add_argument("--stage", choices=STAGES, default=SR, help="super-resolution, its decoder, class-to-image")
+    _add_model(parser.add_argument_group("model").add_argument)
+    _add_data(parser.add_argument_group("data").add_argument)
+    _add_course(parser.add_argument_group("course").add_argument)
+    _add_optimisation(parser.add_argument_group("optimisation").add_argument)
+    _add_machine(parser.add_argument_group("machine").add_argument)
+    return parser
+
+
+def _add_model(add: Callable[..., Any]) -> None:
+    add("--preset", help="models/config.py (default: varsr-tiny, or varsr-tiny-c2i for --stage c2i)")
+    add("--depth", type=bounded(int, 1), help="in place of --preset: a size of the published family; 24 is VARSR's")
+    add("--pn", type=sides, help="sides of the token maps, as 1_2_3_5_8, or 256, 512, 1024")
+    add("--patch_size", type=bounded(int, 1), help="the tokenizer's down-sampling factor; refused if it has another")
+    add("--saln", type=boolean, help="one class modulation for all blocks")
+    add("--vqvae", "--vae_model_path", help="tokenizer: vqvae.safetensors, VQVAE.pth or a model folder (with --depth: "
+                                            "checkpoints/VQVAE.pth)")
+    add("--init", "--var_pretrain_path", help="start from: a model of this stage, which goes on, or another, of which "
+                                              "all is taken that fits (with --depth: checkpoints/VARSR_C2I.pth)")
+    add("--ini", type=float, help="std of fresh weights (-1: by the width)")
+    add("--hd", type=bounded(float, 0), help="factor of the fresh head (0.02)")
+    add("--aln", type=bounded(float, 0), help="factor of the fresh class modulations (0.5)")
+    add("--alng", type=bounded(float, 0), help="factor of their gates (1e-5)")
+    add("--fidelity_width", type=bounded(int, 1), help="decoder stage: channels of its LR features (those of --init)")
+    add("--fidelity_blocks", type=bounded(int, 1), help="decoder stage: their residual blocks per level, likewise")
+
+
+def _add_data(add: Callable[..., Any]) -> None:
+    add("--data", default="trainset", help="pictures: a folder, searched recursively (c2i: a folder a class), a text "
+                                           "file of `path[, weight]` lines, or a .tar shard")
+    add("--data_neg", help="low-quality pictures for guidance, likewise (trainset_neg if it holds any); without them "
+                           "degraded pictures serve")
+    add("--crops", choices=CROPS, help="random: at several scales from a cache of the decoded pictures. centre: the "
+                                       "paper's, the middle of each (default with --depth)")
+    add("--mid_reso", type=bounded(float, 1), help="centre crops: short side before the cut, in windows (1.25)")
+    add("--hflip", type=boolean, help="mirror at times, and nothing else (centre: True; random: also turned)")
+    add("--workers", type=bounded(int, -1), default=0, help="processes that draw crops ahead (0: none)")
+    add("--group", type=bounded(int, 1), help="samples whose degradation shares its sizes (4)")
+    add("--negative_share", type=bounded(float, 0, 1, open_high=True),
+        help="share of pairs that teach the low-quality class (0.1)")
+    add("--light", type=bounded(float, 0, 1), help="share of light degradations among the heavy ones (0)")
+    add("--upsample", help="how LR pictures are resized back, drawn uniformly (area,bilinear,bicubic)")
+    add("--val_data", "--valid_data_path", help="held-out pictures: a folder with LR and HR, or of pictures that are "
+                                                "degraded for it; without it, seeded crops of --data")
+
+
+def _add_course(add: Callable[..., Any]) -> None:
+    add("--output", help="states, logs, sheets and the model (default: runs/EXP_NAME)")
+    add("--exp_name", default="train", help="name of the run, also at wandb (default: %(default)s)")
+    add("--wandb_flag", type=boolean, nargs="?", const=True, default=False,
+        help="log to Weights & Biases too; WANDB_MODE=offline is honoured")
+    add("--ep", type=bounded(float, 0, open_low=True), help="length in epochs of --data")
+    add("--max_iters", type=bounded(int, 1), help="length in iterations (20000)")
+    add("--log_every", type=bounded(int, 1), default=20, help="iterations between lines of the log")
+    add("--val_every", "--report_every", dest="val_every", type=bounded(int, 1), default=500,
+        help="iterations between validations and sheets (default: %(default)s)")
+    add("--save_every", type=bounded(int, 1), default=500, help="iterations between saved states")
+    add("--keep", type=bounded(int, 1), default=2, help="states that are kept, beside the best one")
+    add("--resume", choices=("auto", "no"), default="auto", help="go on from the last state in --output, or start over")
+    add("--no_resume", dest="resume", action="store_const", const="no", help=argparse.SUPPRESS)
+
+
+def _add_optimisation(add: Callable[..., Any]) -> None:
+    add("--batch_size", type=bounded(int, 1), help="of each process and part of a step (4)")
+    add("--bs", type=bounded(int, 1), help="in its place, the batch of a whole step on all processes")
+    add("--ac", type=bounded(int, 1), help="gradient accumulation: parts of a step; multiplies --tblr as published (1)")
+    add("--tblr", type=bounded(float, 0, open_low=True), help="peak learning rate (the stage's own)")
+    add("--opt", choices=("adamw", "adam"), help="both are AdamW, as published")
+    add("--afuse", type=boolean, help="AdamW in one kernel (True)")
+    add("--twd", type=bounded(float, 0), help="weight decay (0.05; decoder 1e-4)")
+    add("--twde", type=bounded(float, 0), help="weight decay at the end (0: that of the start)")
+    add("--tclip", type=float, help="gradient clip (2; decoder 1); 0 or less: none")
+    add("--ls", type=bounded(float, 0, 1, open_high=True), help="label smoothing (0)")
+    add("--wp", type=bounded(float, 0, 1, open_high=True), help="warm-up, share of the iterations (0.1; 0 means 0.02)")
+    add("--wp0", type=bounded(float, 0, 1), help="first learning rate, share of the peak (0.005)")
+    add("--wpe", type=bounded(float, 0, 1), help="last learning rate, share of the peak (0.01)")
+    add("--sche", choices=tuple(CURVES), help="schedule of the learning rate (lin0)")
+    add("--error_rate", type=bounded(float, 0, 1), help="share of codes replaced by wrong ones in the inputs, at most")
+    add("--scale_balance", type=bounded(float, 0, 1), help="share of the cross-entropy that weighs all scales alike")
+    add("--adversarial_weight", type=bounded(float, 0), help="decoder stage: weight of the adversarial loss (0.1)")
+    add("--adversarial_start", type=bounded(float, 0, 1), help="decoder stage: share of pixel loss alone (0.4)")
+    add("--ema", type=bounded(float, 0, 1), help="decay of the moving average, the result (0.999; decoder 0.998)")
+    add("--seed", type=int, default=0)
+
+
+def _add_machine(add: Callable[..., Any]) -> None:
+    add("--device", default="auto", help="auto: the GPU of the process if there is one")
+    add("--fp16", type=int, choices=tuple(PRECISIONS), default=2, help="0: fp32, 1: fp16, 2: bf16 (default)")
+    add("--fsdp", type=boolean, nargs="?", const=True, default=False,
+        help="share the transformer's weights, gradients and optimiser between the processes of torchrun")
+    add("--checkpointing", type=boolean, nargs="?", const=True, default=False,
+        help="recompute activations of blocks in the backward pass: less memory, a third more work")
+    add("--tfast", type=int, choices=tuple(COMPILE_MODES), default=0, help="compile the transformer's blocks: 1 "
+                                                                         "reduce-overhead, 2 max-autotune, 3 default")
+    add("--vfast", type=int, choices=tuple(COMPILE_MODES), default=0, help="compile the tokenizer's encoder, likewise")
+    add("--tf32", type=boolean, help="GPUs: products of fp32 in TensorFloat-32 (True)")
+    add("--anorm", type=boolean, default=True, help="normalised queries and keys; VARSR has no other attention")
+    add("--fuse", type=boolean, default=False, help="attention of other libraries; PyTorch's own is always fused here")
+
+
+# Flags that act in some stages only.
+_FRESH = ("preset", "depth", "pn", "patch_size", "saln", "vqvae", "ini", "hd", "aln", "alng")
+_CODES = ("ac", "twde", "ls", "wp", "wp0", "wpe", "sche", "opt", "afuse", "error_rate", "scale_balance")
+ONLY_IN: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("adversarial_weight", "adversarial_start", "fidelity_width", "fidelity_blocks"), (DECODER,)),
+    ((*_FRESH, *_CODES), (SR, CLASSES)),
+    (("data_neg", "negative_share"), (SR,)),
+    (("crops", "light", "upsample", "group", "val_data"), (SR, DECODER)),
+)
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Flags of the file (--config) and the command line. Ends the program with one line where one cannot act."""
+    arguments = list(argv)
+    known, _ = _config_parser().parse_known_args(arguments)
+    if known.config:
+        arguments = [*_from_yaml(parser, known.config), *arguments]
+    args, unknown = parser.parse_known_args(arguments)
+    for flag in unknown:
+        name = flag.removeprefix("--").split("=")[0]
+        if flag.startswith("--") and name in REFUSED:
+            parser.error(f"--{name} cannot act: {REFUSED[name]}")
+    if unknown:
+        parser.error(f"unknown flag {unknown[0]}: see --help")
+    reason = idle_flag(args)
+    if reason:
+        parser.error(reason)
+    return args
+
+
+def _config_parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    return parser
+
+
+def _from_yaml(parser: argparse.ArgumentParser, path: str) -> list[str]:
+    """A file's entries as arguments, so that both are checked alike."""
+    import yaml
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        parser.error(f"--config {path} cannot be read ({' '.join(str(error).split())})")
+    if not isinstance(values, dict):
+        parser.error(f"--config {path} is no list of `flag: value` lines")
+    return [f"--{name}={_text(value)}" for name, value in values.items() if value is not None]
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those of the flags that were given, by name."""
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def idle_flag(args: argparse.Namespace) -> str | None:
+    """What is wrong with a flag that was given and cannot act; None if all can."""
+    for names, stages in ONLY_IN:
+        if args.stage not in stages and (idle := given(args, *names)):
+            return f"--{next(iter(idle))} cannot act with --stage {args.stage}: leave it out"
+    checks = (
+        (args.preset and args.depth, "--depth stands in place of --preset: give one of them"),
+        (args.ep and args.max_iters, "--ep and --max_iters both set the length: give one of them"),
+        (args.batch_size and args.bs, "--bs stands in place of --batch_size: give one of them"),
+        (args.mid_reso and crops_of(args) != "centre", "--mid_reso cannot act without --crops centre: leave it out"),
+        (not args.anorm, "--anorm=False cannot act: VARSR always normalises queries and keys"),
+        (args.fuse, "--fuse=1 cannot act: attention is always PyTorch's fused kernel, no other library is used"),
+        (args.fsdp and PRECISIONS[args.fp16] == "fp16", "--fsdp has no loss scaler: give --fp16=2 (bf16) or 0"),
+        (args.fsdp and args.stage == DECODER, "--fsdp cannot act with --stage decoder, which trains on one device"),
+        (args.checkpointing and args.stage == DECODER, "--checkpointing cannot act with --stage decoder: leave it out"),
+        (args.workers > 0 and args.stage == DECODER,
+         "--workers cannot act with --stage decoder, which replays most of its samples: leave it out"),
+    )
+    return next((message for fault, message in checks if fault), None)
+
+
+def crops_of(args: argparse.Namespace) -> str:
+    """--crops, or what stands for it."""
+    return args.crops or ("centre" if args.depth else "random")

@@ -1,0 +1,143 @@
+"""The stages of `train.py` with their models, data and settings, from its flags."""
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dataloader.class_crops import class_folders
+from models.varsr import VARSR
+
+from .decoder_stage import DecoderSettings, DecoderStage
+from .ranks import Ranks
+from .starting_model import build_model
+from .training_cli import class_pairs, held_out_pairs, photo_pairs
+from .training_flags import CLASSES, COMPILE_MODES, PRECISIONS, given
+from .transformer_stage import TransformerSettings, TransformerStage
+
+DEFAULT_ITERATIONS = 20000
+ZERO_WARMUP = 0.02  # what --wp=0 means in the published command line
+VALIDATION_SEED = 12345
+
+# Flags and the fields of the settings they set.
+SHARED_FIELDS = {"ema": "ema", "twd": "weight_decay"}
+TRANSFORMER_FIELDS = {**SHARED_FIELDS, "ac": "accumulation", "afuse": "fused", "ls": "label_smoothing",
+                      "wp0": "warmup_start", "wpe": "final", "sche": "schedule", "error_rate": "error_rate",
+                      "scale_balance": "scale_balance"}
+DECODER_FIELDS = {**SHARED_FIELDS, "adversarial_weight": "adversarial_weight",
+                  "adversarial_start": "adversarial_start"}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A stage that is ready to be made. Making it needs all ranks, so nothing can fail any more on one alone."""
+
+    settings: TransformerSettings | DecoderSettings
+    model: VARSR
+    make: Callable[[], TransformerStage | DecoderStage]
+
+
+def transformer_setup(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setup:
+    """Super-resolution or class-to-image. Raises ValueError, OSError or CheckpointError for flags and files."""
+    batch = _batch_size(args, ranks, TransformerSettings.batch_size)
+    accumulation = args.ac or 1
+    if args.stage == CLASSES:
+        model = _class_model(args)
+        data = class_pairs(args, model.config.image_size, batch, ranks)
+    else:
+        model = build_model(args)
+        data = photo_pairs(args, model.config.image_size, batch, ranks)
+    changes = {**_fields(args, TRANSFORMER_FIELDS), "batch_size": batch, "precision": PRECISIONS[args.fp16],
+               "seed": args.seed,
+               "max_iters": _iterations(args, data.pictures, batch * accumulation * ranks.world)}
+    if args.tblr is not None:
+        changes["learning_rate"] = args.tblr * accumulation
+    if args.twde:
+        changes["final_weight_decay"] = args.twde
+    if args.wp is not None:
+        changes["warmup_share"] = args.wp or ZERO_WARMUP
+    settings = TransformerSettings(**changes)
+    _tune(args, model, device)
+    if args.stage == CLASSES:
+        generator = torch.Generator().manual_seed(VALIDATION_SEED)
+        validation = data.pairs.positives_only().draw(settings.val_batch, generator, device)
+    else:
+        validation = held_out_pairs(args, data.pairs, model.config.image_size, settings.val_batch, settings.precision)
+
+    def make() -> TransformerStage:
+        stage = TransformerStage(model, data.pairs, validation, settings, device, ranks, args.fsdp)
+        if ranks.world > 1:  # from here on, what is drawn in a step (stochastic depth, wrong codes) is each rank's own
+            torch.manual_seed(args.seed + ranks.rank)
+        return stage
+    return Setup(settings, model, make)
+
+
+def _class_model(args: argparse.Namespace) -> VARSR:
+    names = tuple(folder.name for folder in class_folders(args.data))
+    model = build_model(args, names)
+    if model.config.num_classes != len(names):
+        raise ValueError(f"{args.data} holds {len(names)} classes, the model of --init has {model.config.num_classes}")
+    return model
+
+
+def decoder_setup(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setup:
+    """The decoder on generated latents. Raises ValueError, OSError or CheckpointError for flags and files."""
+    if ranks.world > 1:
+        raise ValueError("--stage decoder trains on one device: start it without torchrun")
+    batch = _batch_size(args, ranks, DecoderSettings.batch_size)
+    model = build_model(args)
+    data = photo_pairs(args, model.config.image_size, batch, ranks)
+    changes = {**_fields(args, DECODER_FIELDS), "batch_size": batch, "precision": PRECISIONS[args.fp16],
+               "seed": args.seed, "max_iters": _iterations(args, data.pictures, batch)}
+    if args.tblr is not None:
+        changes["learning_rate"] = args.tblr
+    settings = DecoderSettings(**changes)
+    _tune(args, model, device)
+    validation = held_out_pairs(args, data.pairs, model.config.image_size, settings.val_batch, settings.precision)
+    return Setup(settings, model, lambda: DecoderStage(model, data.pairs, validation, settings, device))
+
+
+def _fields(args: argparse.Namespace, fields: dict[str, str]) -> dict[str, Any]:
+    """Settings that flags give."""
+    changes = {fields[flag]: value for flag, value in given(args, *fields).items()}
+    if args.tclip is not None:
+        changes["clip"] = max(args.tclip, 0.0)
+    return changes
+
+
+def _batch_size(args: argparse.Namespace, ranks: Ranks, default: int) -> int:
+    """Of one process and part of a step."""
+    if args.bs is None:
+        return args.batch_size or default
+    parts = (args.ac or 1) * ranks.world
+    if args.bs % parts:
+        raise ValueError(f"--bs {args.bs} cannot be shared by {ranks.world} processes in {args.ac or 1} parts: choose "
+                         f"a multiple of {parts}")
+    return args.bs // parts
+
+
+def _iterations(args: argparse.Namespace, pictures: int, step: int) -> int:
+    """Length of the run; `step` is the batch of a whole step."""
+    if args.ep is None:
+        return args.max_iters or DEFAULT_ITERATIONS
+    return max(round(args.ep * math.ceil(pictures / step)), 1)
+
+
+def _tune(args: argparse.Namespace, model: VARSR, device: torch.device) -> None:
+    """What makes a step cheaper without changing it (TensorFloat-32: hardly)."""
+    model.transformer.checkpointing = args.checkpointing
+    for mode, modules in ((COMPILE_MODES[args.tfast], model.transformer.blocks),
+                          (COMPILE_MODES[args.vfast], [model.vqvae.encoder])):
+        if mode is not None:
+            for module in modules:
+                module.compile(mode=mode)
+    if device.type != "cuda":
+        if args.tf32 is not None:
+            raise ValueError("--tf32 cannot act on a CPU: leave it out")
+        return
+    torch.set_float32_matmul_precision("highest" if args.tf32 is False else "high")
+    torch.backends.cudnn.allow_tf32 = args.tf32 is not False
