@@ -10,12 +10,11 @@ import argparse
 import json
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.clock import StageClock
 from benchmarks.subject import add_subject_flags, load_subject
 from utils.cli import INT8
 
@@ -32,29 +31,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--fast", action="store_true", help="the settings of the scripts' --fast")
     parser.set_defaults(preset=DEFAULT_PRESET, runs=3, dtype="fp32")
     return parser
-
-
-class StageClock:
-    """Adds up the seconds of the calls it wraps, by stage."""
-
-    def __init__(self, device) -> None:
-        self.device = device
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    def wrap(self, owner: object, method: str, stage: Callable[..., str]) -> None:
-        """Time every call of a method; `stage` names it from the call's arguments."""
-        from benchmarks.machine import synchronize
-        original = getattr(owner, method)
-
-        def timed(*args, **kwargs):
-            synchronize(self.device)
-            start = time.perf_counter()
-            result = original(*args, **kwargs)
-            synchronize(self.device)
-            self.seconds[stage(*args)] += time.perf_counter() - start
-            return result
-
-        owner.__dict__[method] = timed  # on the instance, past nn.Module's own bookkeeping
 
 
 def attach(model, device) -> StageClock:
@@ -116,11 +92,11 @@ def main(argv: list[str] | None = None) -> int:
     runs, rates = [], [gemm_rate(device, dtype)]
     clock = attach(model, device)
     for _ in range(args.runs + 1):  # the first is the warm-up
-        clock.seconds.clear()
+        clock.sums.clear()
         start = time.perf_counter()
         model.generate(*inputs, options=options, fastvar=fastvar)
         synchronize(device)
-        runs.append((time.perf_counter() - start, dict(clock.seconds)))
+        runs.append((time.perf_counter() - start, dict(clock.sums)))
     peak = peak_memory(device)
     rates.append(gemm_rate(device, dtype))  # a busy moment must not pass for the machine's limit
     total, stages = sorted(runs[1:], key=lambda run: run[0])[args.runs // 2]
