@@ -1,8 +1,9 @@
 """Last training stage: the decoder learns from the latents that the transformer really generates.
 
 In the tokenizer stage the decoder saw latents of clean pictures only. Here transformer, refiner and encoder are
-frozen; the decoder and its fidelity features are trained on generated latents and the LR picture, first on pixels,
-then with an adversarial loss (the idea of CodeFormer, stage III, and of StableSR's feature skips).
+frozen; the decoder and its fidelity features are trained on generated latents and the LR picture, first on pixels and
+structural similarity, then with an adversarial loss (the idea of CodeFormer, stage III, and of StableSR's feature
+skips).
 """
 from __future__ import annotations
 
@@ -19,6 +20,8 @@ from torch import Tensor
 from models.varsr import VARSR
 
 from .adversary import Adversary, AdversarySettings
+from .luminance import smooth_luma
+from .metrics import mean_ssim
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
 from .pairs import PairSource
 from .precision import autocast
@@ -43,6 +46,7 @@ class DecoderSettings:
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float = 1.0
     warmup_iters: int = 20
+    ssim_weight: float = 0.0  # of 1 - SSIM of the luma, beside the L1 of the pixels
     adversarial_start: float = 0.4  # share of the iterations that are trained on pixels alone
     adversarial_weight: float = 0.1
     ema: float = 0.998
@@ -129,19 +133,28 @@ class DecoderStage:
         set_rates(self.optimizer, settings.learning_rate * rate, settings.weight_decay)
         with autocast(self.device, settings.precision):
             restored = self.model.vqvae.decode_unclamped(latent, lr).float()
-        loss = pixel = F.l1_loss(restored, target)
-        metrics = {"pixel": pixel.item(), "lr": settings.learning_rate * rate, "wait": wait,
-                   "samples": float(len(target))}
+        metrics = {"lr": settings.learning_rate * rate, "wait": wait, "samples": float(len(target))}
+        loss = own = self._reconstruction_loss(restored, target, metrics)
         adversarial = self.adversary.takes_part(iteration)
         if adversarial:
             last_layer = self.model.vqvae.decoder.conv_out.weight
-            loss = loss + self.adversary.loss(pixel, restored, last_layer, lr, metrics)
+            loss = loss + self.adversary.loss(own, restored, last_layer, lr, metrics)
         self.scaler.scale(loss).backward()
         metrics["grad_norm"] = clipped_step(self.optimizer, self.trained.parameters(), settings.clip, self.scaler)
         if adversarial:
             metrics["discriminator"] = self.adversary.step(restored, target, lr, rate)
         self.average.update(self.trained, iteration)
         return {"loss": loss.item(), **metrics}
+
+    def _reconstruction_loss(self, restored: Tensor, target: Tensor, metrics: dict[str, float]) -> Tensor:
+        """L1 of the pixels and, with a weight, structural similarity of the luma (Zhao et al. 2017, section III)."""
+        loss = F.l1_loss(restored, target)
+        metrics["pixel"] = loss.item()
+        if self.settings.ssim_weight > 0:
+            similarity = mean_ssim(smooth_luma((restored + 1) / 2), smooth_luma((target + 1) / 2))
+            metrics["ssim"] = similarity.item()
+            loss = loss + self.settings.ssim_weight * (1 - similarity)
+        return loss
 
     @torch.no_grad()
     def report(self, folder: Path, iteration: int) -> dict[str, float]:

@@ -28,6 +28,11 @@ def full_range_luma(image: Tensor) -> Tensor:
     return _weighted(eight_bit(image), YIQ_WEIGHTS[0])
 
 
+def smooth_luma(image: Tensor) -> Tensor:
+    """Full-range Y (..., H, W) in 0..255 of RGB (..., 3, H, W) in [0, 1], not rounded: gradients go through."""
+    return _weighted(image * PEAK, YIQ_WEIGHTS[0])
+
+
 def gray(image: Tensor) -> Tensor:
     """Full-range Y as whole numbers, as MATLAB's rgb2gray gives it."""
     return full_range_luma(image).round()

@@ -51,6 +51,12 @@ def ssim(image: Tensor, reference: Tensor, floor: float = -1.0) -> float:
     return (luminance * contrast.clamp(min=floor)).mean().item()
 
 
+def mean_ssim(planes: Tensor, references: Tensor) -> Tensor:
+    """SSIM of planes (..., H, W), their mean as a tensor with gradients: to train on (Zhao et al. 2017)."""
+    luminance, contrast = _ssim_maps(*(x.reshape(-1, 1, *x.shape[-2:]) for x in (planes, references)))
+    return (luminance * contrast).mean()
+
+
 def ms_ssim(image: Tensor, reference: Tensor) -> float:
     """SSIM over five scales, each half the one before; mean of the planes.
 

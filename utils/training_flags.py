@@ -122,6 +122,7 @@ def _add_optimisation(add: Callable[..., Any]) -> None:
     add("--sche", choices=tuple(CURVES), help="schedule of the learning rate (lin0)")
     add("--error_rate", type=bounded(float, 0, 1), help="share of codes replaced by wrong ones in the inputs, at most")
     add("--scale_balance", type=bounded(float, 0, 1), help="share of the cross-entropy that weighs all scales alike")
+    add("--ssim_weight", type=bounded(float, 0), help="decoder stage: weight of 1 - SSIM beside the pixel loss (0)")
     add("--adversarial_weight", type=bounded(float, 0), help="decoder stage: weight of the adversarial loss (0.1)")
     add("--adversarial_start", type=bounded(float, 0, 1), help="decoder stage: share of pixel loss alone (0.4)")
     add("--ema", type=bounded(float, 0, 1), help="decay of the moving average, the result (0.999; decoder 0.998)")
@@ -147,7 +148,7 @@ def _add_machine(add: Callable[..., Any]) -> None:
 _FRESH = ("preset", "depth", "pn", "patch_size", "saln", "vqvae", "ini", "hd", "aln", "alng")
 _CODES = ("ac", "twde", "ls", "wp", "wp0", "wpe", "sche", "opt", "afuse", "error_rate", "scale_balance")
 ONLY_IN: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (("adversarial_weight", "adversarial_start", "fidelity_width", "fidelity_blocks"), (DECODER,)),
+    (("ssim_weight", "adversarial_weight", "adversarial_start", "fidelity_width", "fidelity_blocks"), (DECODER,)),
     ((*_FRESH, *_CODES), (SR, CLASSES)),
     (("data_neg", "negative_share"), (SR,)),
     (("crops", "light", "upsample", "group", "val_data"), (SR, DECODER)),

@@ -28,7 +28,7 @@ SHARED_FIELDS = {"ema": "ema", "twd": "weight_decay"}
 TRANSFORMER_FIELDS = {**SHARED_FIELDS, "ac": "accumulation", "afuse": "fused", "ls": "label_smoothing",
                       "wp0": "warmup_start", "wpe": "final", "sche": "schedule", "error_rate": "error_rate",
                       "scale_balance": "scale_balance"}
-DECODER_FIELDS = {**SHARED_FIELDS, "adversarial_weight": "adversarial_weight",
+DECODER_FIELDS = {**SHARED_FIELDS, "ssim_weight": "ssim_weight", "adversarial_weight": "adversarial_weight",
                   "adversarial_start": "adversarial_start"}
 
 
