@@ -17,9 +17,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from utils.fsim import fsim
 from utils.images import read_image
 from utils.learned import LearnedMetrics
-from utils.luminance import eight_bit, luma
+from utils.luminance import eight_bit, luma, smooth_luma
 from utils.measuring import full_reference
-from utils.metrics import gmsd, ms_ssim, psnr, psnr_y, ssim, ssim_y
+from utils.metrics import gmsd, mean_ssim, ms_ssim, psnr, psnr_y, ssim, ssim_y
 from utils.niqe_parameters import REMEDY, Pristine, find_parameters, load_parameters
 from utils.no_reference import mscn, niqe, piqe
 from utils.protocols import PROTOCOLS
@@ -59,6 +59,18 @@ def test_ssim_equals_scikit_image() -> None:
                                     sigma=1.5, use_sample_covariance=False, full=True)
     assert ssim_y(image, reference) == pytest.approx(full[5:-5, 5:-5].mean(), abs=1e-4)
     assert ssim_y(image, image) == pytest.approx(1.0)
+
+
+def test_ssim_to_train_on_is_the_metric_with_gradients() -> None:
+    pictures, references = (torch.stack(batch) for batch in zip(pair(), pair()[::-1], strict=True))
+    pictures.requires_grad_()
+    planes, wanted = smooth_luma(pictures), smooth_luma(references)
+    similarity = mean_ssim(planes, wanted)
+    expected = [ssim(one, other) for one, other in zip(planes.detach(), wanted, strict=True)]
+    assert similarity.item() == pytest.approx(sum(expected) / 2, abs=1e-5)
+    similarity.backward()
+    with torch.no_grad():
+        assert mean_ssim(smooth_luma(pictures + 0.1 * pictures.grad / pictures.grad.abs().max()), wanted) > similarity
 
 
 def test_sizes_are_checked() -> None:

@@ -67,9 +67,9 @@ def transformer_stage() -> TransformerStage:
     return TransformerStage(fresh_model(), pairs(), validation(), settings, CPU)
 
 
-def decoder_stage() -> DecoderStage:
-    settings = DecoderSettings(batch_size=4, fresh=2, pool_size=8, max_iters=50, warmup_iters=2, precision="fp32",
-                               learning_rate=2e-3)
+def decoder_stage(**changes) -> DecoderStage:
+    settings = DecoderSettings(**{"batch_size": 4, "fresh": 2, "pool_size": 8, "max_iters": 50, "warmup_iters": 2,
+                                  "precision": "fp32", "learning_rate": 2e-3, **changes})
     return DecoderStage(fresh_model(), PairSource(blobs, blur), validation(), settings, CPU)
 
 
@@ -118,6 +118,13 @@ def test_the_decoder_stage_trains_the_decoder_alone() -> None:
     changed = {name.split(".")[1] for name, value in stage.model.state_dict().items()
                if not torch.equal(value, before[name])}
     assert changed == {"decoder", "post_quant", "fidelity"}
+
+
+def test_structural_similarity_is_part_of_the_decoder_loss() -> None:
+    stage = decoder_stage(ssim_weight=0.5, adversarial_weight=0.0)
+    steps = [stage.train_step(i) for i in range(stage.settings.max_iters)]
+    assert all(step["loss"] == pytest.approx(step["pixel"] + 0.5 * (1 - step["ssim"])) for step in steps)
+    assert sum(step["ssim"] for step in steps[-5:]) > sum(step["ssim"] for step in steps[:5])
 
 
 def test_the_discriminator_joins_after_the_warm_up() -> None:
