@@ -1,8 +1,8 @@
 """Assemble the training photographs: `python -m dataloader.photos --output trainset/photos`.
 
 The photographs come from Debian packages (photos.txt lists them); the ones that the sample set is cut from
-(held_out.txt) are left out. Next to each package's photographs lies its copyright file, which names authors and
-licences.
+(held_out.txt) are left out, and with `--held_out` fetched alone. Next to each package's photographs lies its copyright
+file, which names authors and licences.
 """
 from __future__ import annotations
 
@@ -106,6 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("trainset/photos"), help="folder for the photographs")
+    parser.add_argument("--held_out", action="store_true", help="those that training leaves out, and no others")
     parser.add_argument("--debs", type=Path, help="folder of downloaded .deb files, used instead of apt-get")
     parser.add_argument("--list", type=Path, nargs="+", default=[PHOTO_LIST], help="lists of photographs")
     return parser
@@ -120,7 +121,10 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"photos: {error}", file=sys.stderr)
         return 1
-    result = assemble(photos, args.output, held_out=read_names(HELD_OUT), debs=args.debs)
+    names = read_names(HELD_OUT)
+    if args.held_out:
+        photos, names = [photo for photo in photos if photo.name in names], frozenset()
+    result = assemble(photos, args.output, held_out=names, debs=args.debs)
     for problem in result.problems:
         print(f"photos: {problem}", file=sys.stderr)
     print(f"{result.written} photographs written to {args.output}, {result.present} were there, "

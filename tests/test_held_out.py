@@ -35,6 +35,13 @@ def halved(hr: Tensor, generator: torch.Generator) -> Tensor:
     return torch.nn.functional.avg_pool2d(hr, 2) + 0.1 * torch.rand(1, generator=generator)
 
 
+def test_pictures_are_found_below_a_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    outer = tmp_path_factory.mktemp("outer")
+    (outer / "deep").mkdir()
+    (folder / "HR").rename(outer / "deep" / "er")
+    assert len(windows(outer, SIZE, 100)) == 3 * 2 + 2 * 2
+
+
 def test_lr_and_hr_windows_show_the_same_place(folder: Path) -> None:
     pairs = pairs_of_folder(folder, SIZE, 100)
     assert len(pairs.target) == 3 * 2 + 2 * 2  # windows side by side of 52x36 and 32x32 pixels

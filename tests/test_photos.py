@@ -141,3 +141,15 @@ def test_cut_must_fit(tmp_path):
     Image.new("RGB", (50, 50)).save(tmp_path / "small.png")
     with pytest.raises(ValueError, match="does not fit"):
         sample_set.cut(sample_set.Sample("small", "small.png", (64, 64)), tmp_path / "small.png")
+
+
+@needs_dpkg
+@pytest.mark.parametrize(("flags", "expected"), [((), {"a.png"}), (("--held_out",), {"b.png"})])
+def test_held_out_photographs_come_alone_or_not_at_all(packages, tmp_path, monkeypatch, flags, expected):
+    names, listing, output = tmp_path / "held_out.txt", tmp_path / "list.txt", tmp_path / "out"
+    names.write_text("b.png\n")
+    listing.write_text("some-wallpapers:usr/share/backgrounds/a.png 40x30\n"
+                       "some-wallpapers:usr/share/backgrounds/b.png 20x20\n")
+    monkeypatch.setattr(photos, "HELD_OUT", names)
+    assert photos.main(["--list", str(listing), "--debs", str(packages), "--output", str(output), *flags]) == 0
+    assert {path.name for path in output.rglob("*.png")} == expected

@@ -34,7 +34,7 @@ class HeldOut:
 def windows(folder: Path, size: int, count: int) -> Tensor:
     """Up to `count` windows (M, 3, size, size) in [0, 1], evenly chosen from all that the folder's pictures hold.
 
-    folder: pictures, or `HR` with pictures. Raises FileNotFoundError when there is none of that size.
+    folder: pictures, searched recursively, or `HR` with pictures. Raises FileNotFoundError when none is that large.
     """
     inner = folder / HR_FOLDER
     found = [picture[:, top:top + size, left:left + size]
@@ -91,7 +91,8 @@ def _pair_windows(source: Path, reference: Path, size: int) -> list[tuple[Tensor
 def _pictures(folder: Path) -> Iterator[Tensor]:
     if not folder.is_dir():
         raise FileNotFoundError(f"--val_data {folder}: no such folder")
-    for path in pictures_in(folder):
+    folders = (folder, *sorted(path for path in folder.rglob("*") if path.is_dir()))
+    for path in (path for each in folders for path in pictures_in(each)):
         try:
             yield read_image(path)
         except ImageError as error:

@@ -1,0 +1,146 @@
+"""Quality of models beside bicubic enlargement: `python benchmarks/bench_quality.py --model checkpoints/varsr-tiny`.
+
+Two sets, restored as the scripts restore: `testset/sample`, and with `--held_out` crops of other photographs, degraded
+by the same rules as in training. Those that the embedded model never saw are fetched by
+
+    python -m dataloader.photos --held_out --output trainset_held_out
+
+PSNR, SSIM and high-frequency energy (mean distance of Y from its blur, sigma 1.5, as a share of the reference's) are on
+luma; GMSD is better where it is lower, PIQE and NIQE too. NIQE needs its parameters (docs/evaluation.md) and pictures
+larger than the crops.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.subject import ROOT
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BICUBIC = "bicubic"
+SCALE, CROP = 4, 128
+COLUMNS = {"psnr_y": ("PSNR-Y", "{:.2f}"), "ssim_y": ("SSIM-Y", "{:.4f}"), "gmsd": ("GMSD", "{:.4f}"),
+           "high_frequency": ("high frequencies", "{:.2f}"), "piqe": ("PIQE", "{:.1f}"), "niqe": ("NIQE", "{:.2f}")}
+
+
+@dataclass(frozen=True)
+class Set:
+    """Pictures to restore: LR (3, h, w) and references (3, 4h, 4w) in [0, 1]."""
+
+    name: str
+    lr: list[Tensor]
+    references: list[Tensor]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", nargs="+", default=["checkpoints/varsr-tiny"], help="model folders, published files or hub ids")
+    add("--held_out", help="folder of photographs for the second set")
+    add("--count", type=int, default=100, help="crops of them (default: %(default)s)")
+    add("--device", default="cpu")
+    add("--dtype", choices=("fp32", "fp16", "bf16"), default="bf16")
+    add("--seed", type=int, default=0)
+    add("--output", help="JSON file for the results")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Restore, measure, report."""
+    args = build_parser().parse_args(argv)
+
+    import torch
+
+    from benchmarks.machine import describe
+    from utils.allocator import keep_freed_memory
+    keep_freed_memory()
+    sets = [sample_set(), *([crops(Path(args.held_out), args.count)] if args.held_out else [])]
+    methods = {BICUBIC: bicubic} | {name: restorer(name, args) for name in args.model}
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    for pictures in sets:
+        print(f"\n{pictures.name}, {len(pictures.lr)} pictures\n\n| | " + " | ".join(
+            title for title, _ in COLUMNS.values()) + " |\n|---|" + "---|" * len(COLUMNS))
+        results[pictures.name] = {}
+        for name, method in methods.items():
+            values = quality(map(method, pictures.lr), pictures.references)
+            results[pictures.name][name] = values
+            cells = [form.format(values[key]) if key in values else "" for key, (_, form) in COLUMNS.items()]
+            print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    if args.output:
+        report = {"dtype": args.dtype, "seed": args.seed, "machine": describe(torch.device(args.device)),
+                  "results": results}
+        Path(args.output).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def sample_set() -> Set:
+    """The pairs of the repository."""
+    from utils.images import read_image
+    folder = ROOT / "testset" / "sample"
+    names = sorted(path.name for path in (folder / "LR").iterdir())
+    return Set("sample set", [read_image(folder / "LR" / name) for name in names],
+               [read_image(folder / "HR" / name) for name in names])
+
+
+def crops(folder: Path, count: int) -> Set:
+    """Evenly chosen crops of a folder's photographs and what the degradation makes of them."""
+    from dataloader.degradation import Degradation, DegradationConfig
+    from utils.held_out import held_out
+    pairs = held_out(str(folder), CROP, count, Degradation(DegradationConfig.load()))
+    return Set("held-out crops", list(pairs.lr), list(pairs.target))
+
+
+def bicubic(lr: Tensor) -> Tensor:
+    """The picture enlarged."""
+    from utils.resample import upsample
+    return upsample(lr, SCALE)
+
+
+def restorer(source: str, args: argparse.Namespace) -> Callable[[Tensor], Tensor]:
+    """A model's restoration with its own settings."""
+    import torch
+
+    from models.varsr import VARSR
+    from utils.cli import choose_dtype, make_fast
+    from utils.generation import RestoreSettings
+    from utils.restore import restore
+    device = torch.device(args.device)
+    model = make_fast(VARSR.from_pretrained(source, dtype=choose_dtype(args.dtype, device), device=device))
+    settings = RestoreSettings(model.config.generation, seed=args.seed)
+    return lambda lr: restore(model, lr, settings)
+
+
+def quality(pictures: Iterable[Tensor], references: list[Tensor]) -> dict[str, float]:
+    """Means over the pictures, as they are saved: rounded to 8 bits."""
+    from utils.luminance import eight_bit, gray, luma
+    from utils.metrics import gmsd, high_frequency, psnr_y, ssim_y
+    from utils.niqe_parameters import find_parameters, load_parameters
+    from utils.no_reference import niqe, piqe
+    parameters = find_parameters()
+    pristine = load_parameters(parameters) if parameters else None
+    rows: list[dict[str, float]] = []
+    for picture, reference in zip(pictures, references, strict=True):
+        picture = eight_bit(picture.float().cpu()) / 255
+        row = {"psnr_y": psnr_y(picture, reference), "ssim_y": ssim_y(picture, reference),
+               "gmsd": gmsd(gray(picture), gray(reference)), "piqe": piqe(picture),
+               "detail": high_frequency(luma(picture)), "wanted": high_frequency(luma(reference))}
+        if pristine is not None and min(picture.shape[-2:]) > CROP:
+            row["niqe"] = niqe(picture, pristine)
+        rows.append(row)
+    means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+    means["high_frequency"] = means.pop("detail") / means.pop("wanted")
+    return means
+
+
+if __name__ == "__main__":
+    sys.exit(main())
