@@ -39,11 +39,13 @@ class VQVAEConfig:
     phi_count: int = 4  # shared refinement convolutions of the quantiser
     fidelity_width: int = 0  # width of the decoder's LR features (fidelity.py); 0: the decoder sees the latent alone
     fidelity_blocks: int = 3  # residual blocks of these features per resolution level
+    fidelity_pixels: int = 0  # width of the correction of the decoded pixels beside the LR ones; 0: none
 
     def __post_init__(self) -> None:
         _require(len(self.scales) > 1, f"scales needs at least two sides, got {self.scales}")
         _require(all(a < b for a, b in zip(self.scales, self.scales[1:])) and self.scales[0] > 0,
                  f"scales must be positive and increasing, got {self.scales}")
+        _require(self.fidelity_width > 0 or not self.fidelity_pixels, "fidelity_pixels needs fidelity_width above 0")
         for width in self.widths:
             _require(width % self.norm_groups == 0,
                      f"VQVAE width {width} is not a multiple of norm_groups {self.norm_groups}")

@@ -3,9 +3,13 @@
 The published decoder sees the generated latent alone, and a small tokenizer pays for that in lost detail that the
 LR picture still shows. Feature skips from the degraded picture into the decoder, trained last and on generated
 latents, repair it (the idea of CodeFormer, section 3.3, and of StableSR, section 3.2).
+
+A decoder that ends in a pixel shuffle draws every block of pixels on its own. A correction at full resolution, which
+sees across their borders, takes the grid away that they leave.
 """
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,10 +28,27 @@ class ConvBlock(nn.Module):
         return x + self.conv2(F.silu(self.conv1(F.silu(x))))
 
 
+class PixelCorrection(nn.Module):
+    """Decoded picture and LR picture, both (B, 3, H, W) in [-1, 1], to the picture corrected; at first unchanged."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(6, width, 3, padding=1)
+        self.conv_middle = nn.Conv2d(width, width, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+
+    def forward(self, decoded: Tensor, lr: Tensor) -> Tensor:
+        x = torch.cat([decoded, lr], dim=1).contiguous(memory_format=torch.channels_last)
+        return decoded + self.conv_out(F.silu(self.conv_middle(F.silu(self.conv_in(x)))))
+
+
 class FidelityEncoder(nn.Module):
     """LR picture (B, 3, H, W) in [-1, 1] to one feature map per decoder level, shaped as that level's input.
 
     The output convolutions start at zero, so that a decoder with new fidelity features decodes as before.
+    `pixels` is the correction of what it decodes, or None.
     """
 
     def __init__(self, config: VQVAEConfig) -> None:
@@ -44,6 +65,7 @@ class FidelityEncoder(nn.Module):
         for out in self.outs:
             nn.init.zeros_(out.weight)
             nn.init.zeros_(out.bias)
+        self.pixels = PixelCorrection(config.fidelity_pixels) if config.fidelity_pixels else None
 
     def forward(self, lr: Tensor) -> list[Tensor]:
         """Feature maps fine to coarse: entry i has the resolution of decoder level i."""

@@ -196,11 +196,18 @@ class VQVAE(nn.Module):
         `lr` (B, 3, f*h, f*w) in [-1, 1]: the LR picture at output size, for models with a fidelity encoder.
         """
         dtype = self.post_quant.weight.dtype
-        features = None
-        if self.fidelity is not None and lr is not None:
-            features = self.fidelity(lr.to(dtype))
         latent = self.post_quant(latent.to(dtype)).contiguous(memory_format=torch.channels_last)
-        return self.decoder(latent, features)
+        if self.fidelity is None or lr is None:
+            return self.decoder(latent)
+        lr = lr.to(dtype)
+        decoded = self.decoder(latent, self.fidelity(lr))
+        return decoded if self.fidelity.pixels is None else self.fidelity.pixels(decoded, lr)
+
+    @property
+    def last_layer(self) -> nn.Conv2d:
+        """The convolution that pixels come out of."""
+        pixels = self.fidelity.pixels if self.fidelity is not None else None
+        return self.decoder.conv_out if pixels is None else pixels.conv_out
 
     def tokenize(self, image: Tensor) -> list[Tensor]:
         """Codes of a picture: one (B, n_k * n_k) integer tensor per scale, row-major."""

@@ -137,7 +137,7 @@ class DecoderStage:
         loss = own = self._reconstruction_loss(restored, target, metrics)
         adversarial = self.adversary.takes_part(iteration)
         if adversarial:
-            last_layer = self.model.vqvae.decoder.conv_out.weight
+            last_layer = self.model.vqvae.last_layer.weight
             loss = loss + self.adversary.loss(own, restored, last_layer, lr, metrics)
         self.scaler.scale(loss).backward()
         metrics["grad_norm"] = clipped_step(self.optimizer, self.trained.parameters(), settings.clip, self.scaler)

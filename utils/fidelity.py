@@ -7,23 +7,28 @@ import torch
 
 from models.varsr import VARSR
 
+FIDELITY = "vqvae.fidelity."
+PIXELS = FIDELITY + "pixels."
+
 
 @torch.no_grad()
-def with_fidelity(model: VARSR, width: int, blocks: int) -> VARSR:
-    """The model with LR features of `width` channels and `blocks` residual blocks per level (`models/fidelity.py`).
+def with_fidelity(model: VARSR, width: int, blocks: int, pixels: int) -> VARSR:
+    """The model with LR features of `width` channels and `blocks` residual blocks per level, and a correction of the
+    decoded pixels of `pixels` channels (0: none; all of them in `models/fidelity.py`).
 
-    It restores as before: features of another width start anew, with outputs of zero; those of the same width keep
-    their blocks, and the further ones begin as identities. Raises ValueError for fewer blocks than there are.
+    It restores as before: parts of another width start anew, with outputs of zero; those of the same width are kept,
+    and further blocks begin as identities. Raises ValueError for fewer blocks than there are.
     """
     old = model.config.vqvae
     if width == old.fidelity_width and blocks < old.fidelity_blocks:
         raise ValueError(f"the model has {old.fidelity_blocks} fidelity blocks per level: they can grow, not shrink to "
                          f"{blocks}")
-    config = dataclasses.replace(model.config, vqvae=dataclasses.replace(
-        old, fidelity_width=width, fidelity_blocks=blocks))
-    larger = VARSR(config)
+    if old.fidelity_pixels and pixels != old.fidelity_pixels:
+        raise ValueError(f"the model corrects pixels with {old.fidelity_pixels} channels: they cannot become {pixels}")
+    larger = VARSR(dataclasses.replace(model.config, vqvae=dataclasses.replace(
+        old, fidelity_width=width, fidelity_blocks=blocks, fidelity_pixels=pixels)))
     kept = {name: value for name, value in model.state_dict().items()
-            if width == old.fidelity_width or not name.startswith("vqvae.fidelity.")}
+            if width == old.fidelity_width or not name.startswith(FIDELITY) or name.startswith(PIXELS)}
     larger.load_state_dict(kept, strict=False)
     if width == old.fidelity_width:
         for level in larger.vqvae.fidelity.levels:

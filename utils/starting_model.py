@@ -25,6 +25,7 @@ Config = TypeVar("Config")
 
 DEFAULT_PRESETS = {True: "varsr-tiny", False: "varsr-tiny-c2i"}  # by super-resolution
 PUBLISHED_TOKENIZER = CHECKPOINTS / "VQVAE.pth"
+FEATURES = ("fidelity_width", "fidelity_blocks", "fidelity_pixels")  # what a tokenizer's file does not know of
 LISTED_NAMES = 6  # of each kind in the log
 SHAPE_FLAGS = ("preset", "depth", "pn", "saln", "vqvae")  # with one of these, --init is a source of weights alone
 
@@ -74,12 +75,14 @@ def _continued(args: argparse.Namespace) -> VARSR:
         raise ValueError(f"--{next(iter(idle))} cannot act: {args.init} is a whole model of this stage and goes on as "
                          "it is, nothing starts fresh")
     model = VARSR.from_pretrained(args.init)
-    if args.fidelity_width or args.fidelity_blocks:
+    if args.fidelity_width or args.fidelity_blocks or args.fidelity_pixels:
         vqvae = model.config.vqvae
         width = args.fidelity_width or vqvae.fidelity_width
         if not width:
-            raise ValueError(f"--fidelity_blocks: {args.init} has no LR features yet, give --fidelity_width too")
-        model = with_fidelity(model, width, args.fidelity_blocks or vqvae.fidelity_blocks)
+            raise ValueError(f"{args.init} has no LR features yet: give --fidelity_width beside the other --fidelity "
+                             "flags")
+        model = with_fidelity(model, width, args.fidelity_blocks or vqvae.fidelity_blocks,
+                              args.fidelity_pixels or vqvae.fidelity_pixels)
     _check_factor(args, model.config)
     return model.requires_grad_(True)
 
@@ -112,7 +115,7 @@ def _fresh_config(args: argparse.Namespace, class_names: tuple[str, ...],
     tokenizer = None
     if file:
         tokenizer = load_tokenizer(file, config.vqvae, scales)
-        features = {"fidelity_width": config.vqvae.fidelity_width, "fidelity_blocks": config.vqvae.fidelity_blocks}
+        features = {name: getattr(config.vqvae, name) for name in FEATURES}
         config = dataclasses.replace(config, vqvae=dataclasses.replace(tokenizer.config, **features))
     elif args.pn:
         config = dataclasses.replace(config, vqvae=dataclasses.replace(config.vqvae, scales=args.pn))

@@ -40,7 +40,8 @@ def build_tokenizer(args: argparse.Namespace) -> VQVAE:
     changes = {name: getattr(args, name) for name in given}
     if args.scales is not None:
         changes["scales"] = args.scales
-    config = dataclasses.replace(preset_config(args.preset, PRESETS).vqvae, fidelity_width=0, **changes)
+    changes |= {"fidelity_width": 0, "fidelity_pixels": 0}  # they belong to the decoder stage
+    config = dataclasses.replace(preset_config(args.preset, PRESETS).vqvae, **changes)
     log.info("from scratch: %s", describe(config))
     return VQVAE(config)
 

@@ -68,6 +68,8 @@ def _add_model(add: Callable[..., Any]) -> None:
     add("--alng", type=bounded(float, 0), help="factor of their gates (1e-5)")
     add("--fidelity_width", type=bounded(int, 1), help="decoder stage: channels of its LR features (those of --init)")
     add("--fidelity_blocks", type=bounded(int, 1), help="decoder stage: their residual blocks per level, likewise")
+    add("--fidelity_pixels", type=bounded(int, 1), help="decoder stage: channels of its correction at full resolution, "
+                                                        "likewise")
 
 
 def _add_data(add: Callable[..., Any]) -> None:
@@ -148,7 +150,8 @@ def _add_machine(add: Callable[..., Any]) -> None:
 _FRESH = ("preset", "depth", "pn", "patch_size", "saln", "vqvae", "ini", "hd", "aln", "alng")
 _CODES = ("ac", "twde", "ls", "wp", "wp0", "wpe", "sche", "opt", "afuse", "error_rate", "scale_balance")
 ONLY_IN: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (("ssim_weight", "adversarial_weight", "adversarial_start", "fidelity_width", "fidelity_blocks"), (DECODER,)),
+    (("ssim_weight", "adversarial_weight", "adversarial_start", "fidelity_width", "fidelity_blocks",
+      "fidelity_pixels"), (DECODER,)),
     ((*_FRESH, *_CODES), (SR, CLASSES)),
     (("data_neg", "negative_share"), (SR,)),
     (("crops", "light", "upsample", "group", "val_data"), (SR, DECODER)),
