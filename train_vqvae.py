@@ -2,14 +2,13 @@
 
 `python train_vqvae.py --preset varsr-tiny --data trainset` or, from the published weights,
 `python train_vqvae.py --init checkpoints/VQVAE.pth --data trainset --batch_size 2 --lr 1e-5`.
-The result, OUTPUT/vqvae.safetensors, is what `train.py --vqvae` takes.
+The result, OUTPUT/vqvae.safetensors, is what `train.py --vqvae` takes. With torchrun it trains on several devices.
 """
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import logging
-import os
 import sys
 from pathlib import Path
 
@@ -35,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     data = parser.add_argument_group("data and course")
     data.add_argument("--data", default="trainset", help="folder of photographs, searched recursively")
+    data.add_argument("--workers", type=bounded(int, 0), default=0, help="processes that draw crops ahead (0: none)")
     data.add_argument("--val_data", help="held-out pictures, or a folder with HR; without it, seeded crops of --data")
     data.add_argument("--val_batch", type=bounded(int, 1), default=32, help="validation crops (default: %(default)s)")
     data.add_argument("--output", default="runs/vqvae", help="folder for states, logs, sheets and the result")
@@ -50,10 +50,10 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--exp_name", default="VQVAE", help="name of the wandb run (default: %(default)s)")
 
     step = parser.add_argument_group("optimisation")
-    step.add_argument("--batch_size", type=bounded(int, 1), default=16)
+    step.add_argument("--batch_size", type=bounded(int, 1), default=16, help="of each process (default: %(default)s)")
     step.add_argument("--lr", type=bounded(float, 0, open_low=True), default=5e-4,
                       help="peak learning rate (default: %(default)s)")
-    step.add_argument("--warmup_iters", type=bounded(int, 0), default=50)
+    step.add_argument("--warmup_iters", type=bounded(int, 0), help="50, or half of a shorter run")
     step.add_argument("--clip", type=bounded(float, 0, open_low=True), default=1.0,
                       help="gradient clip (default: %(default)s)")
     step.add_argument("--ema", type=bounded(float, 0, 1), default=0.999,
@@ -81,37 +81,41 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Parse, build, train."""
     args = build_parser().parse_args(argv)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        print("train_vqvae.py: trains on one device, start it without torchrun", file=sys.stderr)
-        return 1
     import torch
 
-    from dataloader.dataset import PhotoCrops
-    from utils.loop import LoopConfig
-    from utils.perceptual import Perceptual, find_perceptual
-    from utils.tokenizer_cli import build_tokenizer, tokenizer_settings, validation_crops
-    from utils.tokenizer_stage import TokenizerStage
-    from utils.training_cli import run_stage, training_device
-    from utils.training_log import WandBSettings
+    from utils.training_cli import training_device, training_ranks
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.manual_seed(args.seed)
     try:
-        settings, device = tokenizer_settings(args), training_device(args.device)
-        model = build_tokenizer(args)
-        crops = PhotoCrops(args.data, crop_size=model.config.image_size)
-        validation = validation_crops(args, crops, model.config.image_size)
-        perceptual = find_perceptual(device) if settings.perceptual_weight else Perceptual(None, "none, by its weight")
-        logging.info("perceptual loss: %s", perceptual.description)
-        stage = TokenizerStage(model, crops.batch, validation, settings, device, perceptual)
-    except (ValueError, OSError) as error:
+        device = training_device(args.device)
+        ranks = training_ranks(device)
+    except (ValueError, RuntimeError) as error:
         print(f"train_vqvae.py: {error}", file=sys.stderr)
+        return 1
+    logging.basicConfig(level=logging.INFO if ranks.is_main else logging.ERROR, format="%(asctime)s %(message)s")
+    try:
+        return _train(args, device, ranks)
+    finally:
+        ranks.close()
+
+
+def _train(args, device, ranks) -> int:
+    from utils.loop import LoopConfig
+    from utils.tokenizer_cli import build_stage
+    from utils.training_cli import run_stage
+    from utils.training_log import WandBSettings
+
+    try:
+        stage = ranks.together(lambda: build_stage(args, device, ranks))
+    except (ValueError, OSError, RuntimeError) as error:
+        if ranks.is_main:
+            print(f"train_vqvae.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     loop = LoopConfig(Path(args.output), args.max_iters, report_every=args.val_every, save_every=args.save_every,
                       resume=not args.no_resume)
-    record = {"model": dataclasses.asdict(model.config), "init": args.init, "data": args.data,
-              "perceptual": perceptual.description, **dataclasses.asdict(settings)}
-    return run_stage(stage, loop, record, WandBSettings(args.exp_name) if args.wandb_flag else None)
+    record = {"model": dataclasses.asdict(stage.model.config), "init": args.init, "data": args.data,
+              "ranks": ranks.world, "perceptual": stage.perceptual_description, **dataclasses.asdict(stage.settings)}
+    return run_stage(stage, loop, record, WandBSettings(args.exp_name) if args.wandb_flag else None, ranks)
 
 
 if __name__ == "__main__":

@@ -104,8 +104,10 @@ def build_stage(args: argparse.Namespace, device: torch.device) -> tuple[Stage, 
         return torch.rand(batch, 3, side, side, generator=generator)
     if args.stage == TOKENIZER:
         from models.vqvae import VQVAE
+        from utils.pairs import CropSource
         settings = TokenizerSettings(batch_size=args.batch_size, precision=args.dtype, adversarial_start=0.0)
-        return TokenizerStage(VQVAE(config.vqvae), sample, torch.rand(1, 3, side, side), settings, device), config.name
+        crops = CropSource(sample)
+        return TokenizerStage(VQVAE(config.vqvae), crops, torch.rand(1, 3, side, side), settings, device), config.name
     model = VARSR(config)
     initialize(model)
     model.transformer.checkpointing = args.checkpointing
@@ -171,7 +173,7 @@ def attach(clock: StageClock, stage: Stage) -> None:
     from utils.tokenizer_stage import TokenizerStage
     if isinstance(stage, TokenizerStage):
         module = tokenizer_stage
-        clock.wrap(stage, "sample", lambda *_: DATA)
+        clock.wrap(stage.crops, "draw", lambda *_: DATA)
         for owner, name in ((stage.model, "encode"), (stage.model.quantizer, "forward"),
                             (stage.model, "decode_unclamped"), (stage, "_loss")):
             clock.wrap(owner, name, lambda *_: FORWARD)

@@ -18,7 +18,7 @@ WORD = 2 ** 64
 class Stream(IntEnum):
     """What random numbers are for; each purpose has its own at every position."""
 
-    ORDER, CROP, FLIP, CLASS, NEGATIVE, DEGRADATION, UNCONDITIONAL, REFINER = range(8)
+    ORDER, CROP, FLIP, CLASS, NEGATIVE, DEGRADATION, UNCONDITIONAL, REFINER, SCALES = range(9)
 
 
 def random_at(seed: int, stream: Stream, position: int) -> np.random.Generator:

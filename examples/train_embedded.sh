@@ -25,7 +25,7 @@ PRESET=${PRESET:-varsr-tiny}
 VAL_DATA=${VAL_DATA:-testset/sample}
 DEVICE=${DEVICE:-auto}
 SEED=${SEED:-0}
-WORKERS=${WORKERS:-8}  # processes that draw crops for the transformer
+WORKERS=${WORKERS:-8}  # processes that draw crops ahead
 GROUP=${GROUP:-16}     # samples that are degraded together
 TOKENIZER_ITERS=${TOKENIZER_ITERS:-5000} TOKENIZER_BATCH=${TOKENIZER_BATCH:-64}
 SR_ITERS=${SR_ITERS:-8000} SR_BATCH=${SR_BATCH:-64}
@@ -35,7 +35,7 @@ ADVERSARIAL_ITERS=${ADVERSARIAL_ITERS:-1000}
 photographs=(--data "$data" --val_data "$VAL_DATA" --device "$DEVICE" --seed "$SEED")
 degraded=(--light 0.3 --upsample bicubic --group "$GROUP")
 
-"$PYTHON" train_vqvae.py --preset "$PRESET" "${photographs[@]}" --output "$output/tokenizer" \
+"$PYTHON" train_vqvae.py --preset "$PRESET" "${photographs[@]}" --output "$output/tokenizer" --workers "$WORKERS" \
     --max_iters "$TOKENIZER_ITERS" --batch_size "$TOKENIZER_BATCH" --lr 8e-4 --adversarial_weight 0 --scale_dropout 0
 "$PYTHON" train.py --stage sr --preset "$PRESET" --vqvae "$output/tokenizer/vqvae.safetensors" "${photographs[@]}" \
     "${degraded[@]}" --output "$output/sr" --max_iters "$SR_ITERS" --batch_size "$SR_BATCH" --workers "$WORKERS" \

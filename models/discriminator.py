@@ -1,6 +1,8 @@
 """Patch discriminator for the adversarial part of decoder training (Isola et al., pix2pix, section 3.2)."""
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,8 +40,14 @@ def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, bound: float = 1e4) -> Tensor:
-    """Weight that lets both losses pull equally at the decoder's last layer (VQGAN, eq. 7)."""
-    of_reconstruction = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0].norm()
-    of_adversarial = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0].norm()
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, bound: float = 1e4,
+                    average_: Callable[[list[Tensor]], None] | None = None) -> Tensor:
+    """Weight that lets both losses pull equally at the decoder's last layer (VQGAN, eq. 7).
+
+    average_: for training on several devices: puts the means of all into the gradients of one.
+    """
+    gradients = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (reconstruction, adversarial)]
+    if average_ is not None:
+        average_(gradients)
+    of_reconstruction, of_adversarial = (gradient.norm() for gradient in gradients)
     return (of_reconstruction / (of_adversarial + 1e-4)).clamp(max=bound).detach()

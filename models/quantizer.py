@@ -5,7 +5,7 @@ over. `f_hat` is the sum of what the codes say so far, always at the full N x N.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,12 +107,13 @@ class MultiScaleQuantizer(nn.Module):
                 inputs.append(self.next_input(f_hat, scale + 1))
         return Quantized(codes, f_hat, residual_last, torch.cat(inputs, dim=1))
 
-    def forward(self, latent: Tensor, commitment: float,
-                kept: Tensor | None = None) -> tuple[Tensor, Tensor, Quantized]:
+    def forward(self, latent: Tensor, commitment: float, kept: Tensor | None = None,
+                sum_: Callable[[Tensor], None] | None = None) -> tuple[Tensor, Tensor, Quantized]:
         """Training pass with straight-through gradients.
 
         latent: (B, c, N, N). kept: (B,) how many scales of each row are passed on; all by default. The losses are
         those of all scales in any case, so that leaving scales out teaches what reads the sum, not the codes.
+        sum_: for training on several devices: puts the sum of all in the place of a tensor, for `code_usage`.
         Returns the straight-through f_hat, the codebook + commitment loss (mean over the scales, VQVAE eq. 3 at
         every scale) and the detached `Quantized`. `code_usage` follows as a moving average.
         """
@@ -125,16 +126,19 @@ class MultiScaleQuantizer(nn.Module):
             codes.append(self.quantize_scale(residual_last, scale))
             f_hat = f_hat + self.contribution(self.lookup(codes[-1], scale), scale)
             loss = loss + F.mse_loss(f_hat, target) + commitment * F.mse_loss(latent, f_hat.detach())
-            self._count(codes[-1], scale)
             whole = f_hat.detach()
             passed_on = whole if kept is None else torch.where((kept > scale)[:, None, None, None], whole, passed_on)
+        self._count(codes, sum_)
         straight_through = latent + (passed_on - target)
         return straight_through, loss / len(self.scales), Quantized(codes, f_hat.detach(), residual_last)
 
     @torch.no_grad()
-    def _count(self, codes: Tensor, scale: int) -> None:
-        hits = torch.bincount(codes.flatten(), minlength=self.codebook.num_embeddings).float()
-        self.code_usage[scale].lerp_(hits, 1 - USAGE_DECAY)
+    def _count(self, codes: list[Tensor], sum_: Callable[[Tensor], None] | None) -> None:
+        hits = torch.stack([torch.bincount(of_scale.flatten(), minlength=self.codebook.num_embeddings)
+                            for of_scale in codes]).float()
+        if sum_ is not None:
+            sum_(hits)
+        self.code_usage.lerp_(hits, 1 - USAGE_DECAY)
 
     @torch.no_grad()
     def revive_dead_codes(self, latent: Tensor, threshold: float, generator: torch.Generator | None = None) -> Tensor:

@@ -15,8 +15,9 @@ from models.vqvae import VQVAE
 from utils.decoder_stage import DecoderSettings, DecoderStage
 from utils.held_out import HeldOut
 from utils.optim import parameter_groups
-from utils.pairs import PairSource
+from utils.pairs import CropSource, PairSource
 from utils.perceptual import Perceptual
+from utils.ranks import Ranks
 from utils.tokenizer_stage import TokenizerSettings, TokenizerStage
 from utils.transformer_stage import NO_DECAY, TransformerSettings, TransformerStage
 from utils.validation import Validation, ValidationSettings
@@ -54,12 +55,13 @@ def fresh_model() -> VARSR:
     return model
 
 
-def tokenizer_stage(perceptual: Perceptual | None = None, **changes: float) -> TokenizerStage:
+def tokenizer_stage(perceptual: Perceptual | None = None, ranks: Ranks | None = None, **changes: float) -> TokenizerStage:
     torch.manual_seed(0)
     settings = TokenizerSettings(**{"batch_size": 8, "max_iters": 60, "warmup_iters": 5, "learning_rate": 3e-3,
                                     "precision": "fp32", "revive_every": 10, **changes})
     validation = blobs(8, torch.Generator().manual_seed(9))
-    return TokenizerStage(VQVAE(PRESETS["varsr-debug"].vqvae), blobs, validation, settings, CPU, perceptual)
+    return TokenizerStage(VQVAE(PRESETS["varsr-debug"].vqvae), CropSource(blobs), validation, settings, CPU, perceptual,
+                          ranks)
 
 
 def transformer_stage() -> TransformerStage:
@@ -154,9 +156,9 @@ def test_the_perceptual_loss_is_weighed_in() -> None:
 
 def test_last_scales_are_left_out_of_some_rows() -> None:
     stage = tokenizer_stage(scale_dropout=0.5, max_dropped=2)
-    kept = torch.cat([stage._kept_scales(1000), stage._kept_scales(1000)])
+    kept = torch.cat([stage._kept_scales(1000, 0), stage._kept_scales(1000, 1)])
     assert set(kept.tolist()) == {1, 2, 3} and 0.45 < (kept == 3).float().mean() < 0.55
-    assert torch.equal(tokenizer_stage(scale_dropout=0.0)._kept_scales(50), torch.full((50,), 3))
+    assert torch.equal(tokenizer_stage(scale_dropout=0.0)._kept_scales(50, 0), torch.full((50,), 3))
 
 
 def test_dead_codes_are_revived_while_it_trains(tmp_path: Path) -> None:
@@ -172,6 +174,18 @@ def test_dead_codes_are_revived_while_it_trains(tmp_path: Path) -> None:
         for model in (stage.model, stage.average.model):  # the averaged codes do not linger at their old places
             assert (model.quantizer.codebook.weight[4:].abs().max() < 10) == (revive_every == 10)
     assert used[10] > used[1000]
+
+
+def test_revived_codes_are_those_of_the_main_process() -> None:
+    class OfTheMain(Ranks):
+        def share_(self, tensor: Tensor) -> None:
+            tensor.fill_(7.0)
+    stage = tokenizer_stage(revive_every=2, ranks=OfTheMain())
+    with torch.no_grad():
+        stage.model.quantizer.codebook.weight[4:] = 100.0
+    assert [stage.train_step(i)["revived"] for i in range(2)][1] >= 28
+    for model in (stage.model, stage.average.model):
+        assert (model.quantizer.codebook.weight[4:] == 7).all(1).sum() >= 28
 
 
 def test_a_state_without_discriminator_is_refused() -> None:

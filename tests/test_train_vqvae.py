@@ -2,7 +2,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +30,21 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(photos: Path, output: Path, *flags: object) -> int:
+def flags(photos: Path, output: Path, *more: object) -> list[str]:
     common = ("--data", photos, "--output", output, "--max_iters", 8, "--batch_size", 4, "--warmup_iters", 2,
               "--val_batch", 4, "--save_every", 4, "--val_every", 8, "--revive_every", 3, "--precision", "fp32",
               "--device", "cpu", "--perceptual_weight", 0)
-    return script.main([str(flag) for flag in (*common, *flags)])
+    return [str(flag) for flag in (*common, *more)]
+
+
+def run(photos: Path, output: Path, *more: object) -> int:
+    return script.main(flags(photos, output, *more))
+
+
+def torchrun(line: list[str], processes: int = 2) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+                           str(processes), script.__file__, *line], env={**os.environ, "OMP_NUM_THREADS": "1"},
+                          capture_output=True, text=True, timeout=240)
 
 
 @pytest.fixture(scope="module")
@@ -73,24 +86,24 @@ def test_it_goes_on_from_a_file(finished: Path, photos: Path, tmp_path: Path) ->
 
 
 def test_the_next_stage_takes_its_scales_from_the_file(finished: Path, photos: Path, tmp_path: Path) -> None:
-    flags = ("--stage", "sr", "--preset", "varsr-debug", "--vqvae", finished / "vqvae.safetensors", "--data", photos,
+    line = ("--stage", "sr", "--preset", "varsr-debug", "--vqvae", finished / "vqvae.safetensors", "--data", photos,
              "--val_data", photos, "--output", tmp_path, "--max_iters", 2, "--batch_size", 2, "--fp16", 0, "--wp", 0,
              "--device", "cpu")
-    assert train.main([str(flag) for flag in flags]) == 0
+    assert train.main([str(flag) for flag in line]) == 0
     report = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
     assert set(report) >= {"psnr_y", "ssim_y", "gmsd", "high_frequency", "psnr_y_bicubic", "accuracy_3",
                            "forced_accuracy_4"}
     assert json.loads((tmp_path / "config.json").read_text())["vqvae"]["scales"] == [1, 3, 4]
 
 
-@pytest.mark.parametrize("flags, said", [
+@pytest.mark.parametrize("more, said", [
     (("--init", "nowhere.safetensors"), "nowhere.safetensors"), (("--preset", "none"), "unknown preset"),
     ((*SHAPE, "--scales", "4"), "at least two sides"), ((*SHAPE, "--warmup_iters", 9), "warm-up of 9"),
     ((*SHAPE, "--val_data", "nowhere"), "nowhere"), ((*SHAPE, "--data", "nowhere"), "nowhere"),
     ((*SHAPE, "--scales", "1,2,40"), "320x320")])
 def test_mistakes_are_told_in_one_line(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
-                                       flags: tuple, said: str) -> None:
-    assert run(photos, tmp_path, *flags) == 1
+                                       more: tuple, said: str) -> None:
+    assert run(photos, tmp_path, *more) == 1
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
 
@@ -112,10 +125,32 @@ def test_flags_as_the_published_command_lines_write_them() -> None:
             parse(wrong)
 
 
-def test_torchrun_is_refused(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
-                             monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert run(photos, tmp_path, *SHAPE) == 1 and "without torchrun" in capsys.readouterr().err
+@pytest.mark.slow
+def test_two_processes_take_the_same_steps(photos: Path, tmp_path: Path) -> None:
+    """But for what belongs to a row's place in its batch (rows that stay continuous or lose scales)."""
+    same = (*SHAPE, "--continuous_share", 0, "--scale_dropout", 0, "--max_iters", 12, "--adversarial_start", 0.5,
+            "--revive_every", 100)
+    assert run(photos, tmp_path / "alone", *same, "--batch_size", 4, "--workers", 1) == 0
+    finished = torchrun(flags(photos, tmp_path / "two", *same, "--batch_size", 2))
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    lines = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+             for name in ("two", "alone")]
+    two, alone = ([{key: line[key] for key in ("loss", "discriminator", "adaptive_weight", "samples_per_second")}
+                   for line in of_run if line["event"] == "train"][-1] for of_run in lines)
+    assert two["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+    assert two["discriminator"] == pytest.approx(alone["discriminator"], rel=1e-4)
+    assert two["adaptive_weight"] == pytest.approx(alone["adaptive_weight"], rel=1e-3)
+    weights, expected = (load_tokenizer(tmp_path / run_name / "vqvae.safetensors").state_dict()
+                         for run_name in ("two", "alone"))
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_workers_draw_the_same_crops_for_any_number(photos: Path, tmp_path: Path) -> None:
+    for workers in (1, 2):
+        assert run(photos, tmp_path / str(workers), *SHAPE, "--workers", workers, "--max_iters", 3) == 0
+    one, two = ((tmp_path / name / "vqvae.safetensors").read_bytes() for name in "12")
+    assert one == two
 
 
 def test_shape_flags_beside_init_are_refused(finished: Path, photos: Path, tmp_path: Path,

@@ -15,6 +15,7 @@ from models.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
 
 from .optim import clipped_step, parameter_groups, set_rates
 from .precision import autocast
+from .ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,12 @@ class AdversarySettings:
 
 
 class Adversary:
-    """A discriminator in training. conditional: it sees the LR picture beside the one it judges."""
+    """A discriminator in training. conditional: it sees the LR picture beside the one it judges. ranks: those that
+    train it together, each on pictures of its own."""
 
-    def __init__(self, settings: AdversarySettings, device: torch.device, conditional: bool) -> None:
-        self.settings, self.device = settings, device
+    def __init__(self, settings: AdversarySettings, device: torch.device, conditional: bool,
+                 ranks: Ranks | None = None) -> None:
+        self.settings, self.device, self.ranks = settings, device, ranks or Ranks()
         self.discriminator = PatchDiscriminator(conditional=conditional).to(
             device, memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(parameter_groups(self.discriminator, settings.weight_decay),
@@ -53,7 +56,8 @@ class Adversary:
         self.discriminator.requires_grad_(False)
         with autocast(self.device, self.settings.precision):
             loss = -self.discriminator(decoded, lr).float().mean()
-        weight = adaptive_weight(self.scaler.scale(own_loss), self.scaler.scale(loss), last_layer)
+        weight = adaptive_weight(self.scaler.scale(own_loss), self.scaler.scale(loss), last_layer,
+                                 average_=self.ranks.average_)
         metrics["adversarial"], metrics["adaptive_weight"] = loss.item(), weight.item()
         return self.settings.weight * weight * loss
 
@@ -67,7 +71,9 @@ class Adversary:
                                         None if lr is None else torch.cat([lr, lr])).float()
         loss = hinge_loss(*logits.chunk(2))
         self.scaler.scale(loss).backward()
-        clipped_step(self.optimizer, self.discriminator.parameters(), settings.clip, self.scaler)
+        parameters = list(self.discriminator.parameters())
+        self.ranks.average_([parameter.grad for parameter in parameters])
+        clipped_step(self.optimizer, parameters, settings.clip, self.scaler)
         return loss.item()
 
     def state_dict(self) -> dict[str, Any]:

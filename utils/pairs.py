@@ -35,6 +35,17 @@ class DrawnOnDemand:
         """Nothing to do."""
 
 
+class CropSource(DrawnOnDemand):
+    """Draws pictures alone, for the tokenizer."""
+
+    def __init__(self, sample: Sampler) -> None:
+        self.sample = sample
+
+    def draw(self, batch: int, generator: torch.Generator, device: torch.device) -> Tensor:
+        """(B, 3, S, S) in [0, 1] on `device`."""
+        return self.sample(batch, generator).to(device)
+
+
 class PairSource(DrawnOnDemand):
     """Draws pairs; a share of them are negatives for image-based guidance (VARSR, section 3.3).
 

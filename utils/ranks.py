@@ -4,9 +4,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch.distributed as dist
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # one rank may wait for another through the whole of a huge picture
@@ -59,6 +62,27 @@ class Ranks:
         numbers = torch.tensor(list(values.values()), dtype=torch.float64)
         dist.all_reduce(numbers)
         return dict(zip(values, (numbers / self.world).tolist(), strict=True))
+
+    def average_(self, tensors: Sequence[Tensor]) -> None:
+        """Put means over the ranks in place of tensors of one type that every rank has in the same order."""
+        if self.world == 1:
+            return
+        import torch
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        dist.all_reduce(flat)
+        flat /= self.world
+        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def sum_(self, tensor: Tensor) -> None:
+        """Put the sum over the ranks in its place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+
+    def share_(self, tensor: Tensor) -> None:
+        """Put the main rank's values in its place."""
+        if self.world > 1:
+            dist.broadcast(tensor, 0)
 
     def together(self, step: Callable[[], T]) -> T:
         """Run a step on every rank. Where it fails on one it fails on all: with the rank's own error, or its text."""

@@ -10,13 +10,19 @@ import torch
 from torch import Tensor
 
 from dataloader.dataset import PhotoCrops
+from dataloader.loader import BatchLoader
 from models.config import PRESETS, VQVAEConfig
 from models.tokenizer_file import load_tokenizer
 from models.vqvae import VQVAE
 
 from .held_out import SEED, windows
+from .loaded_pairs import LoadedCrops
+from .pairs import CropSource
+from .perceptual import Perceptual, find_perceptual
+from .ranks import Ranks
+from .schedule import short_warmup
 from .starting_model import preset_config
-from .tokenizer_stage import TokenizerSettings
+from .tokenizer_stage import TokenizerSettings, TokenizerStage
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +31,26 @@ SHAPE_FLAGS = ("stem", "multipliers", "base_width", "res_blocks", "latent_channe
 # Flags that are fields of TokenizerSettings under the same name.
 SETTING_FLAGS = ("batch_size", "max_iters", "commitment", "continuous_share", "scale_dropout", "max_dropped",
                  "perceptual_weight", "adversarial_weight", "adversarial_start", "revive_every", "ema", "precision",
-                 "seed", "clip", "warmup_iters", "val_batch")
+                 "seed", "clip", "val_batch")
+
+
+def build_stage(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> TokenizerStage:
+    """All that the flags describe, ready to train. Raises ValueError or OSError for flags or files that do not fit."""
+    settings, model = tokenizer_settings(args), build_tokenizer(args)
+    crops = PhotoCrops(args.data, crop_size=model.config.image_size)
+    validation = validation_crops(args, crops, model.config.image_size)
+    perceptual = find_perceptual(device) if settings.perceptual_weight else Perceptual(None, "none, by its weight")
+    log.info("perceptual loss: %s", perceptual.description)
+    return TokenizerStage(model, _source(args, crops, device, ranks), validation, settings, device, perceptual, ranks)
+
+
+def _source(args: argparse.Namespace, crops: PhotoCrops, device: torch.device,
+            ranks: Ranks) -> CropSource | LoadedCrops:
+    """Crops on demand, or, with workers or several ranks, by their numbers in a row that ranks share."""
+    if not args.workers and ranks.world == 1:
+        return CropSource(crops.batch)
+    return LoadedCrops(BatchLoader(crops, args.batch_size, seed=args.seed, rank=ranks.rank, ranks=ranks.world,
+                                   workers=args.workers, pin_memory=device.type == "cuda"))
 
 
 def build_tokenizer(args: argparse.Namespace) -> VQVAE:
@@ -55,7 +80,11 @@ def describe(config: VQVAEConfig) -> str:
 
 def tokenizer_settings(args: argparse.Namespace) -> TokenizerSettings:
     """Hyper-parameters from the flags. Raises ValueError."""
-    return TokenizerSettings(learning_rate=args.lr, **{name: getattr(args, name) for name in SETTING_FLAGS})
+    warmup = args.warmup_iters
+    if warmup is None:
+        warmup = short_warmup(TokenizerSettings.warmup_iters, args.max_iters)
+    return TokenizerSettings(learning_rate=args.lr, warmup_iters=warmup,
+                             **{name: getattr(args, name) for name in SETTING_FLAGS})
 
 
 def validation_crops(args: argparse.Namespace, crops: PhotoCrops, size: int) -> Tensor:

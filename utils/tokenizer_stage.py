@@ -16,18 +16,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dataloader.order import Stream, generator_at
 from models.tokenizer_file import TOKENIZER_WEIGHTS, write_tokenizer
 from models.vqvae import VQVAE
 
 from .adversary import Adversary, AdversarySettings
 from .grid import write_grid
+from .loaded_pairs import LoadedCrops
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
-from .pairs import Sampler
+from .pairs import CropSource
 from .perceptual import Perceptual
 from .precision import autocast
 from .progress import timed
+from .ranks import Ranks
 from .reconstruction import psnr, reconstruct
-from .schedule import Schedule, short_warmup
+from .schedule import Schedule
 
 LATE = 0.1  # of the peak learning rate: below it codes are no longer moved
 NO_DECAY = ("codebook",)
@@ -75,21 +78,26 @@ class TokenizerSettings:
 class TokenizerStage:
     """See `loop.Stage`. Keeps a moving average of the weights, which is what it validates and exports."""
 
-    def __init__(self, model: VQVAE, sample: Sampler, validation: Tensor, settings: TokenizerSettings,
-                 device: torch.device, perceptual: Perceptual | None = None) -> None:
-        """`validation`: held-out crops (M, 3, S, S) in [0, 1]. `perceptual`: see `find_perceptual`; none by default."""
-        self.settings, self.device, self.sample = settings, device, sample
+    def __init__(self, model: VQVAE, crops: CropSource | LoadedCrops, validation: Tensor, settings: TokenizerSettings,
+                 device: torch.device, perceptual: Perceptual | None = None, ranks: Ranks | None = None) -> None:
+        """`validation`: held-out crops (M, 3, S, S) in [0, 1]. `perceptual`: see `find_perceptual`; none by default.
+        ranks: processes that train it together: each must be given the same model and crops of its own
+        (`LoadedCrops`). Gradients are averaged after the backward pass: one step calls several parts of the model, not
+        one forward that DDP could wrap."""
+        self.settings, self.device, self.crops, self.ranks = settings, device, crops, ranks or Ranks()
         self.best_metric = (f"psnr_{model.config.side}", 1.0)
         self.model = model.to(device, memory_format=torch.channels_last).train().requires_grad_(True)
+        self.parameters = list(self.model.parameters())
         self.validation = validation[:settings.val_batch].to(device) * 2 - 1
         used = perceptual is not None and perceptual.network is not None and settings.perceptual_weight > 0
         self.perceptual = perceptual if used else None
+        self.perceptual_description = "none" if perceptual is None else perceptual.description
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay, NO_DECAY),
                                            lr=settings.learning_rate, betas=settings.betas, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, init_scale=settings.loss_scale,
                                            enabled=settings.precision == "fp16")
-        self.schedule = Schedule("cos", settings.max_iters, short_warmup(settings.warmup_iters, settings.max_iters))
+        self.schedule = Schedule("cos", settings.max_iters, settings.warmup_iters)
         self.average = MovingAverage(model, settings.ema)
         self.adversary = None
         if settings.adversarial_weight > 0:
@@ -97,42 +105,46 @@ class TokenizerStage:
                 AdversarySettings(settings.adversarial_weight, round(settings.adversarial_start * settings.max_iters),
                                   learning_rate=settings.learning_rate, weight_decay=settings.weight_decay,
                                   betas=settings.betas, clip=settings.clip, precision=settings.precision,
-                                  loss_scale=settings.loss_scale), device, conditional=False)
+                                  loss_scale=settings.loss_scale), device, conditional=False, ranks=self.ranks)
 
     def train_step(self, iteration: int) -> dict[str, float]:
         """One step on a fresh batch, and one of the discriminator once it takes part."""
         settings, rate = self.settings, self.schedule.rate(iteration)
-        image, wait = timed(self.sample, settings.batch_size, self.generator)
-        image = image.to(self.device) * 2 - 1
+        crops, wait = timed(self.crops.draw, settings.batch_size, self.generator, self.device)
+        image = crops * 2 - 1
         set_rates(self.optimizer, settings.learning_rate * rate, settings.weight_decay)
         continuous = round(settings.continuous_share * len(image))
-        kept = self._kept_scales(len(image))
+        kept = self._kept_scales(len(image), iteration)
         with autocast(self.device, settings.precision):
             latent = self.model.encode(image).float()
-            quantized, code_loss, _ = self.model.quantizer(latent, settings.commitment, kept.to(self.device))
+            quantized, code_loss, _ = self.model.quantizer(latent, settings.commitment, kept.to(self.device),
+                                                             self.ranks.sum_)
             decoded = self.model.decode_unclamped(torch.cat([latent[:continuous], quantized[continuous:]])).float()
         metrics = {"lr": settings.learning_rate * rate, "wait": wait, "samples": float(len(image))}
         loss = self._loss(decoded, image, code_loss, iteration, metrics)
         self.scaler.scale(loss).backward()
-        metrics["grad_norm"] = clipped_step(self.optimizer, self.model.parameters(), settings.clip, self.scaler)
+        self.ranks.average_([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+        metrics["grad_norm"] = clipped_step(self.optimizer, self.parameters, settings.clip, self.scaler)
         if self._adversarial(iteration):
             metrics["discriminator"] = self.adversary.step(decoded, image, None, rate)
         metrics["revived"] = float(self._revive(latent.detach(), iteration, rate, metrics["grad_norm"]))
         self.average.update(self.model, iteration)
         whole = kept == len(self.model.config.scales)
         whole[:continuous] = False
-        if whole.any():  # the rows that say what the codes can do
-            metrics["psnr"] = psnr(decoded.detach()[whole], image[whole])
+        # of the rows that say what the codes can do
+        metrics["psnr"] = psnr(decoded.detach()[whole], image[whole]) if whole.any() else math.nan
         return metrics
 
-    def _kept_scales(self, batch: int) -> Tensor:
+    def _kept_scales(self, batch: int, iteration: int) -> Tensor:
         """How many scales each row (B,) keeps: all, or, for some, all but the last few. The first one always stays."""
         scales = len(self.model.config.scales)
         most = min(self.settings.max_dropped, scales - 1)
         if not most or not self.settings.scale_dropout:
             return torch.full((batch,), scales)
-        chosen = torch.rand(batch, generator=self.generator) < self.settings.scale_dropout
-        dropped = torch.randint(1, most + 1, (batch,), generator=self.generator)
+        place = iteration * self.ranks.world + self.ranks.rank
+        generator = generator_at(self.settings.seed, Stream.SCALES, place)
+        chosen = torch.rand(batch, generator=generator) < self.settings.scale_dropout
+        dropped = torch.randint(1, most + 1, (batch,), generator=generator)
         return scales - dropped * chosen
 
     def _adversarial(self, iteration: int) -> bool:
@@ -162,12 +174,18 @@ class TokenizerStage:
             return 0
         quantizer = self.model.quantizer
         moved = quantizer.revive_dead_codes(latent, self.settings.revive_threshold, self.generator)
-        with torch.no_grad():  # between its old and its new place an averaged code would mean nothing
-            self.average.model.quantizer.codebook.weight[moved] = quantizer.codebook.weight[moved]
+        with torch.no_grad():
+            places = quantizer.codebook.weight[moved]
+            self.ranks.share_(places)
+            quantizer.codebook.weight[moved] = places
+            # between its old and its new place an averaged code would mean nothing
+            self.average.model.quantizer.codebook.weight[moved] = places
         return len(moved)
 
     def report(self, folder: Path, iteration: int) -> dict[str, float]:
         """The averaged model on held-out crops (`Reconstruction.values`), codes in use while training; a sheet."""
+        if not self.ranks.is_main:
+            return {}
         model = self.average.model
         result = reconstruct(model, self.validation, self.settings.precision, self.settings.batch_size)
         write_grid(folder / "sheets" / f"{iteration:07d}.png", [(row + 1) / 2 for row in result.rows])
@@ -175,12 +193,12 @@ class TokenizerStage:
         return {**result.values, "codes_alive": float(alive.sum())}
 
     def state_dict(self) -> dict[str, Any]:
-        """Configuration, model, average, optimiser, loss scale, discriminator and generator."""
+        """Configuration, model, average, optimiser, loss scale, discriminator, generator and data position."""
         return {"config": dataclasses.asdict(self.model.config), "model": self.model.state_dict(),
                 "average": self.average.model.state_dict(), "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "adversary": None if self.adversary is None else self.adversary.state_dict(),
-                "generator": self.generator.get_state()}
+                "generator": self.generator.get_state(), "data": self.crops.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`. Raises ValueError for the state of another tokenizer, or where only one of both
@@ -198,7 +216,9 @@ class TokenizerStage:
         if self.adversary is not None:
             self.adversary.load_state_dict(state["adversary"])
         self.generator.set_state(state["generator"])
+        self.crops.load_state_dict(state["data"])
 
     def export(self, folder: Path) -> None:
         """The averaged weights as a tokenizer file of its own."""
-        write_tokenizer(self.average.model, folder / TOKENIZER_WEIGHTS)
+        if self.ranks.is_main:
+            write_tokenizer(self.average.model, folder / TOKENIZER_WEIGHTS)
