@@ -55,7 +55,8 @@ def fresh_model() -> VARSR:
     return model
 
 
-def tokenizer_stage(perceptual: Perceptual | None = None, ranks: Ranks | None = None, **changes: float) -> TokenizerStage:
+def tokenizer_stage(perceptual: Perceptual | None = None, ranks: Ranks | None = None,
+                    **changes: float) -> TokenizerStage:
     torch.manual_seed(0)
     settings = TokenizerSettings(**{"batch_size": 8, "max_iters": 60, "warmup_iters": 5, "learning_rate": 3e-3,
                                     "precision": "fp32", "revive_every": 10, **changes})
