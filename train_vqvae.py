@@ -41,8 +41,12 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--max_iters", type=bounded(int, 1), default=2000)
     data.add_argument("--val_every", "--report_every", dest="val_every", type=bounded(int, 1), default=500,
                       help="iterations between validations and sheets (default: %(default)s)")
+    data.add_argument("--log_every", type=bounded(int, 1), default=20, help="iterations between lines of the log")
     data.add_argument("--save_every", type=bounded(int, 1), default=500, help="iterations between saved states")
-    data.add_argument("--no_resume", action="store_true", help="start over instead of resuming from --output")
+    data.add_argument("--keep", type=bounded(int, 1), default=2, help="states that are kept, beside the best one")
+    data.add_argument("--resume", choices=("auto", "no"), default="auto",
+                      help="go on from the last state in --output, or start over")
+    data.add_argument("--no_resume", dest="resume", action="store_const", const="no", help=argparse.SUPPRESS)
     data.add_argument("--device", default="auto")
     data.add_argument("--seed", type=int, default=0)
     data.add_argument("--wandb_flag", type=boolean, nargs="?", const=True, default=False,
@@ -111,8 +115,8 @@ def _train(args, device, ranks) -> int:
         if ranks.is_main:
             print(f"train_vqvae.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    loop = LoopConfig(Path(args.output), args.max_iters, report_every=args.val_every, save_every=args.save_every,
-                      resume=not args.no_resume)
+    loop = LoopConfig(Path(args.output), args.max_iters, log_every=args.log_every, report_every=args.val_every,
+                      save_every=args.save_every, keep=args.keep, resume=args.resume == "auto")
     record = {"model": dataclasses.asdict(stage.model.config), "init": args.init, "data": args.data,
               "ranks": ranks.world, "perceptual": stage.perceptual_description, **dataclasses.asdict(stage.settings)}
     return run_stage(stage, loop, record, WandBSettings(args.exp_name) if args.wandb_flag else None, ranks)

@@ -205,10 +205,10 @@ class TokenizerStage:
         runs has a discriminator."""
         if state["config"] != dataclasses.asdict(self.model.config):
             raise ValueError("the state saved in --output is of a tokenizer of another shape: resume with the flags of "
-                             "that run, take another --output, or start over with --no_resume")
+                             "that run, take another --output, or start over with --resume no")
         if (state["adversary"] is None) != (self.adversary is None):
             raise ValueError("the saved state and --adversarial_weight disagree on whether there is a discriminator: "
-                             "resume with the flags of the run, or start over with --no_resume")
+                             "resume with the flags of the run, or start over with --resume no")
         self.model.load_state_dict(state["model"])
         self.average.model.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
