@@ -21,6 +21,7 @@ CHROMINANCE = (
     47, 66, 99, 99, 99, 99, 99, 99) + (99,) * 32
 BLOCK = 8
 CENTRE = 128.0
+HALF = 1e-4  # above float32's error: sums of integers fall on halves, and no processor shall decide which way they go
 TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168735892, -0.331264108, 0.5), (0.5, -0.418687589, -0.081312411))
 TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136286, -0.714136286), (1.0, 1.772, 0.0))
 
@@ -47,15 +48,21 @@ def quantization_tables(base: tuple[int, ...], quality: Tensor) -> Tensor:
     return torch.floor((table * scale + 50) / 100).clamp(1, 255)
 
 
+def _rounded(levels: Tensor) -> Tensor:
+    """Whole levels; halves go up, as in libjpeg's fixed-point arithmetic."""
+    return torch.floor(levels + (0.5 + HALF))
+
+
 def _through_dct(plane: Tensor, table: Tensor) -> Tensor:
     """Quantise a plane (B, H, W), sides multiples of 8, in the DCT domain; integer levels in and out."""
     matrix = _dct_matrix(plane.device)
     rows, columns = plane.shape[-2] // BLOCK, plane.shape[-1] // BLOCK
     blocks = (plane - CENTRE).unflatten(1, (rows, BLOCK)).unflatten(3, (columns, BLOCK)).transpose(2, 3)
     table = table[:, None, None]
-    coefficients = torch.round(matrix @ blocks @ matrix.T / table) * table
+    coefficients = matrix @ blocks @ matrix.T / table
+    coefficients = torch.round(coefficients + HALF * coefficients.sign()) * table  # halves go away from zero
     blocks = matrix.T @ coefficients @ matrix
-    return (blocks.transpose(2, 3).flatten(3, 4).flatten(1, 2) + CENTRE).round().clamp(0, 255)
+    return (blocks.transpose(2, 3).flatten(3, 4).flatten(1, 2) + CENTRE).clamp(0, 255)
 
 
 def _convert(image: Tensor, matrix: tuple[tuple[float, ...], ...]) -> Tensor:
@@ -72,8 +79,8 @@ def jpeg(images: Tensor, quality: Tensor) -> Tensor:
     levels = (images.float().clamp(0, 1) * 255).round()
     levels = F.pad(levels, (0, -width % step, 0, -height % step), mode="replicate")
     ycbcr = _convert(levels, TO_YCBCR)
-    luma, chroma = ycbcr[:, 0].round(), ycbcr[:, 1:] + CENTRE
-    chroma = F.avg_pool2d(chroma.round(), 2).round().clamp(0, 255)
+    luma, chroma = _rounded(ycbcr[:, 0]), _rounded(ycbcr[:, 1:] + CENTRE)
+    chroma = F.avg_pool2d(chroma, 2).round().clamp(0, 255)  # exact halves: up and down alike, as libjpeg has them
     quality = quality.float().round()
     tables = [quantization_tables(base, quality).to(images.device, non_blocking=True)
               for base in (LUMINANCE, CHROMINANCE)]
@@ -82,4 +89,4 @@ def jpeg(images: Tensor, quality: Tensor) -> Tensor:
     # libjpeg's "fancy" up-sampling weighs neighbours 3:1, which is what bilinear interpolation does at a factor of 2
     chroma = F.interpolate(chroma, scale_factor=2.0, mode="bilinear", align_corners=False)
     rgb = _convert(torch.cat([luma[:, None], chroma - CENTRE], dim=1), TO_RGB)
-    return rgb[..., :height, :width].round().clamp(0, 255) / 255
+    return _rounded(rgb[..., :height, :width]).clamp(0, 255) / 255

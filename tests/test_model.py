@@ -71,7 +71,7 @@ def test_late_guidance_is_that_of_rows_which_were_conditional_before(model: VARS
 
 def test_refiner_steps_are_those_of_a_model_made_with_them(model: VARSR, pictures: torch.Tensor) -> None:
     refiner = dataclasses.replace(model.config.refiner, sampling_steps=3)
-    other = VARSR(dataclasses.replace(model.config, refiner=refiner)).eval()
+    other = VARSR(dataclasses.replace(model.config, refiner=refiner)).eval().requires_grad_(False)
     other.load_state_dict(model.state_dict())
     expected = other.generate(pictures)
     assert torch.equal(model.generate(pictures, options=GenerationConfig(cfg=1.0, refiner_steps=3)), expected)

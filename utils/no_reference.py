@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .luminance import PEAK, gray
+from .luminance import PEAK, full_range_luma, gray
 from .metrics import gaussian_taps, smooth
 from .niqe_parameters import Pristine
 
@@ -22,6 +22,7 @@ CENTER_COLUMNS, NO_SURROUND_COLUMNS = (7, 8), (7, 9)
 
 NIQE_BLOCK = 96
 HALVING_REACH = 4  # pixels that a cubic kernel stretched by two reaches
+HALF_LEVEL = 1e-9  # more than the error of a sum of weighted levels, which would decide where halves go
 SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))  # neighbours whose products are looked at
 SHAPES = (0.2, 10.0, 0.001)  # first and last shape parameter that is tried, and the step
 
@@ -91,7 +92,7 @@ def niqe(image: Tensor, pristine: Pristine) -> float:
 
     Raises ValueError for a picture with fewer than two blocks of 96x96 pixels, or a flat one.
     """
-    plane = gray(image)
+    plane = (full_range_luma(image) - HALF_LEVEL).round()  # halves down, which is nearest to pyiqa's float32
     height, width = (side // NIQE_BLOCK * NIQE_BLOCK for side in plane.shape)
     if height * width < 2 * NIQE_BLOCK ** 2:
         raise ValueError(f"NIQE needs two blocks of {NIQE_BLOCK}x{NIQE_BLOCK} pixels, "
