@@ -94,6 +94,15 @@ def upload(tab, path: Path) -> None:
     expect(tab.locator("#status")).to_contain_text(path.name, timeout=PATIENCE)
 
 
+def type_into(field, text: str) -> None:
+    """As a person does: click into the field once it has stopped moving, type, leave it."""
+    field.click()
+    field.clear()
+    field.press_sequentially(text)
+    field.press("Tab")
+    expect(field).to_have_value(text)
+
+
 def start_long_job(tab) -> None:
     """Restore a sample at a large scale; return when its first windows are on their way."""
     upload(tab, SAMPLE / "cat.png")
@@ -185,10 +194,11 @@ def test_wrong_guidance_and_too_large_a_result_are_refused(page, tmp_path: Path)
     Image.new("RGB", (600, 300)).save(tmp_path / "wide.png")
     upload(page, tmp_path / "wide.png")
     page.get_by_role("button", name="More settings").click()
-    page.get_by_label("Guidance").first.fill("much")
+    guidance = page.get_by_label("Guidance").first
+    type_into(guidance, "much")
     page.locator("#run").click()
     expect(page.locator("#status")).to_contain_text("guidance 'much' is no number", timeout=PATIENCE)
-    page.get_by_label("Guidance").first.fill("3")
+    type_into(guidance, "3")
     page.locator("#run").click()
     expect(page.locator("#status")).to_contain_text("over the limit of 2.5 million pixels", timeout=PATIENCE)
 
