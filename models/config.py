@@ -264,7 +264,7 @@ PRESETS: dict[str, VARSRConfig] = {
     "varsr-tiny": VARSRConfig(
         name="varsr-tiny",
         vqvae=VQVAEConfig(scales=(1, 2, 3, 5, 8, 12, 16), vocab_size=1024, latent_channels=16, base_width=64,
-                          multipliers=(1, 2), res_blocks=1, stem=4, fidelity_width=96),
+                          multipliers=(1, 2), res_blocks=1, stem=4, fidelity_width=96, fidelity_pixels=24),
         transformer=TransformerConfig(depth=4, width=256, num_heads=4, drop_path=0.0, shared_modulation=True,
                                       prefix=PrefixConfig(widths=(96, 256), stem=4), prefix_injection=True),
         refiner=RefinerConfig(width=256, depth=2),
