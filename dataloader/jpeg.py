@@ -62,7 +62,7 @@ def _through_dct(plane: Tensor, table: Tensor) -> Tensor:
     coefficients = matrix @ blocks @ matrix.T / table
     coefficients = torch.round(coefficients + HALF * coefficients.sign()) * table  # halves go away from zero
     blocks = matrix.T @ coefficients @ matrix
-    return (blocks.transpose(2, 3).flatten(3, 4).flatten(1, 2) + CENTRE).clamp(0, 255)
+    return _rounded(blocks.transpose(2, 3).flatten(3, 4).flatten(1, 2) + CENTRE).clamp(0, 255)
 
 
 def _convert(image: Tensor, matrix: tuple[tuple[float, ...], ...]) -> Tensor:
