@@ -183,8 +183,24 @@ class VARSR(nn.Module):
     @torch.inference_mode()
     def decode(self, latent: Tensor, lr: Tensor | None = None) -> Tensor:
         """Latent (B, c, N, N) to pictures (B, 3, S, S) in [0, 1]; lr (B, 3, S, S) in [0, 1] as in `generate`."""
-        condition = None if lr is None else to_device(lr, self.device) * 2 - 1
-        return (self.vqvae.decode(latent, condition) + 1) / 2
+        return ((self.vqvae.decode_unclamped(latent.to(self.device), self._condition(lr)).float() + 1) / 2).clamp(0, 1)
+
+    @torch.inference_mode()
+    def decode_uncorrected(self, latent: Tensor, lr: Tensor) -> Tensor:
+        """As `decode`, without its last step, `correct`, and not clamped: parts of a larger picture are put together
+        before it."""
+        return (self.vqvae.decode_uncorrected(latent.to(self.device), self._condition(lr)).float() + 1) / 2
+
+    @torch.inference_mode()
+    def correct(self, decoded: Tensor, lr: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) of `decode_uncorrected` and LR ones of their size, both in [0, 1], to pictures in
+        [0, 1]. The tokenizer's stem must divide H and W."""
+        decoded = to_device(decoded, self.device) * 2 - 1
+        return ((self.vqvae.correct(decoded, self._condition(lr)).float() + 1) / 2).clamp(0, 1)
+
+    def _condition(self, lr: Tensor | None) -> Tensor | None:
+        """An LR picture as the networks take it: on the device, in [-1, 1]."""
+        return None if lr is None else to_device(lr, self.device) * 2 - 1
 
     @torch.inference_mode()
     def generate_latent(self, lr: Tensor | None = None, labels: Tensor | None = None,

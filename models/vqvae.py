@@ -195,19 +195,34 @@ class VQVAE(nn.Module):
 
         `lr` (B, 3, f*h, f*w) in [-1, 1]: the LR picture at output size, for models with a fidelity encoder.
         """
+        decoded = self.decode_uncorrected(latent, lr)
+        return decoded if lr is None else self.correct(decoded, lr)
+
+    def decode_uncorrected(self, latent: Tensor, lr: Tensor | None = None) -> Tensor:
+        """First part of `decode_unclamped`, from which `correct` makes its result."""
         dtype = self.post_quant.weight.dtype
         latent = self.post_quant(latent.to(dtype)).contiguous(memory_format=torch.channels_last)
         if self.fidelity is None or lr is None:
             return self.decoder(latent)
-        lr = lr.to(dtype)
-        decoded = self.decoder(latent, self.fidelity(lr))
-        return decoded if self.fidelity.pixels is None else self.fidelity.pixels(decoded, lr)
+        return self.decoder(latent, self.fidelity(lr.to(dtype)))
+
+    def correct(self, decoded: Tensor, lr: Tensor) -> Tensor:
+        """Correction of decoded pictures beside the LR ones, both (B, 3, H, W) in [-1, 1], not clamped. H and W may be
+        anything that the stem divides. Without a correction in the model, what came in."""
+        if not self.corrects:
+            return decoded
+        dtype = self.post_quant.weight.dtype
+        return self.fidelity.pixels(decoded.to(dtype), lr.to(dtype))
+
+    @property
+    def corrects(self) -> bool:
+        """Whether the model corrects what it decodes."""
+        return self.fidelity is not None and self.fidelity.pixels is not None
 
     @property
     def last_layer(self) -> nn.Conv2d:
         """The convolution that pixels come out of."""
-        pixels = self.fidelity.pixels if self.fidelity is not None else None
-        return self.decoder.conv_out if pixels is None else pixels.conv_out
+        return self.fidelity.pixels.conv_out if self.corrects else self.decoder.conv_out
 
     def tokenize(self, image: Tensor) -> list[Tensor]:
         """Codes of a picture: one (B, n_k * n_k) integer tensor per scale, row-major."""

@@ -1,7 +1,9 @@
-"""From window latents to rows of pixels: merging, tiled decoding, colour fix; no stage sees the whole picture."""
+"""From window latents to rows of pixels: merging, tiled decoding and correction, colour fix; no stage sees the whole
+picture."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,12 +12,13 @@ from models.varsr import VARSR
 
 from .batching import BatchSize, is_out_of_memory
 from .color import WAVELET_REACH, adain_color_fix, wavelet_color_fix
+from .correction import Band, corrected, needed_rows
 from .latents import LatentStore
 from .tiles import TiledPicture
 from .windows import Window
 
 COLOR_FIXES = ("adain", "wavelet", "none")
-Band = tuple[int, Tensor]  # first row, pixels (3, rows, W)
+WindowDecoder = Callable[[Sequence[Window], Tensor], Sequence[Tensor]]  # windows, their cells -> their pixels
 
 
 def render(model: VARSR, picture: TiledPicture, latents: LatentStore, color_fix: str, batch: BatchSize,
@@ -28,7 +31,7 @@ def render(model: VARSR, picture: TiledPicture, latents: LatentStore, color_fix:
     bottom = picture.height if bottom is None else bottom
     reach = WAVELET_REACH if color_fix == "wavelet" else 0
     first, last = max(top - reach, 0), min(bottom + reach, picture.height)
-    bands = _decoded(model, picture, latents, color_fix == "adain", batch, first, last)
+    bands = _restored(model, picture, latents, color_fix == "adain", batch, first, last)
     if color_fix != "wavelet":
         yield from bands
         return
@@ -54,9 +57,20 @@ def merged_latent(picture: TiledPicture, latents: LatentStore, top: int) -> Tens
     return merged
 
 
-def _decoded(model: VARSR, picture: TiledPicture, latents: LatentStore, adain: bool, batch: BatchSize, first: int,
+def _restored(model: VARSR, picture: TiledPicture, latents: LatentStore, adain: bool, batch: BatchSize, first: int,
+              last: int) -> Iterator[Band]:
+    """Decoded, blended and corrected rows [first, last), without the wavelet fix."""
+    if adain or not model.vqvae.corrects:  # AdaIN is the last thing that is done to a window
+        decode = partial(_decode_windows, model.decode, picture, adain)
+        return _decoded(picture, latents, decode, batch, first, last)
+    decode = partial(_decode_windows, model.decode_uncorrected, picture, False)
+    bands = _decoded(picture, latents, decode, batch, *needed_rows(picture.height, first, last))
+    return corrected(model, picture, bands, first, last)
+
+
+def _decoded(picture: TiledPicture, latents: LatentStore, decode: WindowDecoder, batch: BatchSize, first: int,
              last: int) -> Iterator[Band]:
-    """Decoded and blended rows [first, last), without the wavelet fix."""
+    """Decoded and blended rows [first, last)."""
     grid, factor = picture.decoding, picture.factor
     rows, columns = grid.rows.scaled(factor), grid.columns.scaled(factor)
     size = rows.window
@@ -70,7 +84,7 @@ def _decoded(model: VARSR, picture: TiledPicture, latents: LatentStore, adain: b
             total = torch.cat([total[:, gone:], torch.zeros(3, gone, columns.length)], dim=1)
             top = rows.starts[row]
         merged = merged_latent(picture, latents, grid.rows.starts[row])
-        for window, pixels in _decode_row(model, picture, merged, row, adain, batch):
+        for window, pixels in _decode_row(picture, merged, row, decode, batch):
             left = window.left * factor
             total[:, :, left:left + size] += pixels * (rows.shares[row][:, None] * columns.shares[window.column])
     yield from _cut(top, total, picture.width, first, last)
@@ -83,24 +97,32 @@ def _cut(top: int, rows: Tensor, width: int, first: int, last: int) -> Iterator[
         yield max(top, first), inside.clone()
 
 
-def _decode_row(model: VARSR, picture: TiledPicture, merged: Tensor, row: int, adain: bool,
+def _decode_row(picture: TiledPicture, merged: Tensor, row: int, decode: WindowDecoder,
                 batch: BatchSize) -> Iterator[tuple[Window, Tensor]]:
     """Decoded pixels (3, S, S) of the windows of a row, whose merged cells are given."""
     windows, done, side = picture.decoding.row(row), 0, picture.decoding.window
     while done < len(windows):
         part = windows[done:done + batch.size]
-        guides = torch.stack([picture.window_guide(window) for window in part])
         cells = torch.stack([merged[:, :, window.left:window.left + side] for window in part])
         try:
-            decoded = model.decode(cells.to(model.device), guides).cpu()
+            decoded = decode(part, cells)
         except RuntimeError as error:
             if not is_out_of_memory(error) or len(part) == 1:
                 raise
             batch.halve()
             continue
-        for window, pixels, guide in zip(part, decoded, guides, strict=True):
-            yield window, _window_adain(picture, window, pixels, guide) if adain else pixels
+        yield from zip(part, decoded, strict=True)
         done += len(part)
+
+
+def _decode_windows(decode: Callable[[Tensor, Tensor], Tensor], picture: TiledPicture, adain: bool,
+                    windows: Sequence[Window], cells: Tensor) -> Sequence[Tensor]:
+    """Windows' merged cells (B, c, N, N) to pixels (B, 3, S, S) beside what they see of the LR picture."""
+    guides = torch.stack([picture.window_guide(window) for window in windows])
+    decoded = decode(cells, guides).cpu()
+    if not adain:
+        return decoded
+    return [_window_adain(picture, *each) for each in zip(windows, decoded, guides, strict=True)]
 
 
 def _window_adain(picture: TiledPicture, window: Window, pixels: Tensor, guide: Tensor) -> Tensor:
