@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--megapixels", type=int, nargs="+", default=(1, 4, 16, 64), help="sizes of the results")
     parser.add_argument("--model", default=str(ROOT / "checkpoints" / "varsr-tiny"))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16")
+    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto")
     parser.add_argument("--ext", choices=("png", "tif"), default="png")
     parser.add_argument("--output", help="JSON file for the results")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)  # a child process measures one size
@@ -58,7 +58,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     from benchmarks.machine import peak_memory
     from models.varsr import VARSR
     from utils.allocator import keep_freed_memory
-    from utils.cli import make_fast
+    from utils.cli import choose_dtype, make_fast
     from utils.generation import RestoreSettings
     from utils.inputs import Job
     from utils.resample import SizeRequest
@@ -67,7 +67,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     device = torch.device(args.device)
     keep_freed_memory()  # as the scripts do
     side = round(math.sqrt(args.one * MEGAPIXEL))
-    model = make_fast(VARSR.from_pretrained(args.model, device=device, dtype=getattr(torch, DTYPES[args.dtype])))
+    model = make_fast(VARSR.from_pretrained(args.model, device=device, dtype=choose_dtype(args.dtype, device)))
     size = model.config.image_size
     model.generate(torch.rand(1, 3, size, size, device=device))  # libraries load with their first use
     before = peak_memory(device)
@@ -81,7 +81,8 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     record = report.records[0]
     if record.error:
         raise SystemExit(record.error)
-    return {"megapixels": args.one, "windows": record.windows, "seconds": report.seconds,
+    return {"megapixels": args.one, "dtype": str(model.dtype).removeprefix("torch."), "windows": record.windows,
+            "seconds": report.seconds,
             "seconds_per_megapixel": report.seconds / args.one,
             "processor_seconds_per_megapixel": processor / args.one, "generate_seconds": record.generate_seconds,
             "render_seconds": record.render_seconds, "write_seconds": record.write_seconds,
@@ -108,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
               f"{row['processor_seconds_per_megapixel']:6.2f} processor s/MP  peak {row['peak_mb']:6.0f} MB, "
               f"{row['peak_mb'] - row['model_mb']:6.0f} MB above the model", flush=True)
         if args.output:
-            result = {"model": Path(args.model).name, "dtype": args.dtype, "ext": args.ext,
+            result = {"model": Path(args.model).name, "ext": args.ext,
                       "machine": describe(torch.device(args.device)), "sizes": rows}
             Path(args.output).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 0

@@ -1,8 +1,14 @@
 """Key/value cache of one generation: allocated once at full length, filled scale by scale."""
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from .mapped import return_freed_memory
+
+LARGE = 256 * 2 ** 20  # bytes; half a gigabyte and more at the published size
 
 
 class LayerCache:
@@ -39,12 +45,16 @@ class LayerCache:
 class KVCache:
     """One `LayerCache` a block.
 
-    All in one allocation: so large a block goes back to the system as a whole before the decoder needs memory.
+    All in one allocation: so large a block goes back to the system as a whole before the decoder needs memory. On a CPU
+    a large one first has the system take back what earlier generations left in pieces, instead of coming beside it.
     """
 
     def __init__(self, depth: int, batch: int, heads: int, length: int, head_dim: int, dtype: torch.dtype,
                  device: torch.device) -> None:
-        memory = torch.empty(depth, 2, batch, heads, length, head_dim, dtype=dtype, device=device)
+        shape = (depth, 2, batch, heads, length, head_dim)
+        if device.type == "cpu" and math.prod(shape) * dtype.itemsize >= LARGE:
+            return_freed_memory()
+        memory = torch.empty(shape, dtype=dtype, device=device)
         self.layers = [LayerCache(keys, values) for keys, values in memory]
 
     def branch(self, rows: int) -> None:
