@@ -40,15 +40,12 @@ class VQVAEConfig:
     fidelity_width: int = 0  # width of the decoder's LR features (fidelity.py); 0: the decoder sees the latent alone
     fidelity_blocks: int = 3  # residual blocks of these features per resolution level
     fidelity_pixels: int = 0  # width of the correction of the decoded pixels beside the LR ones; 0: none
-    fidelity_trunk: int = 0  # residual blocks of a part of it at 1/stem of the resolution; 0: none
-    fidelity_trunk_width: int = 64
 
     def __post_init__(self) -> None:
         _require(len(self.scales) > 1, f"scales needs at least two sides, got {self.scales}")
         _require(all(a < b for a, b in zip(self.scales, self.scales[1:])) and self.scales[0] > 0,
                  f"scales must be positive and increasing, got {self.scales}")
         _require(self.fidelity_width > 0 or not self.fidelity_pixels, "fidelity_pixels needs fidelity_width above 0")
-        _require(self.fidelity_pixels > 0 or not self.fidelity_trunk, "fidelity_trunk needs fidelity_pixels above 0")
         for width in self.widths:
             _require(width % self.norm_groups == 0,
                      f"VQVAE width {width} is not a multiple of norm_groups {self.norm_groups}")
@@ -267,8 +264,7 @@ PRESETS: dict[str, VARSRConfig] = {
     "varsr-tiny": VARSRConfig(
         name="varsr-tiny",
         vqvae=VQVAEConfig(scales=(1, 2, 3, 5, 8, 12, 16), vocab_size=1024, latent_channels=16, base_width=64,
-                          multipliers=(1, 2), res_blocks=1, stem=4, fidelity_width=96, fidelity_pixels=24,
-                          fidelity_trunk=12),
+                          multipliers=(1, 2), res_blocks=1, stem=4, fidelity_width=96, fidelity_pixels=24),
         transformer=TransformerConfig(depth=4, width=256, num_heads=4, drop_path=0.0, shared_modulation=True,
                                       prefix=PrefixConfig(widths=(96, 256), stem=4), prefix_injection=True),
         refiner=RefinerConfig(width=256, depth=2),

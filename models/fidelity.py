@@ -28,35 +28,17 @@ class ConvBlock(nn.Module):
         return x + self.conv2(F.silu(self.conv1(F.silu(x))))
 
 
-class Trunk(nn.Module):
-    """Two pictures (B, 6, H, W) to a correction (B, 3, H, W), computed at 1/`stem` of the resolution; at first zero."""
-
-    def __init__(self, stem: int, width: int, blocks: int) -> None:
-        super().__init__()
-        self.unshuffle, self.shuffle = nn.PixelUnshuffle(stem), nn.PixelShuffle(stem)
-        self.conv_in = nn.Conv2d(6 * stem ** 2, width, 3, padding=1)
-        self.blocks = nn.Sequential(*(ConvBlock(width) for _ in range(blocks)))
-        self.conv_out = nn.Conv2d(width, 3 * stem ** 2, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.shuffle(self.conv_out(self.blocks(self.conv_in(self.unshuffle(pictures)))))
-
-
 class PixelCorrection(nn.Module):
     """Decoded picture and LR picture, both (B, 3, H, W) in [-1, 1], to the picture corrected; at first unchanged.
 
-    Any H and W that the stem divides. There are no norms, so a large picture may be corrected in parts: a pixel depends
-    on its surroundings alone. `trunk`, if any, comes first and sees far; the full resolution smooths what it leaves.
+    Any H and W. A pixel depends on those up to `REACH` pixels away and on nothing else, so a large picture may be
+    corrected in parts.
     """
 
-    def __init__(self, config: VQVAEConfig) -> None:
+    REACH = 3
+
+    def __init__(self, width: int) -> None:
         super().__init__()
-        width = config.fidelity_pixels
-        self.trunk = None
-        if config.fidelity_trunk:
-            self.trunk = Trunk(config.stem, config.fidelity_trunk_width, config.fidelity_trunk)
         self.conv_in = nn.Conv2d(6, width, 3, padding=1)
         self.conv_middle = nn.Conv2d(width, width, 3, padding=1)
         self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
@@ -64,14 +46,8 @@ class PixelCorrection(nn.Module):
         nn.init.zeros_(self.conv_out.bias)
 
     def forward(self, decoded: Tensor, lr: Tensor) -> Tensor:
-        if self.trunk is not None:
-            decoded = decoded + self.trunk(self._beside(decoded, lr))
-        x = self._beside(decoded, lr)
+        x = torch.cat([decoded, lr], dim=1).contiguous(memory_format=torch.channels_last)
         return decoded + self.conv_out(F.silu(self.conv_middle(F.silu(self.conv_in(x)))))
-
-    @staticmethod
-    def _beside(decoded: Tensor, lr: Tensor) -> Tensor:
-        return torch.cat([decoded, lr], dim=1).contiguous(memory_format=torch.channels_last)
 
 
 class FidelityEncoder(nn.Module):
@@ -95,7 +71,7 @@ class FidelityEncoder(nn.Module):
         for out in self.outs:
             nn.init.zeros_(out.weight)
             nn.init.zeros_(out.bias)
-        self.pixels = PixelCorrection(config) if config.fidelity_pixels else None
+        self.pixels = PixelCorrection(config.fidelity_pixels) if config.fidelity_pixels else None
 
     def forward(self, lr: Tensor) -> list[Tensor]:
         """Feature maps fine to coarse: entry i has the resolution of decoder level i."""

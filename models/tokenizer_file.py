@@ -74,7 +74,7 @@ def load_tokenizer(source: str | PathLike, fallback: VQVAEConfig | None = None,
     if scales is not None and tuple(scales) != config.scales:
         config = dataclasses.replace(config, scales=tuple(scales))
         tensors[CODE_USAGE] = torch.zeros(len(config.scales), config.vocab_size)
-    model = VQVAE(dataclasses.replace(config, fidelity_width=0, fidelity_pixels=0, fidelity_trunk=0))
+    model = VQVAE(dataclasses.replace(config, fidelity_width=0, fidelity_pixels=0))
     own = model.state_dict()
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(FIDELITY)}
     faults = [name for name in {*own, *tensors}

@@ -193,8 +193,8 @@ class VARSR(nn.Module):
 
     @torch.inference_mode()
     def correct(self, decoded: Tensor, lr: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) of `decode_uncorrected` and LR ones of their size, both in [0, 1], to pictures in
-        [0, 1]. The tokenizer's stem must divide H and W."""
+        """Pictures (B, 3, H, W) of `decode_uncorrected`, or parts of what is made of them, and LR ones of their size,
+        both in [0, 1], to pictures in [0, 1]."""
         decoded = to_device(decoded, self.device) * 2 - 1
         return ((self.vqvae.correct(decoded, self._condition(lr)).float() + 1) / 2).clamp(0, 1)
 

@@ -208,7 +208,7 @@ class VQVAE(nn.Module):
 
     def correct(self, decoded: Tensor, lr: Tensor) -> Tensor:
         """Correction of decoded pictures beside the LR ones, both (B, 3, H, W) in [-1, 1], not clamped. H and W may be
-        anything that the stem divides. Without a correction in the model, what came in."""
+        anything. Without a correction in the model, what came in."""
         if not self.corrects:
             return decoded
         dtype = self.post_quant.weight.dtype

@@ -3,7 +3,7 @@
 In the tokenizer stage the decoder saw latents of clean pictures only. Here transformer, refiner and encoder are
 frozen; the decoder and its fidelity features are trained on generated latents and the LR picture, first on pixels and
 structural similarity, then with an adversarial loss (the idea of CodeFormer, stage III, and of StableSR's feature
-skips). The corrections of the decoded picture can also be trained alone: that costs a fraction of a step.
+skips).
 """
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from models.varsr import VARSR
 
 from .adversary import Adversary, AdversarySettings
 from .luminance import smooth_luma
-from .metrics import gradient_dissimilarity, mean_ssim
+from .metrics import mean_ssim
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
 from .pairs import PairSource
 from .precision import autocast
@@ -47,8 +47,6 @@ class DecoderSettings:
     clip: float = 1.0
     warmup_iters: int = 20
     ssim_weight: float = 0.0  # of 1 - SSIM of the luma, beside the L1 of the pixels
-    gradient_weight: float = 0.0  # of `gradient_dissimilarity` of the luma
-    corrections_only: bool = False  # the decoder stays as it is
     adversarial_start: float = 0.4  # share of the iterations that are trained on pixels alone
     adversarial_weight: float = 0.1
     ema: float = 0.998
@@ -59,7 +57,7 @@ class DecoderSettings:
 
 
 class SamplePool:
-    """Ring of generated samples: latents (or what is decoded of them) in float32, pictures in 8 bits."""
+    """Ring of generated samples: latents in float32, pictures in 8 bits."""
 
     def __init__(self, size: int) -> None:
         self.size, self.position = size, 0
@@ -71,8 +69,7 @@ class SamplePool:
         return ((torch.stack([target, lr], 1) + 1) * (LEVELS / 2)).round().clamp(0, LEVELS).byte().cpu()
 
     def add(self, latent: Tensor, target: Tensor, lr: Tensor) -> None:
-        """Store samples, the oldest making room. latent: (M, c, N, N), or decoded pictures as target and lr:
-        (M, 3, S, S) in [-1, 1]."""
+        """Store samples, the oldest making room. latent: (M, c, N, N); target, lr: (M, 3, S, S) in [-1, 1]."""
         pictures, latent = self._pack(target, lr), latent.float().cpu().clone()
         if self.latents is None or len(self.latents) < self.size:
             self.latents = latent if self.latents is None else torch.cat([self.latents, latent])[:self.size]
@@ -98,7 +95,10 @@ class DecoderStage:
                  device: torch.device) -> None:
         self.settings, self.device, self.pairs, self.validation = settings, device, pairs, validation
         self.model = model.to(device).channels_last().eval().requires_grad_(False)
-        self.trained = self._trained_parts()
+        vqvae = self.model.vqvae
+        self.trained = torch.nn.ModuleList([vqvae.decoder, vqvae.post_quant])
+        if vqvae.fidelity is not None:
+            self.trained.append(vqvae.fidelity)
         self.trained.requires_grad_(True)
         self.optimizer = torch.optim.AdamW(parameter_groups(self.trained, settings.weight_decay),
                                            lr=settings.learning_rate, betas=settings.betas, fused=True)
@@ -114,15 +114,6 @@ class DecoderStage:
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.pool = SamplePool(settings.pool_size)
 
-    def _trained_parts(self) -> torch.nn.ModuleList:
-        vqvae = self.model.vqvae
-        if self.settings.corrections_only:
-            return torch.nn.ModuleList([vqvae.fidelity.pixels])
-        parts = torch.nn.ModuleList([vqvae.decoder, vqvae.post_quant])
-        if vqvae.fidelity is not None:
-            parts.append(vqvae.fidelity)
-        return parts
-
     @torch.no_grad()
     def _generate(self, count: int) -> float:
         """Put freshly generated samples into the pool; returns the seconds that their data took."""
@@ -130,8 +121,6 @@ class DecoderStage:
         seed = int(torch.randint(2 ** 31, (1,), generator=self.generator))
         with autocast(self.device, self.settings.precision):
             latent = self.model.generate_latent((pairs.lr + 1) / 2, pairs.labels, seed=seed)
-            if self.settings.corrections_only:  # the decoder does not change: its work is done once
-                latent = self.model.vqvae.decode_uncorrected(latent, pairs.lr)
         self.pool.add(latent, pairs.target, pairs.lr)
         return wait
 
@@ -143,9 +132,7 @@ class DecoderStage:
         rate = self.schedule.rate(iteration)
         set_rates(self.optimizer, settings.learning_rate * rate, settings.weight_decay)
         with autocast(self.device, settings.precision):
-            vqvae = self.model.vqvae
-            restore = vqvae.correct if settings.corrections_only else vqvae.decode_unclamped
-            restored = restore(latent, lr).float()
+            restored = self.model.vqvae.decode_unclamped(latent, lr).float()
         metrics = {"lr": settings.learning_rate * rate, "wait": wait, "samples": float(len(target))}
         loss = own = self._reconstruction_loss(restored, target, metrics)
         adversarial = self.adversary.takes_part(iteration)
@@ -160,20 +147,13 @@ class DecoderStage:
         return {"loss": loss.item(), **metrics}
 
     def _reconstruction_loss(self, restored: Tensor, target: Tensor, metrics: dict[str, float]) -> Tensor:
-        """L1 of the pixels and, with weights, structural similarity (Zhao et al. 2017, section III) and gradients of
-        the luma."""
-        settings = self.settings
+        """L1 of the pixels and, with a weight, structural similarity of the luma (Zhao et al. 2017, section III)."""
         loss = F.l1_loss(restored, target)
         metrics["pixel"] = loss.item()
-        lumas = [smooth_luma((picture + 1) / 2) for picture in (restored, target)]
-        if settings.ssim_weight > 0:
-            similarity = mean_ssim(*lumas)
+        if self.settings.ssim_weight > 0:
+            similarity = mean_ssim(smooth_luma((restored + 1) / 2), smooth_luma((target + 1) / 2))
             metrics["ssim"] = similarity.item()
-            loss = loss + settings.ssim_weight * (1 - similarity)
-        if settings.gradient_weight > 0:
-            dissimilarity = gradient_dissimilarity(*lumas)
-            metrics["gradient"] = dissimilarity.item()
-            loss = loss + settings.gradient_weight * dissimilarity
+            loss = loss + self.settings.ssim_weight * (1 - similarity)
         return loss
 
     @torch.no_grad()

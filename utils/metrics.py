@@ -18,7 +18,6 @@ MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, 
 MS_SSIM_SIDE = (SSIM_SIDE - 1) * 2 ** (len(MS_SSIM_WEIGHTS) - 1) + 1  # shorter sides leave no window at the last scale
 GMSD_CONSTANT = 170.0  # Xue et al. 2014
 GMSD_SIDE = 4
-GRADIENT_FLOOR = 1e-3  # under the root where it is differentiated, squared levels
 DETAIL_SIDE, DETAIL_SIGMA = 11, 1.5  # Gaussian that high_frequency takes away
 
 
@@ -81,19 +80,9 @@ def ms_ssim(image: Tensor, reference: Tensor) -> float:
 def gmsd(image: Tensor, reference: Tensor) -> float:
     """Deviation of the gradient magnitudes' similarity on one plane (H, W) at half size; 0 for equal pictures."""
     require_comparable(image, reference, GMSD_SIDE, "GMSD")
-    return _gradient_similarity(*(F.avg_pool2d(_batch(plane), 2) for plane in (image, reference))).std().item()
-
-
-def gradient_dissimilarity(planes: Tensor, references: Tensor) -> Tensor:
-    """How unlike the gradient magnitudes of planes (..., H, W) are, with gradients: to train on.
-
-    1 - mean of GMSD's similarity plus its deviation, at full and at half size, averaged. Squared errors and SSIM make a
-    restorer soft where it cannot know the detail; this one asks for as much detail as there is, wherever its lines lie.
-    """
-    a, b = (x.reshape(-1, 1, *x.shape[-2:]) for x in (planes, references))
-    maps = [_gradient_similarity(a, b, GRADIENT_FLOOR),
-            _gradient_similarity(F.avg_pool2d(a, 2), F.avg_pool2d(b, 2), GRADIENT_FLOOR)]
-    return torch.stack([1 - similarity.mean() + similarity.std() for similarity in maps]).mean()
+    a, b = (_prewitt_magnitude(F.avg_pool2d(_batch(plane), 2)) for plane in (image, reference))
+    similarity = (2 * a * b + GMSD_CONSTANT) / (a.square() + b.square() + GMSD_CONSTANT)
+    return similarity.std().item()
 
 
 def psnr_y(image: Tensor, reference: Tensor) -> float:
@@ -143,14 +132,8 @@ def _ssim_maps(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return luminance, (2 * covariance + c2) / (var_a + var_b + c2)
 
 
-def _gradient_similarity(a: Tensor, b: Tensor, floor: float = 0.0) -> Tensor:
-    """GMSD's map of planes (B, 1, H, W)."""
-    a, b = _prewitt_magnitude(a, floor), _prewitt_magnitude(b, floor)
-    return (2 * a * b + GMSD_CONSTANT) / (a.square() + b.square() + GMSD_CONSTANT)
-
-
-def _prewitt_magnitude(planes: Tensor, floor: float) -> Tensor:
+def _prewitt_magnitude(planes: Tensor) -> Tensor:
     """Gradient magnitude of (B, 1, H, W), zeros around it."""
     across = planes.new_tensor([1, 0, -1]).expand(3, 3) / 3
     kernels = torch.stack([across, across.T])[:, None]
-    return F.conv2d(planes, kernels, padding=1).square().sum(1).add(floor).sqrt()
+    return F.conv2d(planes, kernels, padding=1).square().sum(1).sqrt()

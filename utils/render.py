@@ -12,12 +12,13 @@ from models.varsr import VARSR
 
 from .batching import BatchSize, is_out_of_memory
 from .color import WAVELET_REACH, adain_color_fix, wavelet_color_fix
-from .correction import Band, corrected, needed_rows
+from .correction import REACH, correct_rows
 from .latents import LatentStore
 from .tiles import TiledPicture
 from .windows import Window
 
 COLOR_FIXES = ("adain", "wavelet", "none")
+Band = tuple[int, Tensor]  # first row, pixels (3, rows, W)
 WindowDecoder = Callable[[Sequence[Window], Tensor], Sequence[Tensor]]  # windows, their cells -> their pixels
 
 
@@ -29,15 +30,30 @@ def render(model: VARSR, picture: TiledPicture, latents: LatentStore, color_fix:
     on each decoded window, so that neighbouring windows agree in the colours of the LR picture.
     """
     bottom = picture.height if bottom is None else bottom
-    reach = WAVELET_REACH if color_fix == "wavelet" else 0
-    first, last = max(top - reach, 0), min(bottom + reach, picture.height)
-    bands = _restored(model, picture, latents, color_fix == "adain", batch, first, last)
-    if color_fix != "wavelet":
-        yield from bands
-        return
+    # AdaIN is the last thing that is done to a window, so its windows are corrected before.
+    whole = model.vqvae.corrects and color_fix != "adain"
+    decode = partial(_decode_windows, model.decode_uncorrected if whole else model.decode, picture,
+                     color_fix == "adain")
+
+    def decoded(first: int, last: int) -> Iterator[Band]:
+        return _decoded(picture, latents, decode, batch, first, last)
+
+    def corrected(first: int, last: int) -> Iterator[Band]:
+        return _filtered(decoded, partial(correct_rows, model, picture), REACH, first, last, picture.height)
+
     def fix(rows: Tensor, start: int) -> Tensor:
         return wavelet_color_fix(rows, picture.guide(start, 0, rows.shape[1], picture.width))
-    for start, rows in with_context(bands, reach, fix):
+    restored = corrected if whole else decoded
+    if color_fix == "wavelet":
+        return _filtered(restored, fix, WAVELET_REACH, top, bottom, picture.height)
+    return restored(top, bottom)
+
+
+def _filtered(bands: Callable[[int, int], Iterator[Band]], apply: Callable[[Tensor, int], Tensor], reach: int,
+              top: int, bottom: int, height: int) -> Iterator[Band]:
+    """Rows [top, bottom) of what a filter (see `with_context`) makes of a picture of `height` rows, whose rows `bands`
+    gives."""
+    for start, rows in with_context(bands(max(top - reach, 0), min(bottom + reach, height)), reach, apply):
         inside = rows[:, max(top - start, 0):max(bottom - start, 0)]
         if inside.shape[1]:
             yield max(start, top), inside
@@ -55,17 +71,6 @@ def merged_latent(picture: TiledPicture, latents: LatentStore, top: int) -> Tens
             share = down * grid.columns.shares[window.column]
             merged[:, cells, window.left:window.left + side] += latents[window.index][:, own] * share
     return merged
-
-
-def _restored(model: VARSR, picture: TiledPicture, latents: LatentStore, adain: bool, batch: BatchSize, first: int,
-              last: int) -> Iterator[Band]:
-    """Decoded, blended and corrected rows [first, last), without the wavelet fix."""
-    if adain or not model.vqvae.corrects:  # AdaIN is the last thing that is done to a window
-        decode = partial(_decode_windows, model.decode, picture, adain)
-        return _decoded(picture, latents, decode, batch, first, last)
-    decode = partial(_decode_windows, model.decode_uncorrected, picture, False)
-    bands = _decoded(picture, latents, decode, batch, *needed_rows(picture.height, first, last))
-    return corrected(model, picture, bands, first, last)
 
 
 def _decoded(picture: TiledPicture, latents: LatentStore, decode: WindowDecoder, batch: BatchSize, first: int,

@@ -25,9 +25,7 @@ Config = TypeVar("Config")
 
 DEFAULT_PRESETS = {True: "varsr-tiny", False: "varsr-tiny-c2i"}  # by super-resolution
 PUBLISHED_TOKENIZER = CHECKPOINTS / "VQVAE.pth"
-# What a tokenizer's file does not know of, and the flags that set it.
-GROWING = ("fidelity_width", "fidelity_blocks", "fidelity_pixels", "fidelity_trunk")
-FEATURES = (*GROWING, "fidelity_trunk_width")
+FEATURES = ("fidelity_width", "fidelity_blocks", "fidelity_pixels")  # what a tokenizer's file does not know of
 LISTED_NAMES = 6  # of each kind in the log
 SHAPE_FLAGS = ("preset", "depth", "pn", "saln", "vqvae")  # with one of these, --init is a source of weights alone
 
@@ -77,11 +75,14 @@ def _continued(args: argparse.Namespace) -> VARSR:
         raise ValueError(f"--{next(iter(idle))} cannot act: {args.init} is a whole model of this stage and goes on as "
                          "it is, nothing starts fresh")
     model = VARSR.from_pretrained(args.init)
-    if larger := given(args, *GROWING):
-        if not larger.get("fidelity_width", model.config.vqvae.fidelity_width):
+    if args.fidelity_width or args.fidelity_blocks or args.fidelity_pixels:
+        vqvae = model.config.vqvae
+        width = args.fidelity_width or vqvae.fidelity_width
+        if not width:
             raise ValueError(f"{args.init} has no LR features yet: give --fidelity_width beside the other --fidelity "
                              "flags")
-        model = with_fidelity(model, **larger)
+        model = with_fidelity(model, width, args.fidelity_blocks or vqvae.fidelity_blocks,
+                              args.fidelity_pixels or vqvae.fidelity_pixels)
     _check_factor(args, model.config)
     return model.requires_grad_(True)
 

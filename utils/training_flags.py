@@ -70,8 +70,6 @@ def _add_model(add: Callable[..., Any]) -> None:
     add("--fidelity_blocks", type=bounded(int, 1), help="decoder stage: their residual blocks per level, likewise")
     add("--fidelity_pixels", type=bounded(int, 1), help="decoder stage: channels of its correction at full resolution, "
                                                         "likewise")
-    add("--fidelity_trunk", type=bounded(int, 1), help="decoder stage: residual blocks of the correction at low "
-                                                       "resolution, likewise")
 
 
 def _add_data(add: Callable[..., Any]) -> None:
@@ -127,9 +125,6 @@ def _add_optimisation(add: Callable[..., Any]) -> None:
     add("--error_rate", type=bounded(float, 0, 1), help="share of codes replaced by wrong ones in the inputs, at most")
     add("--scale_balance", type=bounded(float, 0, 1), help="share of the cross-entropy that weighs all scales alike")
     add("--ssim_weight", type=bounded(float, 0), help="decoder stage: weight of 1 - SSIM beside the pixel loss (0)")
-    add("--gradient_weight", type=bounded(float, 0), help="decoder stage: weight of the gradients' dissimilarity (0)")
-    add("--corrections_only", type=boolean, nargs="?", const=True,
-        help="decoder stage: train the corrections of the decoded picture and leave the decoder as it is")
     add("--adversarial_weight", type=bounded(float, 0), help="decoder stage: weight of the adversarial loss (0.1)")
     add("--adversarial_start", type=bounded(float, 0, 1), help="decoder stage: share of pixel loss alone (0.4)")
     add("--ema", type=bounded(float, 0, 1), help="decay of the moving average, the result (0.999; decoder 0.998)")
@@ -155,8 +150,8 @@ def _add_machine(add: Callable[..., Any]) -> None:
 _FRESH = ("preset", "depth", "pn", "patch_size", "saln", "vqvae", "ini", "hd", "aln", "alng")
 _CODES = ("ac", "twde", "ls", "wp", "wp0", "wpe", "sche", "opt", "afuse", "error_rate", "scale_balance")
 ONLY_IN: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (("ssim_weight", "gradient_weight", "corrections_only", "adversarial_weight", "adversarial_start",
-      "fidelity_width", "fidelity_blocks", "fidelity_pixels", "fidelity_trunk"), (DECODER,)),
+    (("ssim_weight", "adversarial_weight", "adversarial_start", "fidelity_width", "fidelity_blocks",
+      "fidelity_pixels"), (DECODER,)),
     ((*_FRESH, *_CODES), (SR, CLASSES)),
     (("data_neg", "negative_share"), (SR,)),
     (("crops", "light", "upsample", "group", "val_data"), (SR, DECODER)),

@@ -28,8 +28,8 @@ SHARED_FIELDS = {"ema": "ema", "twd": "weight_decay"}
 TRANSFORMER_FIELDS = {**SHARED_FIELDS, "ac": "accumulation", "afuse": "fused", "ls": "label_smoothing",
                       "wp0": "warmup_start", "wpe": "final", "sche": "schedule", "error_rate": "error_rate",
                       "scale_balance": "scale_balance"}
-DECODER_FIELDS = {**SHARED_FIELDS, **{name: name for name in (
-    "ssim_weight", "gradient_weight", "corrections_only", "adversarial_weight", "adversarial_start")}}
+DECODER_FIELDS = {**SHARED_FIELDS, "ssim_weight": "ssim_weight", "adversarial_weight": "adversarial_weight",
+                  "adversarial_start": "adversarial_start"}
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,6 @@ def decoder_setup(args: argparse.Namespace, device: torch.device, ranks: Ranks) 
     if args.tblr is not None:
         changes["learning_rate"] = args.tblr
     settings = DecoderSettings(**changes)
-    if settings.corrections_only and not model.vqvae.corrects:
-        raise ValueError("--corrections_only: the model has no corrections: add some with --fidelity_pixels and "
-                         "--fidelity_trunk")
     _tune(args, model, device)
     validation = held_out_pairs(args, data.pairs, model.config.image_size, settings.val_batch, settings.precision)
     return Setup(settings, model, lambda: DecoderStage(model, data.pairs, validation, settings, device))
