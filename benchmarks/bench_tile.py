@@ -29,6 +29,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megapixels", type=int, nargs="+", default=(1, 4, 16, 64), help="sizes of the results")
     parser.add_argument("--model", default=str(ROOT / "checkpoints" / "varsr-tiny"))
+    parser.add_argument("--narrow", action="store_true", help="in its place a random model with next to no arithmetic: "
+                                                              "the cost of everything else")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto")
     parser.add_argument("--ext", choices=("png", "tif"), default="png")
@@ -98,6 +100,17 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     from benchmarks.machine import describe
+    from benchmarks.random_weights import NARROW, write_random
+    with tempfile.TemporaryDirectory() as folder:
+        if args.narrow:
+            args.model = str(Path(folder) / NARROW)
+            write_random(NARROW, torch.float32, Path(args.model))
+        _measure_all(args, describe(torch.device(args.device)))
+    return 0
+
+
+def _measure_all(args: argparse.Namespace, machine: dict) -> None:
+    """Every size in a process of its own; prints and writes what has been measured so far."""
     rows = []
     for megapixels in args.megapixels:
         child = [sys.executable, __file__, "--one", str(megapixels), "--model", args.model, "--device", args.device,
@@ -110,9 +123,8 @@ def main(argv: list[str] | None = None) -> int:
               f"{row['peak_mb'] - row['model_mb']:6.0f} MB above the model", flush=True)
         if args.output:
             result = {"model": Path(args.model).name, "ext": args.ext,
-                      "machine": describe(torch.device(args.device)), "sizes": rows}
+                      "machine": machine, "sizes": rows}
             Path(args.output).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return 0
 
 
 if __name__ == "__main__":
