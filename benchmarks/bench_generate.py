@@ -43,7 +43,7 @@ def attach(model, device) -> StageClock:
     clock.wrap(model.transformer, "logits", lambda *_: "head")
     clock.wrap(model.transformer, "modulations", lambda *_: "class modulations")
     clock.wrap(model.refiner, "sample", lambda *_: "refiner")
-    clock.wrap(model.vqvae, "decode_unclamped", lambda *_: "decoder")
+    clock.wrap(model.vqvae, "decode", lambda *_: "decoder")
     return clock
 
 

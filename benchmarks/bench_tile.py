@@ -84,8 +84,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     if record.error:
         raise SystemExit(record.error)
     return {"megapixels": args.one, "dtype": str(model.dtype).removeprefix("torch."), "windows": record.windows,
-            "seconds": report.seconds,
-            "seconds_per_megapixel": report.seconds / args.one,
+            "seconds": report.seconds, "seconds_per_megapixel": report.seconds / args.one,
             "processor_seconds_per_megapixel": processor / args.one, "generate_seconds": record.generate_seconds,
             "render_seconds": record.render_seconds, "write_seconds": record.write_seconds,
             "model_mb": before / MEGABYTE, "peak_mb": peak_memory(device) / MEGABYTE}
@@ -122,8 +121,7 @@ def _measure_all(args: argparse.Namespace, machine: dict) -> None:
               f"{row['processor_seconds_per_megapixel']:6.2f} processor s/MP  peak {row['peak_mb']:6.0f} MB, "
               f"{row['peak_mb'] - row['model_mb']:6.0f} MB above the model", flush=True)
         if args.output:
-            result = {"model": Path(args.model).name, "ext": args.ext,
-                      "machine": machine, "sizes": rows}
+            result = {"model": Path(args.model).name, "ext": args.ext, "machine": machine, "sizes": rows}
             Path(args.output).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

@@ -183,13 +183,13 @@ class VARSR(nn.Module):
     @torch.inference_mode()
     def decode(self, latent: Tensor, lr: Tensor | None = None) -> Tensor:
         """Latent (B, c, N, N) to pictures (B, 3, S, S) in [0, 1]; lr (B, 3, S, S) in [0, 1] as in `generate`."""
-        return ((self.vqvae.decode_unclamped(latent.to(self.device), self._condition(lr)).float() + 1) / 2).clamp(0, 1)
+        return (self.vqvae.decode(to_device(latent, self.device), self._condition(lr)) + 1) / 2
 
     @torch.inference_mode()
     def decode_uncorrected(self, latent: Tensor, lr: Tensor) -> Tensor:
         """As `decode`, without its last step, `correct`, and not clamped: parts of a larger picture are put together
         before it."""
-        return (self.vqvae.decode_uncorrected(latent.to(self.device), self._condition(lr)).float() + 1) / 2
+        return (self.vqvae.decode_uncorrected(to_device(latent, self.device), self._condition(lr)).float() + 1) / 2
 
     @torch.inference_mode()
     def correct(self, decoded: Tensor, lr: Tensor) -> Tensor:
