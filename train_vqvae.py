@@ -31,6 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument("--res_blocks", type=bounded(int, 1), help="residual blocks of each level")
     model.add_argument("--latent_channels", type=bounded(int, 1))
     model.add_argument("--vocab_size", type=bounded(int, 1), help="codes")
+    model.add_argument("--linear_path", type=boolean, nargs="?", const=True,
+                       help="a linear way past the network, which starts at the principal components of the crops")
 
     data = parser.add_argument_group("data and course")
     data.add_argument("--data", default="trainset", help="folder of photographs, searched recursively")

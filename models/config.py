@@ -37,6 +37,7 @@ class VQVAEConfig:
     norm_groups: int = 32
     stem: int = 1  # pixel-unshuffle factor before the first convolution
     phi_count: int = 4  # shared refinement convolutions of the quantiser
+    linear_path: bool = False  # blocks of pixels also take a linear way to the latent and back (linear_path.py)
     fidelity_width: int = 0  # width of the decoder's LR features (fidelity.py); 0: the decoder sees the latent alone
     fidelity_blocks: int = 3  # residual blocks of these features per resolution level
     fidelity_pixels: int = 0  # width of the correction of the decoded pixels beside the LR ones; 0: none
@@ -263,8 +264,9 @@ PRESETS: dict[str, VARSRConfig] = {
     # The embedded model: a 128-pixel window, small enough for two CPU cores (docs/embedded_model.md).
     "varsr-tiny": VARSRConfig(
         name="varsr-tiny",
-        vqvae=VQVAEConfig(scales=(1, 2, 3, 5, 8, 12, 16), vocab_size=1024, latent_channels=16, base_width=64,
-                          multipliers=(1, 2), res_blocks=1, stem=4, fidelity_width=96, fidelity_pixels=24),
+        vqvae=VQVAEConfig(scales=(1, 2, 3, 5, 8, 12, 16), vocab_size=4096, latent_channels=16, base_width=64,
+                          multipliers=(1, 2), res_blocks=1, stem=4, linear_path=True, fidelity_width=96,
+                          fidelity_pixels=24),
         transformer=TransformerConfig(depth=4, width=256, num_heads=4, drop_path=0.0, shared_modulation=True,
                                       prefix=PrefixConfig(widths=(96, 256), stem=4), prefix_injection=True),
         refiner=RefinerConfig(width=256, depth=2),

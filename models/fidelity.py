@@ -68,10 +68,15 @@ class FidelityEncoder(nn.Module):
         self.downs = nn.ModuleList(nn.Conv2d(width, width, 3, stride=2, padding=1) for _ in range(coarsest))
         self.outs = nn.ModuleList(
             nn.Conv2d(width, widths[min(i + 1, coarsest)], 1) for i in range(len(widths)))
-        for out in self.outs:
+        self.pixels = PixelCorrection(config.fidelity_pixels) if config.fidelity_pixels else None
+        self.silence()
+
+    @torch.no_grad()
+    def silence(self) -> None:
+        """Set what the features and the correction add to zero, as at first; what leads there is kept."""
+        for out in [*self.outs, *([] if self.pixels is None else [self.pixels.conv_out])]:
             nn.init.zeros_(out.weight)
             nn.init.zeros_(out.bias)
-        self.pixels = PixelCorrection(config.fidelity_pixels) if config.fidelity_pixels else None
 
     def forward(self, lr: Tensor) -> list[Tensor]:
         """Feature maps fine to coarse: entry i has the resolution of decoder level i."""

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 PHI_RATIO = 0.5  # share of the convolution in phi
 USAGE_DECAY = 0.99
+FIT_ROUNDS = 3
+FIT_PART = 32  # pictures whose distances to all codes are in memory at a time
 
 
 @dataclass
@@ -154,6 +156,18 @@ class MultiScaleQuantizer(nn.Module):
         self.codebook.weight[dead] = cells[chosen.to(cells.device)].to(self.codebook.weight.dtype)
         self.code_usage[:, dead] = 2 * threshold / len(self.scales)  # a grace period before the next judgement
         return dead
+
+    @torch.no_grad()
+    def fit_codes(self, latent: Tensor, generator: torch.Generator | None = None) -> None:
+        """Start all codes on cells of a latent (B, c, N, N), and those that find no use on what the others leave over,
+        instead of at random places, most of which no cell is near to."""
+        nn.init.zeros_(self.codebook.weight)
+        self.code_usage.zero_()
+        for _ in range(FIT_ROUNDS):
+            self.revive_dead_codes(latent, (1 - USAGE_DECAY) / 2, generator)  # those without a single hit
+            self.code_usage.zero_()
+            parts = [self.encode(part).codes for part in latent.split(FIT_PART)]
+            self._count([torch.cat(of_scale) for of_scale in zip(*parts)], None)
 
     def _residual_cells(self, rest: Tensor) -> list[Tensor]:
         """The cells (M_k, c) that each scale has to quantise."""

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from .config import VQVAEConfig
 from .fidelity import FidelityEncoder
+from .linear_path import LinearPath
 from .quantizer import MultiScaleQuantizer
 
 NORM_EPS = 1e-6
+CODE_PICTURES = 128  # of those that a tokenizer is fitted to, whose cells codes start on
 
 
 def _norm(channels: int, groups: int) -> nn.GroupNorm:
@@ -167,11 +169,24 @@ class VQVAE(nn.Module):
         self.quantizer = MultiScaleQuantizer(config.scales, config.vocab_size, channels, config.phi_count)
         self.post_quant = nn.Conv2d(channels, channels, 3, padding=1)
         self.decoder = Decoder(config)
+        self.linear_path = LinearPath(config.downsampling, channels) if config.linear_path else None
         self.fidelity = FidelityEncoder(config) if config.fidelity_width else None
+
+    @torch.no_grad()
+    def fit(self, pictures: Tensor, generator: torch.Generator | None = None) -> None:
+        """Start a model with a linear path as the best linear tokenizer of pictures (M, 3, S, S) in [-1, 1], codes
+        included; the network, whose output layers are set to zero, is left to learn the rest."""
+        self.linear_path.fit(pictures)
+        for layer in (self.pre_quant, self.decoder.conv_out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.quantizer.fit_codes(self.linear_path.analysis(pictures[:CODE_PICTURES]), generator)
 
     def drop_encoder(self) -> None:
         """For inference: generation decodes only."""
         self.encoder = self.pre_quant = None
+        if self.linear_path is not None:
+            self.linear_path.analysis = None
 
     def encode(self, image: Tensor) -> Tensor:
         """(B, 3, S, S) in [-1, 1] to the continuous latent (B, c, N, N).
@@ -184,7 +199,9 @@ class VQVAE(nn.Module):
         if image.shape[-2:] != (size, size):
             raise ValueError(f"the tokenizer encodes {size}x{size} pictures, got {tuple(image.shape[-2:])}: "
                              "resize first")
-        return self.pre_quant(self.encoder(image.to(self.pre_quant.weight.dtype)))
+        image = image.to(self.pre_quant.weight.dtype)
+        latent = self.pre_quant(self.encoder(image))
+        return latent if self.linear_path is None else latent + self.linear_path.analysis(image)
 
     def decode(self, latent: Tensor, lr: Tensor | None = None) -> Tensor:
         """Latent (B, c, h, w) to the picture (B, 3, f*h, f*w), float32, clamped to [-1, 1]."""
@@ -201,10 +218,10 @@ class VQVAE(nn.Module):
     def decode_uncorrected(self, latent: Tensor, lr: Tensor | None = None) -> Tensor:
         """First part of `decode_unclamped`, from which `correct` makes its result."""
         dtype = self.post_quant.weight.dtype
-        latent = self.post_quant(latent.to(dtype)).contiguous(memory_format=torch.channels_last)
-        if self.fidelity is None or lr is None:
-            return self.decoder(latent)
-        return self.decoder(latent, self.fidelity(lr.to(dtype)))
+        latent = latent.to(dtype).contiguous(memory_format=torch.channels_last)
+        features = None if self.fidelity is None or lr is None else self.fidelity(lr.to(dtype))
+        decoded = self.decoder(self.post_quant(latent), features)
+        return decoded if self.linear_path is None else decoded + self.linear_path.synthesis(latent)
 
     def correct(self, decoded: Tensor, lr: Tensor) -> Tensor:
         """Correction of decoded pictures beside the LR ones, both (B, 3, H, W) in [-1, 1], not clamped. H and W may be

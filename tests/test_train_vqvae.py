@@ -78,6 +78,19 @@ def test_a_factor_of_six(photos: Path, tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path / "vqvae.safetensors").config.image_size == 24
 
 
+def test_a_linear_path_starts_ahead_and_resumes(photos: Path, tmp_path: Path) -> None:
+    line = (*SHAPE, "--val_data", photos, "--linear_path")
+    assert run(photos, tmp_path / "whole", *line) == 0
+    log = [json.loads(text) for text in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert log[0]["model"]["linear_path"] is True
+    (tmp_path / "part" / "states").mkdir(parents=True)
+    shutil.copy(tmp_path / "whole" / "states" / "state-00000004.pt", tmp_path / "part" / "states")
+    assert run(photos, tmp_path / "part", *line) == 0
+    whole, part = (tmp_path / name / "vqvae.safetensors" for name in ("whole", "part"))
+    assert whole.read_bytes() == part.read_bytes()
+    assert load_tokenizer(whole).config.linear_path
+
+
 def test_it_goes_on_from_a_file(finished: Path, photos: Path, tmp_path: Path) -> None:
     source = finished / "vqvae.safetensors"
     assert run(photos, tmp_path, "--init", source, "--max_iters", 3, "--lr", 1e-12, "--revive_every", 100) == 0

@@ -63,6 +63,8 @@ def build_model(args: argparse.Namespace, class_names: tuple[str, ...] = ()) -> 
         _report(source, _transferred(model, loose, source))
     if tokenizer is not None:
         model.vqvae.load_state_dict(tokenizer.state_dict(), strict=False)  # all but features of the LR picture
+        if args.vqvae and model.vqvae.fidelity is not None:
+            model.vqvae.fidelity.silence()  # those of --init were trained with another decoder
     elif loose is None or not any(name.startswith("vqvae.encoder.") for name in loose.tensors):
         raise ValueError(f"--stage {args.stage} needs a tokenizer: train one with train_vqvae.py and give it "
                          "with --vqvae")

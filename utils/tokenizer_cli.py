@@ -26,8 +26,10 @@ from .tokenizer_stage import TokenizerSettings, TokenizerStage
 
 log = logging.getLogger(__name__)
 
+FIT_PICTURES = 512  # crops whose blocks a linear path is fitted to
+
 # Flags that say how a tokenizer is built; a file of --init says all of it but the scales.
-SHAPE_FLAGS = ("stem", "multipliers", "base_width", "res_blocks", "latent_channels", "vocab_size")
+SHAPE_FLAGS = ("stem", "multipliers", "base_width", "res_blocks", "latent_channels", "vocab_size", "linear_path")
 # Flags that are fields of TokenizerSettings under the same name.
 SETTING_FLAGS = ("batch_size", "max_iters", "commitment", "continuous_share", "scale_dropout", "max_dropped",
                  "perceptual_weight", "adversarial_weight", "adversarial_start", "revive_every", "ema", "precision",
@@ -38,6 +40,10 @@ def build_stage(args: argparse.Namespace, device: torch.device, ranks: Ranks) ->
     """All that the flags describe, ready to train. Raises ValueError or OSError for flags or files that do not fit."""
     settings, model = tokenizer_settings(args), build_tokenizer(args)
     crops = PhotoCrops(args.data, crop_size=model.config.image_size)
+    if model.config.linear_path and not args.init:
+        generator = torch.Generator().manual_seed(args.seed)
+        model.fit(crops.batch(FIT_PICTURES, generator) * 2 - 1, generator)
+        log.info("started from the principal components of %d crops", FIT_PICTURES)
     validation = validation_crops(args, crops, model.config.image_size)
     perceptual = find_perceptual(device) if settings.perceptual_weight else Perceptual(None, "none, by its weight")
     log.info("perceptual loss: %s", perceptual.description)
