@@ -99,4 +99,6 @@ def decoder_flops(config: VQVAEConfig) -> int:
         if i:
             cells *= 4
             total += _conv(cells, widths[i], widths[i])
+    if config.linear_path:
+        total += _conv(config.side ** 2, config.latent_channels, 3 * config.downsampling ** 2, 1)
     return total + _conv(cells, widths[0], 3 * config.stem ** 2)

@@ -251,6 +251,8 @@ def _build(cls: type, values: dict[str, Any]) -> Any:
 
 
 _C2I_SCALES = (1, 2, 3, 4, 6, 9, 12, 16, 20, 24, 28, 32)
+_TINY_VQVAE = VQVAEConfig(scales=(1, 2, 3, 5, 8, 12, 16), latent_channels=16, base_width=64, multipliers=(1, 2),
+                          res_blocks=1, stem=4, linear_path=True)
 
 PRESETS: dict[str, VARSRConfig] = {
     # The published super-resolution model: 1,101.9 M parameters and a tokenizer of 108.9 M.
@@ -264,9 +266,7 @@ PRESETS: dict[str, VARSRConfig] = {
     # The embedded model: a 128-pixel window, small enough for two CPU cores (docs/embedded_model.md).
     "varsr-tiny": VARSRConfig(
         name="varsr-tiny",
-        vqvae=VQVAEConfig(scales=(1, 2, 3, 5, 8, 12, 16), vocab_size=4096, latent_channels=16, base_width=64,
-                          multipliers=(1, 2), res_blocks=1, stem=4, linear_path=True, fidelity_width=96,
-                          fidelity_pixels=24),
+        vqvae=dataclasses.replace(_TINY_VQVAE, fidelity_width=96, fidelity_pixels=24),
         transformer=TransformerConfig(depth=4, width=256, num_heads=4, drop_path=0.0, shared_modulation=True,
                                       prefix=PrefixConfig(widths=(96, 256), stem=4), prefix_injection=True),
         refiner=RefinerConfig(width=256, depth=2),
@@ -274,8 +274,7 @@ PRESETS: dict[str, VARSRConfig] = {
     # The embedded class-to-image model (docs/embedded_model.md); class_rows follows the training data.
     "varsr-tiny-c2i": VARSRConfig(
         name="varsr-tiny-c2i",
-        vqvae=VQVAEConfig(scales=(1, 2, 3, 5, 8, 12, 16), vocab_size=1024, latent_channels=16, base_width=64,
-                          multipliers=(1, 2), res_blocks=1, stem=4),
+        vqvae=_TINY_VQVAE,
         transformer=TransformerConfig(depth=4, width=192, num_heads=3, drop_path=0.0, shared_modulation=True,
                                       prefix=None),
         refiner=RefinerConfig(width=192, depth=2),

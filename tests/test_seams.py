@@ -7,19 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.bench_seams import LR_SIDE, agreement, border_ratio, both_grids
+from benchmarks.bench_seams import mosaic as sample_mosaic
 from models.varsr import VARSR
 from utils.cli import choose_dtype
 from utils.generation import RestoreSettings
-from utils.images import read_image
-from utils.metrics import psnr_y
-from utils.restore import restore
-from utils.windows import WindowAxis
 
 ROOT = Path(__file__).resolve().parent.parent
-LR_SIDE, TILE = 512, 128  # LR pixels of the mosaic and of each picture in it
-# LR pixels by overlap: half a step of the windows, so that the borders of one grid lie amid the other's windows
-SHIFT = {0.25: 12, 0.0: 16}
-MARGIN = 128  # pixels at the picture's own edges that are not judged
+BORDER_TOLERANCE = 0.03
 
 
 @pytest.fixture(scope="module")
@@ -31,44 +26,7 @@ def tiny() -> VARSR:
 
 @pytest.fixture(scope="module")
 def mosaic() -> Tensor:
-    """(3, 512, 512): the middles of the sample pictures, taken in turn."""
-    pictures = [read_image(path) for path in sorted((ROOT / "testset" / "sample" / "HR").iterdir())]
-    middles = [picture[:, (picture.shape[1] - TILE) // 2:, (picture.shape[2] - TILE) // 2:][:, :TILE, :TILE]
-               for picture in pictures]
-    count = LR_SIDE // TILE
-    rows = [torch.cat([middles[(row * count + column) % len(middles)] for column in range(count)], dim=2)
-            for row in range(count)]
-    return torch.cat(rows, dim=1)
-
-
-def gradient(picture: Tensor, axis: int, borders: list[int]) -> float:
-    """Mean absolute step of (3, H, W) across these pixel borders along an axis."""
-    steps = picture.diff(dim=axis).abs().mean(dim=[other for other in range(3) if other != axis])
-    return steps[torch.tensor(borders) - 1].mean().item()
-
-
-def border_ratio(model: VARSR, picture: Tensor, shifted: Tensor, overlap: float) -> float:
-    """Steps across the windows' borders of `picture`, over the steps in the same places of `shifted`.
-
-    `shifted` is of another grid, whose windows have no border there. So the picture's own content, and the model's
-    own cells of 8 pixels, on whose borders all windows begin, are in both.
-    """
-    side, factor = model.config.vqvae.side, model.config.vqvae.downsampling
-    axis = WindowAxis(picture.shape[1] // factor, side, overlap)
-    offset = SHIFT[overlap] * 4
-    borders = {factor * cell - offset for start in axis.starts for cell in (start, start + side)}
-    inner = sorted(border for border in borders if MARGIN <= border <= shifted.shape[1] - MARGIN)
-    cut = picture[:, offset:-offset, offset:-offset]
-    return sum(gradient(cut, d, inner) / gradient(shifted, d, inner) for d in (1, 2)) / 2
-
-
-def both_grids(model: VARSR, lr: Tensor, settings: RestoreSettings) -> tuple[Tensor, Tensor]:
-    """The restored picture, and its inside restored on the shifted grid."""
-    shift = SHIFT[settings.overlap]
-    return restore(model, lr, settings), restore(model, lr[:, shift:-shift, shift:-shift], settings)
-
-
-BORDER_TOLERANCE = 0.03
+    return sample_mosaic()
 
 
 @pytest.mark.slow
@@ -76,10 +34,8 @@ def test_borders_of_windows_do_not_show(tiny: VARSR, mosaic: Tensor) -> None:
     settings = RestoreSettings(tiny.config.generation)
     picture, shifted = both_grids(tiny, mosaic, settings)
     assert abs(border_ratio(tiny, picture, shifted, settings.overlap) - 1) < BORDER_TOLERANCE
-    offset, inside = 4 * SHIFT[settings.overlap], slice(MARGIN, -MARGIN)
-    same_place = picture[:, offset:-offset, offset:-offset]
     # docs/large_images.md: less than two gray levels, though not as little as another seed
-    assert psnr_y(same_place[:, inside, inside], shifted[:, inside, inside]) > 40
+    assert agreement(picture, shifted, settings.overlap) > 40
 
 
 @pytest.mark.slow

@@ -1,0 +1,114 @@
+"""How much the windows of a large picture show: `python benchmarks/bench_seams.py`.
+
+Restores a mosaic of the sample pictures (512x512 LR pixels) on two grids of windows and from two seeds, and prints the
+steps across window borders as a ratio to steps in the same places of the other grid, where windows have no border, and
+how far the results agree. docs/large_images.md explains the figures.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch import Tensor
+
+from models.varsr import VARSR
+from utils.generation import RestoreSettings
+from utils.images import read_image
+from utils.metrics import psnr_y
+from utils.restore import restore
+from utils.windows import WindowAxis
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = ROOT / "testset" / "sample" / "HR"
+LR_SIDE, TILE = 512, 128  # LR pixels of the mosaic and of each picture in it
+# LR pixels by overlap: half a step of the windows, so that the borders of one grid lie amid the other's windows
+SHIFT = {0.25: 12, 0.0: 16}
+MARGIN = 128  # pixels at the picture's own edges that are not judged
+
+
+def mosaic(side: int = LR_SIDE) -> Tensor:
+    """(3, side, side): the middles of the sample pictures, taken in turn."""
+    pictures = [read_image(path) for path in sorted(SAMPLE.iterdir())]
+    middles = [picture[:, (picture.shape[1] - TILE) // 2:, (picture.shape[2] - TILE) // 2:][:, :TILE, :TILE]
+               for picture in pictures]
+    count = LR_SIDE // TILE
+    rows = [torch.cat([middles[(row * count + column) % len(middles)] for column in range(count)], dim=2)
+            for row in range(count)]
+    return torch.cat(rows, dim=1)[:, :side, :side]
+
+
+def both_grids(model: VARSR, lr: Tensor, settings: RestoreSettings) -> tuple[Tensor, Tensor]:
+    """The restored picture, and its inside restored on the shifted grid."""
+    shift = SHIFT[settings.overlap]
+    return restore(model, lr, settings), restore(model, lr[:, shift:-shift, shift:-shift], settings)
+
+
+def border_ratio(model: VARSR, picture: Tensor, shifted: Tensor, overlap: float) -> float:
+    """Steps across the windows' borders of `picture`, over the steps in the same places of `shifted`.
+
+    `shifted` is of another grid, whose windows have no border there. So the picture's own content, and the model's
+    own cells of 8 pixels, on whose borders all windows begin, are in both.
+    """
+    side, factor = model.config.vqvae.side, model.config.vqvae.downsampling
+    axis = WindowAxis(picture.shape[1] // factor, side, overlap)
+    offset = SHIFT[overlap] * 4
+    borders = {factor * cell - offset for start in axis.starts for cell in (start, start + side)}
+    inner = sorted(border for border in borders if MARGIN <= border <= shifted.shape[1] - MARGIN)
+    cut = picture[:, offset:-offset, offset:-offset]
+    return sum(_gradient(cut, d, inner) / _gradient(shifted, d, inner) for d in (1, 2)) / 2
+
+
+def _gradient(picture: Tensor, axis: int, borders: list[int]) -> float:
+    """Mean absolute step of (3, H, W) across these pixel borders along an axis."""
+    steps = picture.diff(dim=axis).abs().mean(dim=[other for other in range(3) if other != axis])
+    return steps[torch.tensor(borders) - 1].mean().item()
+
+
+def agreement(picture: Tensor, shifted: Tensor, overlap: float) -> float:
+    """PSNR-Y in dB between the results of both grids, away from the picture's own edges."""
+    offset, inside = 4 * SHIFT[overlap], slice(MARGIN, -MARGIN)
+    same_place = picture[:, offset:-offset, offset:-offset]
+    return psnr_y(same_place[:, inside, inside], shifted[:, inside, inside])
+
+
+def measure(model: VARSR, side: int = LR_SIDE) -> dict[str, float]:
+    """All figures of a model."""
+    lr, settings = mosaic(side), RestoreSettings(model.config.generation)
+    picture, shifted = both_grids(model, lr, settings)
+    other_seed = restore(model, lr, RestoreSettings(model.config.generation, seed=1))
+    plain = RestoreSettings(model.config.generation, overlap=0.0)
+    hard, hard_shifted = both_grids(model, lr[:, :side // 2, :side // 2], plain)
+    return {"border_ratio": border_ratio(model, picture, shifted, settings.overlap),
+            "border_ratio_without_overlap": border_ratio(model, hard, hard_shifted, plain.overlap),
+            "shifted_grid_db": agreement(picture, shifted, settings.overlap),
+            "other_seed_db": psnr_y(picture, other_seed)}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure and report."""
+    from benchmarks.machine import describe
+    from utils.cli import DTYPES, choose_dtype
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(ROOT / "checkpoints" / "varsr-tiny"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="auto", choices=["auto", *DTYPES])
+    parser.add_argument("--output", help="write the figures and the machine's description as JSON")
+    args = parser.parse_args(argv)
+    device = torch.device(args.device)
+    dtype = choose_dtype(args.dtype, device)
+    figures = measure(VARSR.from_pretrained(args.model, dtype=dtype, device=device).for_inference())
+    for name, value in figures.items():
+        print(f"{name:<32}{value:>8.3f}")
+    if args.output:
+        record = {"model": args.model, "dtype": str(dtype), "machine": describe(device), **figures}
+        Path(args.output).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
