@@ -9,7 +9,7 @@
 #
 # Lengths and batches are laid out for about half an hour of one large GPU. All can be set from outside, e.g. for a CPU:
 #
-#     TOKENIZER_ITERS=3600 TOKENIZER_BATCH=12 SR_ITERS=2700 SR_BATCH=6 DECODER_ITERS=3600 DECODER_BATCH=8 WORKERS=0 \
+#     TOKENIZER_ITERS=2400 TOKENIZER_BATCH=12 SR_ITERS=2700 SR_BATCH=6 DECODER_ITERS=3600 DECODER_BATCH=8 WORKERS=0 \
 #         bash examples/train_embedded.sh trainset/photos runs/embedded
 set -euo pipefail
 
@@ -36,7 +36,7 @@ photographs=(--data "$data" --val_data "$VAL_DATA" --device "$DEVICE" --seed "$S
 degraded=(--light 0.3 --upsample bicubic --group "$GROUP")
 
 "$PYTHON" train_vqvae.py --preset "$PRESET" "${photographs[@]}" --output "$output/tokenizer" --workers "$WORKERS" \
-    --max_iters "$TOKENIZER_ITERS" --batch_size "$TOKENIZER_BATCH" --lr 8e-4 --adversarial_weight 0 --scale_dropout 0
+    --max_iters "$TOKENIZER_ITERS" --batch_size "$TOKENIZER_BATCH" --lr 1.5e-3 --adversarial_weight 0 --scale_dropout 0
 "$PYTHON" train.py --stage sr --preset "$PRESET" --vqvae "$output/tokenizer/vqvae.safetensors" "${photographs[@]}" \
     "${degraded[@]}" --output "$output/sr" --max_iters "$SR_ITERS" --batch_size "$SR_BATCH" --workers "$WORKERS" \
     --tblr 1e-3 --wp 0.05 --wpe 0.02 --ema 0.998 --error_rate 0.6 --scale_balance 0.5 --negative_share 0.05
