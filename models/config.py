@@ -47,6 +47,9 @@ class VQVAEConfig:
         _require(all(a < b for a, b in zip(self.scales, self.scales[1:])) and self.scales[0] > 0,
                  f"scales must be positive and increasing, got {self.scales}")
         _require(self.fidelity_width > 0 or not self.fidelity_pixels, "fidelity_pixels needs fidelity_width above 0")
+        _require(not self.linear_path or self.latent_channels <= 3 * self.downsampling ** 2,
+                 f"linear_path: {self.latent_channels} latent_channels are more than a block of "
+                 f"{self.downsampling}x{self.downsampling} pixels has components")
         for width in self.widths:
             _require(width % self.norm_groups == 0,
                      f"VQVAE width {width} is not a multiple of norm_groups {self.norm_groups}")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.config import PRESETS
+from models.config import PRESETS, ConfigError
 from models.linear_path import LinearPath
 from models.vqvae import VQVAE
 
@@ -87,6 +87,11 @@ def test_without_its_encoder_a_tokenizer_decodes_the_same(pictures: Tensor) -> N
     model.drop_encoder()
     assert not any("analysis" in name for name in model.state_dict())
     torch.testing.assert_close(model.decode(latent), before)
+
+
+def test_more_channels_than_a_block_has_components_are_refused() -> None:
+    with pytest.raises(ConfigError, match="8 latent_channels"):
+        dataclasses.replace(DEBUG, stem=1, multipliers=(1,))
 
 
 def test_features_of_the_lr_picture_can_be_silenced() -> None:
