@@ -31,15 +31,15 @@ SHIFT = {0.25: 12, 0.0: 16}
 MARGIN = 128  # pixels at the picture's own edges that are not judged
 
 
-def mosaic(side: int = LR_SIDE) -> Tensor:
-    """(3, side, side): the middles of the sample pictures, taken in turn."""
+def mosaic() -> Tensor:
+    """(3, 512, 512): the middles of the sample pictures, taken in turn."""
     pictures = [read_image(path) for path in sorted(SAMPLE.iterdir())]
     middles = [picture[:, (picture.shape[1] - TILE) // 2:, (picture.shape[2] - TILE) // 2:][:, :TILE, :TILE]
                for picture in pictures]
     count = LR_SIDE // TILE
     rows = [torch.cat([middles[(row * count + column) % len(middles)] for column in range(count)], dim=2)
             for row in range(count)]
-    return torch.cat(rows, dim=1)[:, :side, :side]
+    return torch.cat(rows, dim=1)
 
 
 def both_grids(model: VARSR, lr: Tensor, settings: RestoreSettings) -> tuple[Tensor, Tensor]:
@@ -76,13 +76,13 @@ def agreement(picture: Tensor, shifted: Tensor, overlap: float) -> float:
     return psnr_y(same_place[:, inside, inside], shifted[:, inside, inside])
 
 
-def measure(model: VARSR, side: int = LR_SIDE) -> dict[str, float]:
+def measure(model: VARSR) -> dict[str, float]:
     """All figures of a model."""
-    lr, settings = mosaic(side), RestoreSettings(model.config.generation)
+    lr, settings = mosaic(), RestoreSettings(model.config.generation)
     picture, shifted = both_grids(model, lr, settings)
     other_seed = restore(model, lr, RestoreSettings(model.config.generation, seed=1))
     plain = RestoreSettings(model.config.generation, overlap=0.0)
-    hard, hard_shifted = both_grids(model, lr[:, :side // 2, :side // 2], plain)
+    hard, hard_shifted = both_grids(model, lr[:, :LR_SIDE // 2, :LR_SIDE // 2], plain)
     return {"border_ratio": border_ratio(model, picture, shifted, settings.overlap),
             "border_ratio_without_overlap": border_ratio(model, hard, hard_shifted, plain.overlap),
             "shifted_grid_db": agreement(picture, shifted, settings.overlap),

@@ -29,7 +29,8 @@ class ConvBlock(nn.Module):
 
 
 class PixelCorrection(nn.Module):
-    """Decoded picture and LR picture, both (B, 3, H, W) in [-1, 1], to the picture corrected; at first unchanged.
+    """Decoded picture and LR picture, both (B, 3, H, W) in [-1, 1], to the picture corrected; at first unchanged
+    (`FidelityEncoder.silence`).
 
     Any H and W. A pixel depends on those up to `REACH` pixels away and on nothing else, so a large picture may be
     corrected in parts.
@@ -42,8 +43,6 @@ class PixelCorrection(nn.Module):
         self.conv_in = nn.Conv2d(6, width, 3, padding=1)
         self.conv_middle = nn.Conv2d(width, width, 3, padding=1)
         self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
 
     def forward(self, decoded: Tensor, lr: Tensor) -> Tensor:
         x = torch.cat([decoded, lr], dim=1).contiguous(memory_format=torch.channels_last)

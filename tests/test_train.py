@@ -1,6 +1,7 @@
 """train.py as its users run it: flags, files in their place, refusals, starting weights, several processes, kills."""
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ from conftest import noise_picture, small_class_model, small_model
 from safetensors.torch import load_file
 
 import train
+from models.config import PRESETS
 from models.tokenizer_file import write_tokenizer
 from models.varsr import VARSR
 from utils.training_flags import build_parser, parse
@@ -176,6 +178,24 @@ def test_larger_lr_features_keep_the_pictures(place: Path, tmp_path: Path) -> No
     assert after.vqvae.fidelity.pixels.conv_in.out_channels == 4
     lr = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(after.generate(lr), before.generate(lr), atol=1e-4, rtol=0)
+
+
+def test_lr_features_of_another_decoder_start_silent(place: Path, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    debug = PRESETS["varsr-debug"]
+    seeing = dataclasses.replace(debug, vqvae=dataclasses.replace(debug.vqvae, fidelity_width=8, fidelity_pixels=4))
+    monkeypatch.setitem(PRESETS, "varsr-debug", seeing)
+    torch.manual_seed(0)
+    source = VARSR(seeing)
+    for parameter in source.vqvae.fidelity.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    source.save_pretrained(tmp_path / "seeing")
+    line = flags(place, tmp_path / "run", "--init", tmp_path / "seeing", "--max_iters", 1, "--tblr", 1e-9)
+    assert train.main(line) == 0
+    vqvae = VARSR.from_pretrained(tmp_path / "run").vqvae
+    assert torch.equal(vqvae.fidelity.conv_in.weight, source.vqvae.fidelity.conv_in.weight)
+    latent, lr = torch.randn(1, 8, 4, 4), torch.rand(1, 3, 32, 32) * 2 - 1
+    torch.testing.assert_close(vqvae.decode(latent, lr), vqvae.decode(latent))
 
 
 # ---- several processes

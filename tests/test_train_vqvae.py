@@ -78,7 +78,17 @@ def test_a_factor_of_six(photos: Path, tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path / "vqvae.safetensors").config.image_size == 24
 
 
-def test_a_linear_path_starts_ahead_and_resumes(photos: Path, tmp_path: Path) -> None:
+def test_a_linear_path_starts_at_principal_components(photos: Path, tmp_path: Path) -> None:
+    assert run(photos, tmp_path, *SHAPE, "--linear_path", "--max_iters", 3, "--lr", 1e-12, "--revive_every", 100) == 0
+    model = load_tokenizer(tmp_path / "vqvae.safetensors")
+    directions = model.linear_path.analysis.weight.detach().flatten(1)
+    products = directions @ directions.T
+    assert products[0, 0] > 0
+    torch.testing.assert_close(products, products[0, 0] * torch.eye(len(products)), rtol=1e-3, atol=1e-3)
+    assert model.decoder.conv_out.weight.abs().max() < 1e-6
+
+
+def test_a_run_with_a_linear_path_resumes(photos: Path, tmp_path: Path) -> None:
     line = (*SHAPE, "--val_data", photos, "--linear_path")
     assert run(photos, tmp_path / "whole", *line) == 0
     log = [json.loads(text) for text in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
