@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.clock import StageClock
 from benchmarks.subject import add_subject_flags, load_subject
-from utils.cli import INT8
+from utils.cli import EIGHT_BIT
 
 DEFAULT_PRESET = "varsr-tiny"
 TERA, GIGA = 1e12, 1e9
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     peak = peak_memory(device)
     rates.append(gemm_rate(device, dtype))  # a busy moment must not pass for the machine's limit
     total, stages = sorted(runs[1:], key=lambda run: run[0])[args.runs // 2]
-    weight_size = 1 if args.dtype == INT8 else dtype.itemsize
+    weight_size = 1 if args.dtype in EIGHT_BIT else dtype.itemsize
     work = stage_work(model.config, options, fastvar, args.batch_size, weight_size, dtype.itemsize)
     tflop = sum(flops for flops, _ in work.values()) / TERA
     result = {

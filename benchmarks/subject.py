@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.cli import DTYPES, INT8
+from utils.cli import DTYPES, EIGHT_BIT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ def add_subject_flags(parser: argparse.ArgumentParser) -> None:
     add("--preset", help="a preset of models/config.py, on random weights: speed alone")
     add("--model", help="a model folder, published file or hub id: speed and quality")
     add("--device", default="cpu")
-    add("--dtype", choices=(*DTYPES, INT8), default="bf16")
+    add("--dtype", choices=(*DTYPES, *EIGHT_BIT), default="bf16")
     add("--runs", type=int, default=1, help="timed runs of each setting; the fastest counts")
     add("--output", help="JSON file for the results")
 
@@ -74,7 +74,8 @@ def load_subject(args: argparse.Namespace) -> tuple[VARSR, float]:
             subprocess.run([sys.executable, "-m", "benchmarks.random_weights", args.preset,
                             str(dtype).removeprefix("torch."), folder], cwd=ROOT, check=True)
         start = time.perf_counter()
-        model = make_fast(VARSR.from_pretrained(args.model or folder, dtype=dtype, device=device), args.dtype == INT8)
+        model = make_fast(VARSR.from_pretrained(args.model or folder, dtype=dtype, device=device),
+                          args.dtype if args.dtype in EIGHT_BIT else None)
         synchronize(device)
         return model, time.perf_counter() - start
 

@@ -1,4 +1,4 @@
-"""Linear layers as a CPU likes them: weights laid out once for oneDNN's kernels, or held as 8-bit integers.
+"""Linear layers laid out for inference: for oneDNN's kernels on CPUs, or held in 8 bits.
 
 PyTorch's `Linear` arranges its weight anew at every call. Packed once, bf16 products run 5 to 8 % faster with many
 tokens and twice as fast with few; fp32 ones gain 12 % (docs/performance.md). The operators are those that PyTorch's
@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .eight_bit import LEVELS, TINY, Float8Linear, Int8Linear
 from .mapped import MappedFile, return_freed_memory
 
-LEVELS = 127  # of a signed 8-bit integer; its -128 is not used
+INT8, FP8 = "int8", "fp8"  # what linears can be held in, beside the model's own type
 ZERO = 128  # where unsigned 8-bit activations have their zero
-TINY = 1e-12  # smallest scale: a row of zeros stays zeros
 PROBE = (32, 64)  # shape of the weight that `int8_works` tries
 
 
@@ -32,7 +32,7 @@ class PackedLinear(nn.Module):
 
 
 class QuantizedLinear(nn.Module):
-    """A `Linear` in 8-bit integers: one scale an output channel for the weight, one a token for the activations.
+    """A `Linear` in 8-bit integers on a CPU: one scale an output channel for the weight, one a token for activations.
 
     Activations are quantised as they come (W8A8 dynamic), each token by its own largest value, so that a picture does
     not depend on the batch around it.
@@ -79,12 +79,32 @@ def int8_works() -> bool:
     return bool((layer(torch.ones(PROBE)) == -PROBE[1]).all())
 
 
-def pack_linears(blocks: nn.ModuleList, refiner: nn.Module, int8: bool) -> None:
-    """Replace the linears that do the work: those of the transformer's blocks and of the refiner's.
+def linear_kind(device: torch.device, eight_bit: str | None) -> type[nn.Module]:
+    """The layer that takes a `Linear`'s place on a device, in `INT8`, `FP8` or (None) the weights' own type.
+
+    Raises ValueError where the processor or PyTorch cannot compute so.
+    """
+    if eight_bit == FP8:
+        return Float8Linear
+    if device.type != "cpu":
+        if eight_bit is None:
+            raise ValueError(f"weights are packed for CPUs, and this model is on {device}")
+        return Int8Linear
+    if not packing_works():
+        raise ValueError("this PyTorch has no oneDNN to pack weights for")
+    if eight_bit is None:
+        return PackedLinear
+    if not int8_works():
+        raise ValueError("8-bit products are not exact on this processor (no VNNI): use bf16 or fp32")
+    return QuantizedLinear
+
+
+def pack_linears(blocks: nn.ModuleList, refiner: nn.Module, kind: type[nn.Module]) -> None:
+    """Replace the linears that do the work, those of the transformer's blocks and of the refiner's, by a kind of layer.
 
     The memory of weights that are mapped from a file is given back as they are replaced.
     """
-    kind, files = QuantizedLinear if int8 else PackedLinear, MappedFile()
+    files = MappedFile()
 
     def packed(layer: nn.Linear, bias: Tensor | None = None, gelu: bool = False) -> nn.Module:
         replacement = kind(layer.weight, layer.bias if bias is None else bias, gelu)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .config import GenerationConfig, VARSRConfig
 from .fastvar import FastVARConfig, TokenPruner
 from .model_card import CardFacts, model_card
-from .packed import int8_works, pack_linears, packing_works
+from .packed import linear_kind, pack_linears
 from .refiner import DiffusionRefiner
 from .sampling import Noise, guide, gumbel_mixture, sample_codes, to_device
 from .transformer import VARTransformer
@@ -111,16 +111,13 @@ class VARSR(nn.Module):
         self.config = dataclasses.replace(self.config, inference=True)
         return self
 
-    def pack(self, int8: bool = False) -> VARSR:
-        """For inference on a CPU: lay the linears out for its matrix kernels (see packed.py). Cannot be saved then.
+    def pack(self, eight_bit: str | None = None) -> VARSR:
+        """For inference: lay the linears out for a CPU's matrix kernels (see packed.py). Cannot be saved then.
 
-        int8: hold them as 8-bit integers. Raises ValueError where the processor or PyTorch cannot compute so.
+        eight_bit: hold them in 8 bits, "int8" (CPUs and GPUs) or "fp8" (GPUs; on CPUs to try, slowly).
+        Raises ValueError where the device or PyTorch cannot compute so.
         """
-        if not packing_works():
-            raise ValueError("this PyTorch has no oneDNN to pack weights for")
-        if int8 and not int8_works():
-            raise ValueError("8-bit products are not exact on this processor (no VNNI): use bf16 or fp32")
-        pack_linears(self.transformer.blocks, self.refiner, int8)
+        pack_linears(self.transformer.blocks, self.refiner, linear_kind(self.device, eight_bit))
         self.is_packed = True
         return self
 

@@ -81,7 +81,7 @@ def test_a_packed_model_gives_the_same_pictures(weights: Path, pictures: torch.T
 def test_an_8_bit_model_is_close(pictures: torch.Tensor) -> None:
     model = small_model()
     _, expected = steps_of(model, pictures)
-    _, found = steps_of(model.for_inference().pack(int8=True), pictures)
+    _, found = steps_of(model.for_inference().pack("int8"), pictures)
     error = (found[0].logits - expected[0].logits).norm() / expected[0].logits.norm()
     assert 1e-4 < error < 0.05  # rounded, but not far off
 

@@ -20,7 +20,7 @@ CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 # What is used without --model, by super-resolution or not: the published file if it is there, else our own model.
 PUBLISHED = {True: CHECKPOINTS / "VARSR.pth", False: CHECKPOINTS / "VARSR_C2I.pth"}
 EMBEDDED = {True: CHECKPOINTS / "varsr-tiny", False: CHECKPOINTS / "varsr-tiny-c2i"}
-INT8 = "int8"  # a CPU's transformer in 8-bit integers, the rest as "auto"
+EIGHT_BIT = ("int8", "fp8")  # of the transformer and refiner; the rest is as "auto"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 BF16_TILES, BF16_VECTORS = "amx_bf16", "avx512_bf16"  # of /proc/cpuinfo
 INTEL = "GenuineIntel"
@@ -59,9 +59,9 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="model folder, published file or hub id (default: the published file in "
                                         "checkpoints/ if it is there, else the embedded model)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
-    parser.add_argument("--dtype", choices=("auto", *DTYPES, INT8), default="auto",
+    parser.add_argument("--dtype", choices=("auto", *DTYPES, *EIGHT_BIT), default="auto",
                         help="auto: bf16 (GPU, or a CPU that computes in it), else fp16 on a GPU, fp32 on a CPU; "
-                             "int8: the transformer in 8-bit integers, on CPUs alone")
+                             "int8, fp8: the transformer in 8 bits (fp8 on GPUs alone)")
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
@@ -109,7 +109,7 @@ def choose_device(name: str) -> torch.device:
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """The type of activations by a name of --dtype; "auto" is the fastest that the device computes in."""
     import torch
-    if name not in ("auto", INT8):
+    if name not in ("auto", *EIGHT_BIT):
         return getattr(torch, DTYPES[name])
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
@@ -140,33 +140,42 @@ def load_model(args: argparse.Namespace, super_resolution: bool = True) -> tuple
 
     from .allocator import keep_freed_memory
     device = choose_device(args.device)
+    eight_bit = args.dtype if args.dtype in EIGHT_BIT else None
+    check_eight_bit(device, eight_bit)
     dtype = choose_dtype(args.dtype, device)
     if device.type == "cpu":
         keep_freed_memory()
-    elif args.dtype == INT8:
-        raise ValueError("--dtype int8 works on CPUs alone: leave it out")
     published, embedded = PUBLISHED[super_resolution], EMBEDDED[super_resolution]
     source = args.model or (published if published.is_file() else embedded)
     model = VARSR.from_pretrained(source, device=device, dtype=dtype)
     require_kind(model.config, super_resolution, source)
-    make_fast(model, args.dtype == INT8)
-    precision = INT8 if args.dtype == INT8 else next(s for s, name in DTYPES.items() if f"torch.{name}" == str(dtype))
+    make_fast(model, eight_bit)
+    precision = eight_bit or next(s for s, name in DTYPES.items() if f"torch.{name}" == str(dtype))
     note = "" if source != embedded else f" (embedded model; put the published {published.name} and VQVAE.pth into " \
         "checkpoints/ for the full one)"
     return model, f"model {source}, {device}, {precision}{note}"
 
 
-def make_fast(model: VARSR, int8: bool = False) -> VARSR:
+def check_eight_bit(device: torch.device, eight_bit: str | None) -> None:
+    """Raise ValueError with the remedy where a device has no, or no fast, products in 8 bits."""
+    from models.eight_bit import require_gpu
+    if eight_bit == "fp8" and device.type == "cpu":
+        raise ValueError("--dtype fp8 is for GPUs: CPUs only imitate it, slowly (int8 is fast there)")
+    if eight_bit and device.type == "cuda":
+        require_gpu(device, eight_bit)
+
+
+def make_fast(model: VARSR, eight_bit: str | None = None) -> VARSR:
     """Make a loaded model ready for generation alone, its linears packed where that helps.
 
-    Raises ValueError where int8 is asked for and the processor cannot compute in it.
+    eight_bit: see `VARSR.pack`. Raises ValueError where the device cannot compute in it.
     """
     import torch
 
     from models.packed import packing_works
     model.for_inference()
     packable = model.device.type == "cpu" and model.dtype in (torch.float32, torch.bfloat16) and packing_works()
-    return model.pack(int8) if packable or int8 else model
+    return model.pack(eight_bit) if packable or eight_bit else model
 
 
 def generation_options(args: argparse.Namespace, model: VARSR) -> GenerationConfig:
