@@ -14,6 +14,9 @@ from .metrics import gaussian_taps, smooth
 from .niqe_parameters import Pristine
 
 MSCN_SIDE, MSCN_SIGMA, MSCN_CONSTANT = 7, 7 / 6, 1.0
+# What a mean is raised by, as a share: a flat pixel is then darker than its surround, as in pyiqa, whose taps add up to
+# that much more than 1. Without it the sign of a flat pixel, which NIQE counts, would be that of a rounding error.
+MEAN_RAISED = 1e-8
 
 PIQE_BLOCK, PIQE_SEGMENT = 16, 6
 ACTIVE_VARIANCE, IMPAIRED_DEVIATION, PIQE_CONSTANT = 0.1, 0.1, 1.0
@@ -33,7 +36,7 @@ def mscn(plane: Tensor) -> Tensor:
     padded = F.pad(plane[None, None], (reach,) * 4, mode="replicate")
     mean = smooth(padded, taps)[0, 0]
     deviation = (smooth(padded.square(), taps)[0, 0] - mean.square()).abs().sqrt()
-    return (plane - mean) / (deviation + MSCN_CONSTANT)
+    return (plane - mean * (1 + MEAN_RAISED)) / (deviation + MSCN_CONSTANT)
 
 
 def mirrored(plane: Tensor, before: int, down: int, right: int) -> Tensor:
