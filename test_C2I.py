@@ -11,6 +11,7 @@ from pathlib import Path
 
 from utils.cli import (
     OneLineParser,
+    add_compile_flag,
     add_model_flags,
     add_sampling_flags,
     bounded,
@@ -31,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--n", type=bounded(int, 1), default=4, help="pictures of each class (4)")
     add("--output", type=Path, default=Path("C2I"), help="result folder (C2I)")
     add_model_flags(parser)
+    add_compile_flag(parser)
     add_sampling_flags(parser)
     add("--more_smooth", action="store_true", help="mix codes (Gumbel softmax) instead of choosing one a token")
     add("--batch_size", type=bounded(int, 1), default=4, help="pictures drawn at a time (4)")

@@ -30,6 +30,7 @@ def add_subject_flags(parser: argparse.ArgumentParser) -> None:
     add("--model", help="a model folder, published file or hub id: speed and quality")
     add("--device", default="cpu")
     add("--dtype", choices=(*DTYPES, *EIGHT_BIT), default="bf16")
+    add("--compile", action="store_true", help="as the scripts' flag")
     add("--runs", type=int, default=1, help="timed runs of each setting; the fastest counts")
     add("--output", help="JSON file for the results")
 
@@ -75,7 +76,7 @@ def load_subject(args: argparse.Namespace) -> tuple[VARSR, float]:
                             str(dtype).removeprefix("torch."), folder], cwd=ROOT, check=True)
         start = time.perf_counter()
         model = make_fast(VARSR.from_pretrained(args.model or folder, dtype=dtype, device=device),
-                          args.dtype if args.dtype in EIGHT_BIT else None)
+                          args.dtype if args.dtype in EIGHT_BIT else None, args.compile)
         synchronize(device)
         return model, time.perf_counter() - start
 

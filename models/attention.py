@@ -33,7 +33,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: Tensor, cache: LayerCache | None = None, levels: Sequence[int] | None = None,
                 queries: slice = slice(None)) -> Tensor:
-        """x: (B, L, C); rope: complex rotations (L, head_dim/2), or (B, L, head_dim/2) where rows differ.
+        """x: (B, L, C); rope: rotations (L, head_dim/2, 2), or (B, L, head_dim/2, 2) where rows differ.
 
         With a cache, attends to all that it holds and to x. Without one, `levels` are the lengths of the stretches
         of x, each of which sees itself and those before it (training); None: all see all. `queries`: which tokens to
@@ -41,7 +41,7 @@ class Attention(nn.Module):
         """
         qkv = F.linear(x, self.qkv.weight, self.qkv_bias()) if self.packed_qkv is None else self.packed_qkv(x)
         qkv = qkv.unflatten(-1, (3 * self.num_heads, -1))  # (B, L, 3H, head_dim)
-        q, k = self._positioned(qkv[:, :, :2 * self.num_heads], rope).to(qkv.dtype).transpose(1, 2).chunk(2, dim=1)
+        q, k = self.positioned(qkv[:, :, :2 * self.num_heads], rope).transpose(1, 2).chunk(2, dim=1)
         v = qkv[:, :, 2 * self.num_heads:].transpose(1, 2)  # (B, H, L, head_dim)
         if cache is not None:
             k, v = cache.append(k, v)
@@ -52,13 +52,13 @@ class Attention(nn.Module):
         """Biases of queries, keys and values (3C,): keys have none."""
         return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
-    def _positioned(self, qk: Tensor, rope: Tensor) -> Tensor:
-        """Queries and keys (B, L, 2H, head_dim) of unit length, queries times the temperature, rotated; float32."""
-        qk = qk.float()
+    def positioned(self, qk: Tensor, rope: Tensor) -> Tensor:
+        """Queries and keys (B, L, 2H, head_dim) of unit length, queries times the temperature, rotated."""
+        dtype, qk = qk.dtype, qk.float()
         temperature = self.log_scale.float().flatten().clamp(max=MAX_LOG_SCALE).exp()
         lengths = torch.cat([temperature, torch.ones_like(temperature)])[:, None]
         norms = torch.linalg.vector_norm(qk, dim=-1, keepdim=True).clamp(min=NORM_FLOOR)
-        return rotate(qk * (lengths / norms), rope.unsqueeze(-2))
+        return rotate(qk * (lengths / norms), rope.unsqueeze(-3)).to(dtype)
 
 
 def attend_levels(q: Tensor, k: Tensor, v: Tensor, levels: Sequence[int]) -> Tensor:

@@ -46,6 +46,11 @@ class FastVARConfig:
         if self.mode not in MODES:
             raise ValueError(f"unknown FastVAR mode {self.mode!r}: choose one of {', '.join(MODES)}")
 
+    @property
+    def key(self) -> tuple:
+        """What tells it from others, for dictionaries."""
+        return tuple(sorted(self.drop_ratios.items())), self.later_layer_start, self.min_keep, self.mode
+
     @classmethod
     def for_last(cls, scales: Sequence[int], ratios: Sequence[float], **options: object) -> FastVARConfig:
         """Ratios of the last len(ratios) scales, the last scale's last. Raises ValueError for more than there are."""

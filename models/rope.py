@@ -24,14 +24,17 @@ def grid_angles(side: int, head_dim: int, base: float, extent: float) -> Tensor:
 
 
 def rope_table(scales: Sequence[int], prefix_side: int, head_dim: int, base: float,
-               extent: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (tokens, head_dim/2) of the whole sequence: prefix grid (side 0: none), then every scale."""
+               extent: float) -> Tensor:
+    """Cosines and sines (tokens, head_dim/2, 2) of the whole sequence: prefix grid (side 0: none), then every scale."""
     sides = ([prefix_side] if prefix_side else []) + list(scales)
     angles = torch.cat([grid_angles(side, head_dim, base, extent) for side in sides])
-    return angles.cos(), angles.sin()
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:
-    """Rotate neighbouring channel pairs of x (..., head_dim), float32, by complex (..., head_dim/2) factors."""
-    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotations).flatten(-2)
+    """Rotate neighbouring channel pairs of x (..., head_dim), float32, by (..., head_dim/2, 2) cosines and sines."""
+    pairs = x.unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # the compiler knows real numbers only
+        (a, b), (cos, sin) = pairs.unbind(-1), rotations.unbind(-1)
+        return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
+    return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotations)).flatten(-2)

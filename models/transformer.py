@@ -52,6 +52,7 @@ class Block(nn.Module):
     def __init__(self, config: TransformerConfig, drop_path: float) -> None:
         super().__init__()
         self.attention = Attention(config.width, config.num_heads)
+        self.modulate = modulate
         self.feed_forward = FeedForward(config.width, config.ffn_ratio * config.width)
         self.drop_path = drop_path
         if config.shared_modulation:
@@ -65,6 +66,14 @@ class Block(nn.Module):
         if hasattr(self, "modulation_offset"):
             return condition + self.modulation_offset[:, None]
         return self.modulation(condition).unflatten(-1, (MODULATIONS, 1, -1))
+
+    def compile_elementwise(self) -> None:
+        """Have the arithmetic between the matrix products compiled into one kernel where it was many.
+
+        The products gain nothing from the compiler, and the cache would have it start anew at every scale.
+        """
+        self.modulate = torch.compile(modulate, dynamic=True)
+        self.attention.positioned = torch.compile(self.attention.positioned, dynamic=True)
 
     def forward(self, x: Tensor, modulation: Tensor, rope: Tensor, cache: LayerCache | None = None,
                 levels: Sequence[int] | None = None, update: PartUpdate = update_all,
@@ -82,8 +91,8 @@ class Block(nn.Module):
 
         def feed(tokens: Tensor, chosen: Tensor | None) -> Tensor:
             return self.feed_forward(tokens) * gamma2
-        x = x[:, last] + self._drop_path(update(ATTENTION, modulate(x, scale1, shift1), attend))
-        return x + self._drop_path(update(FEED_FORWARD, modulate(x, scale2, shift2), feed))
+        x = x[:, last] + self._drop_path(update(ATTENTION, self.modulate(x, scale1, shift1), attend))
+        return x + self._drop_path(update(FEED_FORWARD, self.modulate(x, scale2, shift2), feed))
 
     def _drop_path(self, x: Tensor) -> Tensor:
         """In training, rows left out at random (stochastic depth)."""
@@ -134,16 +143,15 @@ class VARTransformer(nn.Module):
         self.register_buffer("block_table", None)  # see fold_modulations
         self.register_buffer("head_table", None)
         self.checkpointing = False  # recompute block activations in the backward pass
-        self.register_buffer("rope_cos", torch.empty(0), persistent=False)
-        self.register_buffer("rope_sin", torch.empty(0), persistent=False)
+        self.register_buffer("rotations", torch.empty(0), persistent=False)
         self.reset_rope()
 
     def reset_rope(self, device: torch.device | None = None) -> None:
         """Compute the rotary table, which is no part of a checkpoint."""
         config = self.config
         with torch.device(device if device is not None else self.start_position.device):
-            self.rope_cos, self.rope_sin = rope_table(self.scales, self.scales[-1] if config.prefix else 0,
-                                                      config.head_dim, config.rope_base, config.rope_extent)
+            self.rotations = rope_table(self.scales, self.scales[-1] if config.prefix else 0, config.head_dim,
+                                        config.rope_base, config.rope_extent)
 
     @property
     def level_lengths(self) -> list[int]:
@@ -157,8 +165,8 @@ class VARTransformer(nn.Module):
         return slice(start, start + lengths[level])
 
     def rope(self, tokens: slice = slice(None)) -> Tensor:
-        """Rotations cos + i·sin of a stretch of the sequence: (L, head_dim/2) complex64."""
-        return torch.complex(self.rope_cos[tokens], self.rope_sin[tokens])
+        """Rotations (cosine, sine) of a stretch of the sequence: (L, head_dim/2, 2) float32."""
+        return self.rotations[tokens]
 
     def new_cache(self, batch: int, dtype: torch.dtype, device: torch.device) -> KVCache:
         """An empty cache for one generation of `batch` rows."""

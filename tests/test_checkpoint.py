@@ -71,7 +71,7 @@ def test_dtype_is_applied_and_rope_computed(tmp_path: Path, parts):
     model = VARSR.from_pretrained(write_published_checkpoint(tmp_path, *parts), dtype=torch.bfloat16)
     for name, parameter in model.named_parameters():
         assert parameter.dtype is (torch.float32 if name.startswith(FULL_PRECISION) else torch.bfloat16)
-    assert torch.equal(model.transformer.rope_cos, VARSR(SMALL).transformer.rope_cos)
+    assert torch.equal(model.transformer.rotations, VARSR(SMALL).transformer.rotations)
 
 
 def test_tokenizer_inside_the_pickle_is_the_second_choice(tmp_path: Path, parts):

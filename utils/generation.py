@@ -58,6 +58,8 @@ def _generate(model: VARSR, part: Work, settings: RestoreSettings, on_scale: OnS
     windows = [window for _, window in part]
     guides = torch.stack([picture.window_guide(window) for picture, window in part])
 
+    watched = on_scale is not None or any(set(picture.latents) - {picture.config.vqvae.side} for picture, _ in part)
+
     def keep(step: ScaleStep) -> None:
         for (picture, window), latent in zip(part, step.f_hat, strict=True):
             if step.side in picture.latents and step.side != picture.config.vqvae.side:
@@ -66,7 +68,7 @@ def _generate(model: VARSR, part: Work, settings: RestoreSettings, on_scale: OnS
             on_scale(part, step)
     noise = refiner_noise(model.config, settings.seed, windows, model.config.refiner_steps(settings.generation))
     seeds = [place_seed(settings.seed, window.top, window.left) for window in windows]
-    latents = model.generate_latent(guides, options=settings.generation, seed=seeds, on_scale=keep,
-                                    refiner_noise=noise, fastvar=settings.fastvar).float().cpu()
+    latents = model.generate_latent(guides, options=settings.generation, seed=seeds, refiner_noise=noise,
+                                    on_scale=keep if watched else None, fastvar=settings.fastvar).float().cpu()
     for (picture, window), latent in zip(part, latents, strict=True):
         picture.finished[window.index] = latent

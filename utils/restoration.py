@@ -8,7 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .cli import add_generation_flags, add_model_flags, bounded, load_model, restore_settings, set_up_logging
+from .cli import (
+    add_compile_flag,
+    add_generation_flags,
+    add_model_flags,
+    bounded,
+    load_model,
+    restore_settings,
+    set_up_logging,
+)
 
 if TYPE_CHECKING:
     from models.varsr import VARSR
@@ -28,6 +36,7 @@ def add_restoration_flags(parser: argparse.ArgumentParser, ext: str = "png") -> 
     """Input, output, model and sampling; `ext` is the kind of result files unless --ext says otherwise."""
     _add_file_flags(parser, ext)
     add_model_flags(parser)
+    add_compile_flag(parser)
     add_generation_flags(parser)
     add = parser.add_argument
     pixels = bounded(int, 1)
