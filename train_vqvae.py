@@ -64,7 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
                       help="gradient clip (default: %(default)s)")
     step.add_argument("--ema", type=bounded(float, 0, 1), default=0.999,
                       help="decay of the weights' moving average, the result")
-    step.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="bf16")
+    step.add_argument("--precision", choices=("fp32", "fp16", "bf16"),
+                      help="without: bf16 where the device computes in it, else fp32")
 
     loss = parser.add_argument_group("losses")
     loss.add_argument("--commitment", type=bounded(float, 0), default=0.25, help="weight (default: %(default)s)")

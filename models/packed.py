@@ -63,9 +63,13 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.quantize_per_tensor(x * scales.float().reciprocal(), 1.0, ZERO, torch.quint8).int_repr(), scales
 
 
-def packing_works() -> bool:
-    """Whether this build of PyTorch has the operators (x86 builds with oneDNN)."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+def packing_works(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether this build of PyTorch has the operators (x86 builds with oneDNN), and the processor those of the type."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    if dtype == torch.bfloat16:  # from AVX-512 on
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32
 
 
 def int8_works() -> bool:
@@ -79,8 +83,8 @@ def int8_works() -> bool:
     return bool((layer(torch.ones(PROBE)) == -PROBE[1]).all())
 
 
-def linear_kind(device: torch.device, eight_bit: str | None) -> type[nn.Module]:
-    """The layer that takes a `Linear`'s place on a device, in `INT8`, `FP8` or (None) the weights' own type.
+def linear_kind(device: torch.device, dtype: torch.dtype, eight_bit: str | None) -> type[nn.Module]:
+    """The layer that takes the place of a `Linear` of a type on a device: in `INT8`, `FP8` or (None) that type.
 
     Raises ValueError where the processor or PyTorch cannot compute so.
     """
@@ -90,9 +94,9 @@ def linear_kind(device: torch.device, eight_bit: str | None) -> type[nn.Module]:
         if eight_bit is None:
             raise ValueError(f"weights are packed for CPUs, and this model is on {device}")
         return Int8Linear
-    if not packing_works():
-        raise ValueError("this PyTorch has no oneDNN to pack weights for")
     if eight_bit is None:
+        if not packing_works(dtype):
+            raise ValueError(f"PyTorch has no packed {dtype} products for this processor")
         return PackedLinear
     if not int8_works():
         raise ValueError("8-bit products are not exact on this processor (no VNNI): use bf16 or fp32")

@@ -119,7 +119,7 @@ class VARSR(nn.Module):
         eight_bit: hold them in 8 bits, "int8" (CPUs and GPUs) or "fp8" (GPUs; on CPUs to try, slowly).
         Raises ValueError where the device or PyTorch cannot compute so.
         """
-        pack_linears(self.transformer.blocks, self.refiner, linear_kind(self.device, eight_bit))
+        pack_linears(self.transformer.blocks, self.refiner, linear_kind(self.device, self.dtype, eight_bit))
         self.is_packed = True
         return self
 

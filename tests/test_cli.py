@@ -1,11 +1,16 @@
 """What the scripts choose by themselves."""
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import small_model
 
-from utils.cli import cpu_computes_bf16
+from utils import precision
+from utils.cli import make_fast
+from utils.precision import cpu_computes_bf16, training_precision, warn_of_imitation
 
 
 @pytest.mark.parametrize(("vendor", "flags", "expected"), [
@@ -23,3 +28,31 @@ def test_bf16_where_it_is_faster(tmp_path: Path, vendor: str, flags: str, expect
 def test_a_system_that_does_not_tell_gets_fp32(tmp_path: Path) -> None:
     (tmp_path / "arm").write_text("processor\t: 0\nFeatures\t: asimd bf16\n")
     assert not cpu_computes_bf16(tmp_path / "arm") and not cpu_computes_bf16(tmp_path / "none")
+
+
+def without_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As PyTorch answers on a processor that has AVX2 at most."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False, raising=False)
+
+
+def test_bf16_on_a_processor_without_it_works_and_warns(monkeypatch: pytest.MonkeyPatch,
+                                                        caplog: pytest.LogCaptureFixture) -> None:
+    without_avx512(monkeypatch)
+    cpu = torch.device("cpu")
+    model = make_fast(small_model().bfloat16())
+    assert not model.is_packed
+    with pytest.raises(ValueError, match="no packed torch.bfloat16 products for this processor"):
+        model.pack()
+    with caplog.at_level(logging.WARNING):
+        warn_of_imitation(cpu, torch.float32)
+        assert not caplog.text
+        warn_of_imitation(cpu, torch.bfloat16)
+    assert "this processor only imitates bfloat16" in caplog.text
+
+
+@pytest.mark.parametrize(("computes", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_training_takes_bf16_where_the_device_computes_in_it(monkeypatch: pytest.MonkeyPatch, computes: bool,
+                                                             expected: str) -> None:
+    monkeypatch.setattr(precision, "cpu_computes_bf16", lambda: computes)
+    assert training_precision(None, torch.device("cpu")) == expected
+    assert training_precision("fp16", torch.device("cpu")) == "fp16"

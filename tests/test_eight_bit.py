@@ -104,10 +104,11 @@ def first_scale(model: VARSR, pictures: torch.Tensor) -> ScaleStep:
 
 def test_every_device_has_its_layer() -> None:
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    found = [linear_kind(gpu, "int8"), linear_kind(gpu, "fp8"), linear_kind(cpu, "fp8")]
+    found = [linear_kind(gpu, torch.bfloat16, "int8"), linear_kind(gpu, torch.bfloat16, "fp8"),
+             linear_kind(cpu, torch.float32, "fp8")]
     assert found == [Int8Linear, Float8Linear, Float8Linear]
     with pytest.raises(ValueError, match="packed for CPUs"):
-        linear_kind(gpu, None)
+        linear_kind(gpu, torch.bfloat16, None)
 
 
 def test_a_device_that_cannot_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,8 @@ from models.packed import PackedLinear, QuantizedLinear, int8_works, packing_wor
 from models.varsr import VARSR, ScaleStep
 
 pytestmark = pytest.mark.skipif(not packing_works(), reason="this PyTorch packs no weights")
+needs_bf16 = pytest.mark.skipif(not packing_works(torch.bfloat16), reason="this processor has no bf16 products")
+TYPES = [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)]
 needs_int8 = pytest.mark.skipif(not int8_works(), reason="this processor has no exact 8-bit products")
 
 
@@ -22,7 +24,7 @@ def layer(inputs: int, outputs: int, dtype: torch.dtype) -> tuple[torch.Tensor, 
     return weight.to(dtype), torch.randn(outputs, generator=generator).to(dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("tokens", [1, 7, 300])
 def test_packed_is_the_same_linear(tokens: int, dtype: torch.dtype) -> None:
     weight, bias = layer(48, 80, dtype)
@@ -35,7 +37,7 @@ def test_packed_is_the_same_linear(tokens: int, dtype: torch.dtype) -> None:
 
 
 @needs_int8
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", TYPES)
 def test_8_bit_products_are_those_of_the_rounded_factors(dtype: torch.dtype) -> None:
     """Exact integer arithmetic on what rounding leaves: computed here in float64."""
     weight, bias = layer(48, 80, dtype)

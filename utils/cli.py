@@ -22,8 +22,6 @@ PUBLISHED = {True: CHECKPOINTS / "VARSR.pth", False: CHECKPOINTS / "VARSR_C2I.pt
 EMBEDDED = {True: CHECKPOINTS / "varsr-tiny", False: CHECKPOINTS / "varsr-tiny-c2i"}
 EIGHT_BIT = ("int8", "fp8")  # of the transformer and refiner; the rest is as "auto"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-BF16_TILES, BF16_VECTORS = "amx_bf16", "avx512_bf16"  # of /proc/cpuinfo
-INTEL = "GenuineIntel"
 
 
 def bounded(kind: type, low: float | None = None, high: float | None = None, open_low: bool = False,
@@ -116,25 +114,13 @@ def choose_device(name: str) -> torch.device:
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """The type of activations by a name of --dtype; "auto" is the fastest that the device computes in."""
     import torch
+
+    from .precision import computes_bf16
     if name not in ("auto", *EIGHT_BIT):
         return getattr(torch, DTYPES[name])
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.bfloat16 if device.type == "cpu" and cpu_computes_bf16() else torch.float32
-
-
-def cpu_computes_bf16(info: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the processor's bfloat16 products are faster than its float32 ones (told by Linux alone).
-
-    Intel's vector instructions for them are not: without tiles (AMX, which virtual machines may hide) a Xeon reached
-    0.16 TFLOP/s in bf16 and 0.31 in fp32, AMD's EPYC 0.42 and 0.18.
-    """
-    if not info.exists():
-        return False
-    lines = (line.partition(":") for line in info.read_text().splitlines())
-    fields = {name.strip(): value.split() for name, _, value in lines}
-    flags = fields.get("flags", [])
-    return BF16_TILES in flags or BF16_VECTORS in flags and INTEL not in fields.get("vendor_id", [])
+    if device.type == "cuda" and not computes_bf16(device):
+        return torch.float16
+    return torch.bfloat16 if computes_bf16(device) else torch.float32
 
 
 def load_model(args: argparse.Namespace, super_resolution: bool = True) -> tuple[VARSR, str]:
@@ -146,10 +132,12 @@ def load_model(args: argparse.Namespace, super_resolution: bool = True) -> tuple
     from models.varsr import VARSR
 
     from .allocator import keep_freed_memory
+    from .precision import warn_of_imitation
     device = choose_device(args.device)
     eight_bit = args.dtype if args.dtype in EIGHT_BIT else None
     check_eight_bit(device, eight_bit)
     dtype = choose_dtype(args.dtype, device)
+    warn_of_imitation(device, dtype)
     if device.type == "cpu":
         keep_freed_memory()
     published, embedded = PUBLISHED[super_resolution], EMBEDDED[super_resolution]
@@ -178,11 +166,9 @@ def make_fast(model: VARSR, eight_bit: str | None = None, compiled: bool = False
     eight_bit: see `VARSR.pack`; compiled: see `VARSR.compile`. Raises ValueError where the device cannot compute in it.
     """
 
-    import torch
-
     from models.packed import packing_works
     model.for_inference()
-    packable = model.device.type == "cpu" and model.dtype in (torch.float32, torch.bfloat16) and packing_works()
+    packable = model.device.type == "cpu" and packing_works(model.dtype)
     if packable or eight_bit:
         model.pack(eight_bit)
     return model.compile() if compiled else model

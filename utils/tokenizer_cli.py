@@ -19,6 +19,7 @@ from .held_out import SEED, windows
 from .loaded_pairs import LoadedCrops
 from .pairs import CropSource
 from .perceptual import Perceptual, find_perceptual
+from .precision import training_precision
 from .ranks import Ranks
 from .schedule import short_warmup
 from .starting_model import preset_config
@@ -32,13 +33,13 @@ FIT_PICTURES = 512  # crops whose blocks a linear path is fitted to
 SHAPE_FLAGS = ("stem", "multipliers", "base_width", "res_blocks", "latent_channels", "vocab_size", "linear_path")
 # Flags that are fields of TokenizerSettings under the same name.
 SETTING_FLAGS = ("batch_size", "max_iters", "commitment", "continuous_share", "scale_dropout", "max_dropped",
-                 "perceptual_weight", "adversarial_weight", "adversarial_start", "revive_every", "ema", "precision",
-                 "seed", "clip", "val_batch")
+                 "perceptual_weight", "adversarial_weight", "adversarial_start", "revive_every", "ema", "seed", "clip",
+                 "val_batch")
 
 
 def build_stage(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> TokenizerStage:
     """All that the flags describe, ready to train. Raises ValueError or OSError for flags or files that do not fit."""
-    settings, model = tokenizer_settings(args), build_tokenizer(args)
+    settings, model = tokenizer_settings(args, device), build_tokenizer(args)
     crops = PhotoCrops(args.data, crop_size=model.config.image_size)
     if model.config.linear_path and not args.init:
         generator = torch.Generator().manual_seed(args.seed)
@@ -84,12 +85,13 @@ def describe(config: VQVAEConfig) -> str:
             f"width {config.base_width}")
 
 
-def tokenizer_settings(args: argparse.Namespace) -> TokenizerSettings:
+def tokenizer_settings(args: argparse.Namespace, device: torch.device) -> TokenizerSettings:
     """Hyper-parameters from the flags. Raises ValueError."""
     warmup = args.warmup_iters
     if warmup is None:
         warmup = short_warmup(TokenizerSettings.warmup_iters, args.max_iters)
     return TokenizerSettings(learning_rate=args.lr, warmup_iters=warmup,
+                             precision=training_precision(args.precision, device),
                              **{name: getattr(args, name) for name in SETTING_FLAGS})
 
 

@@ -15,7 +15,8 @@ from .flags import boolean, numbers
 from .schedule import CURVES
 
 SR, DECODER, CLASSES = STAGES = ("sr", "decoder", "c2i")
-PRECISIONS = {0: "fp32", 1: "fp16", 2: "bf16"}
+FP16 = 1
+PRECISIONS = {0: "fp32", FP16: "fp16", 2: "bf16"}
 COMPILE_MODES = {0: None, 1: "reduce-overhead", 2: "max-autotune", 3: "default"}
 SIDE_LISTS = {"256": "1_2_3_4_5_6_8_10_13_16", "512": "1_2_3_4_6_9_12_16_20_24_28_32",
               "1024": "1_2_3_4_5_7_9_12_16_21_27_36_48_64"}  # names that the published --pn knows
@@ -133,7 +134,8 @@ def _add_optimisation(add: Callable[..., Any]) -> None:
 
 def _add_machine(add: Callable[..., Any]) -> None:
     add("--device", default="auto", help="auto: the GPU of the process if there is one")
-    add("--fp16", type=int, choices=tuple(PRECISIONS), default=2, help="0: fp32, 1: fp16, 2: bf16 (default)")
+    add("--fp16", type=int, choices=tuple(PRECISIONS),
+        help="0: fp32, 1: fp16, 2: bf16; without: bf16 where the device computes in it, else fp32")
     add("--fsdp", type=boolean, nargs="?", const=True, default=False,
         help="share the transformer's weights, gradients and optimiser between the processes of torchrun")
     add("--checkpointing", type=boolean, nargs="?", const=True, default=False,
@@ -216,7 +218,7 @@ def idle_flag(args: argparse.Namespace) -> str | None:
         (args.mid_reso and crops_of(args) != "centre", "--mid_reso cannot act without --crops centre: leave it out"),
         (not args.anorm, "--anorm=False cannot act: VARSR always normalises queries and keys"),
         (args.fuse, "--fuse=1 cannot act: attention is always PyTorch's fused kernel, no other library is used"),
-        (args.fsdp and PRECISIONS[args.fp16] == "fp16", "--fsdp has no loss scaler: give --fp16=2 (bf16) or 0"),
+        (args.fsdp and args.fp16 == FP16, "--fsdp has no loss scaler: give --fp16=2 (bf16) or 0"),
         (args.fsdp and args.stage == DECODER, "--fsdp cannot act with --stage decoder, which trains on one device"),
         (args.checkpointing and args.stage == DECODER, "--checkpointing cannot act with --stage decoder: leave it out"),
         (args.workers > 0 and args.stage == DECODER,

@@ -13,6 +13,7 @@ from dataloader.class_crops import class_folders
 from models.varsr import VARSR
 
 from .decoder_stage import DecoderSettings, DecoderStage
+from .precision import training_precision
 from .ranks import Ranks
 from .starting_model import build_model
 from .training_cli import class_pairs, held_out_pairs, photo_pairs
@@ -51,7 +52,7 @@ def transformer_setup(args: argparse.Namespace, device: torch.device, ranks: Ran
     else:
         model = build_model(args)
         data = photo_pairs(args, model.config.image_size, batch, ranks)
-    changes = {**_fields(args, TRANSFORMER_FIELDS), "batch_size": batch, "precision": PRECISIONS[args.fp16],
+    changes = {**_fields(args, TRANSFORMER_FIELDS), "batch_size": batch, "precision": _precision(args, device),
                "seed": args.seed,
                "max_iters": _iterations(args, data.pictures, batch * accumulation * ranks.world)}
     if args.tblr is not None:
@@ -91,7 +92,7 @@ def decoder_setup(args: argparse.Namespace, device: torch.device, ranks: Ranks) 
     batch = _batch_size(args, ranks, DecoderSettings.batch_size)
     model = build_model(args)
     data = photo_pairs(args, model.config.image_size, batch, ranks)
-    changes = {**_fields(args, DECODER_FIELDS), "batch_size": batch, "precision": PRECISIONS[args.fp16],
+    changes = {**_fields(args, DECODER_FIELDS), "batch_size": batch, "precision": _precision(args, device),
                "seed": args.seed, "max_iters": _iterations(args, data.pictures, batch)}
     if args.tblr is not None:
         changes["learning_rate"] = args.tblr
@@ -99,6 +100,10 @@ def decoder_setup(args: argparse.Namespace, device: torch.device, ranks: Ranks) 
     _tune(args, model, device)
     validation = held_out_pairs(args, data.pairs, model.config.image_size, settings.val_batch, settings.precision)
     return Setup(settings, model, lambda: DecoderStage(model, data.pairs, validation, settings, device))
+
+
+def _precision(args: argparse.Namespace, device: torch.device) -> str:
+    return training_precision(None if args.fp16 is None else PRECISIONS[args.fp16], device)
 
 
 def _fields(args: argparse.Namespace, fields: dict[str, str]) -> dict[str, Any]:
