@@ -99,7 +99,7 @@ def linear_kind(device: torch.device, dtype: torch.dtype, eight_bit: str | None)
             raise ValueError(f"PyTorch has no packed {dtype} products for this processor")
         return PackedLinear
     if not int8_works():
-        raise ValueError("8-bit products are not exact on this processor (no VNNI): use bf16 or fp32")
+        raise ValueError("8-bit products are not exact on this processor (no VNNI): use fp32")
     return QuantizedLinear
 
 

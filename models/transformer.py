@@ -242,8 +242,7 @@ class VARTransformer(nn.Module):
         block leaves it out.
         """
         rope = self.rope(self.level_slice(level))
-        if level == len(self.scales) - 1:
-            cache.close()
+        cache.start_level(last=level == len(self.scales) - 1)
         if pruner is not None:
             pruner.start_level(level)
         for i, (block, modulation, layer) in enumerate(zip(self.blocks, modulations, cache.layers, strict=True)):

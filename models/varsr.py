@@ -284,6 +284,7 @@ class VARSR(nn.Module):
             f_hat = f_hat + quantizer.contribution(embedding, k)
             if on_scale is not None:
                 on_scale(ScaleStep(k, side, logits, codes, f_hat))
+        del cache, pruner  # the refiner needs memory too
         if "initial" in inputs:
             refiner_noise = RefinerNoise(inputs["initial"], inputs["fresh"])
         else:
