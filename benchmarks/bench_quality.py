@@ -5,6 +5,8 @@ by the same rules as in training. Those that the embedded model never saw are fe
 
     python -m dataloader.photos --held_out --output trainset_held_out
 
+`--results` adds folders of what other programs made of `testset/sample/LR`.
+
 PSNR, SSIM and high-frequency energy (mean distance of Y from its blur, sigma 1.5, as a share of the reference's) are on
 luma; GMSD is better where it is lower, PIQE and NIQE too. NIQE needs its parameters (docs/evaluation.md) and pictures
 larger than the crops.
@@ -15,7 +17,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,11 +36,12 @@ COLUMNS = {"psnr_y": ("PSNR-Y", "{:.2f}"), "ssim_y": ("SSIM-Y", "{:.4f}"), "gmsd
 
 @dataclass(frozen=True)
 class Set:
-    """Pictures to restore: LR (3, h, w) and references (3, 4h, 4w) in [0, 1]."""
+    """Pictures to restore: LR (3, h, w) and references (3, 4h, 4w) in [0, 1]; `restored`: what others made of them."""
 
     name: str
     lr: list[Tensor]
     references: list[Tensor]
+    restored: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", nargs="+", default=["checkpoints/varsr-tiny"], help="model folders, published files or hub ids")
+    add("--results", type=Path, nargs="+", default=[], help="folders of pictures made from testset/sample/LR")
     add("--held_out", help="folder of photographs for the second set")
     add("--count", type=int, default=100, help="crops of them (default: %(default)s)")
     add("--device", default="cpu")
@@ -64,15 +68,16 @@ def main(argv: list[str] | None = None) -> int:
     from benchmarks.machine import describe
     from utils.allocator import keep_freed_memory
     keep_freed_memory()
-    sets = [sample_set(), *([crops(Path(args.held_out), args.count)] if args.held_out else [])]
+    sets = [sample_set(args.results), *([crops(Path(args.held_out), args.count)] if args.held_out else [])]
     methods = {BICUBIC: bicubic} | {name: restorer(name, args) for name in args.model}
     results: dict[str, dict[str, dict[str, float]]] = {}
     for pictures in sets:
         print(f"\n{pictures.name}, {len(pictures.lr)} pictures\n\n| | " + " | ".join(
             title for title, _ in COLUMNS.values()) + " |\n|---|" + "---|" * len(COLUMNS))
         results[pictures.name] = {}
-        for name, method in methods.items():
-            values = quality(map(method, pictures.lr), pictures.references)
+        restored = {name: map(method, pictures.lr) for name, method in methods.items()} | pictures.restored
+        for name, made in restored.items():
+            values = quality(made, pictures.references)
             results[pictures.name][name] = values
             cells = [form.format(values[key]) if key in values else "" for key, (_, form) in COLUMNS.items()]
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
@@ -83,13 +88,14 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def sample_set() -> Set:
-    """The pairs of the repository."""
+def sample_set(results: Iterable[Path] = ()) -> Set:
+    """The pairs of the repository, and folders of results for them."""
     from utils.images import read_image
     folder = ROOT / "testset" / "sample"
     names = sorted(path.name for path in (folder / "LR").iterdir())
     return Set("sample set", [read_image(folder / "LR" / name) for name in names],
-               [read_image(folder / "HR" / name) for name in names])
+               [read_image(folder / "HR" / name) for name in names],
+               {made.name: [read_image(made / name) for name in names] for made in results})
 
 
 def crops(folder: Path, count: int) -> Set:
