@@ -6,6 +6,9 @@ own compiler emits for `Linear` on CPUs.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +18,8 @@ from .mapped import MappedFile, return_freed_memory
 
 INT8, FP8 = "int8", "fp8"  # what linears can be held in, beside the model's own type
 ZERO = 128  # where unsigned 8-bit activations have their zero
-PROBE = (32, 64)  # shape of the weight that `int8_works` tries
+SEVEN_BITS = 63  # largest magnitude of a 7-bit weight
+PROBE = (32, 64)  # shape of the weight that `exact_levels` tries
 
 
 class PackedLinear(nn.Module):
@@ -35,13 +39,13 @@ class QuantizedLinear(nn.Module):
     """A `Linear` in 8-bit integers on a CPU: one scale an output channel for the weight, one a token for activations.
 
     Activations are quantised as they come (W8A8 dynamic), each token by its own largest value, so that a picture does
-    not depend on the batch around it.
+    not depend on the batch around it. `levels`: the largest magnitude of the weight's integers, see `exact_levels`.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool = False, levels: int = LEVELS) -> None:
         super().__init__()
         weight = weight.detach()
-        self.scales = (weight.abs().amax(1).float() / LEVELS).clamp(min=TINY)
+        self.scales = (weight.abs().amax(1).float() / levels).clamp(min=TINY)
         codes = torch.div(weight, self.scales[:, None]).round_().to(torch.int8)
         self.weight = torch.ops.onednn.qlinear_prepack(codes, None)
         self.zero_points = torch.zeros(len(weight), dtype=torch.int32)
@@ -72,18 +76,21 @@ def packing_works(dtype: torch.dtype = torch.float32) -> bool:
     return dtype == torch.float32
 
 
-def int8_works() -> bool:
-    """Whether 8-bit products are exact here.
+def exact_levels() -> int | None:
+    """The largest magnitude of 8-bit weights with which products are exact on this CPU; None: with none.
 
-    Processors without VNNI add pairs of products in 16 bits, which overflow at the values tried.
+    Processors without VNNI add pairs of products in 16 bits, which weights of 8 bits overflow and those of 7 do not.
     """
     if not packing_works() or not hasattr(torch.ops.onednn, "qlinear_pointwise"):
-        return False
-    layer = QuantizedLinear(torch.full(PROBE, -1.0), None)
-    return bool((layer(torch.ones(PROBE)) == -PROBE[1]).all())
+        return None
+    for levels in (LEVELS, SEVEN_BITS):
+        product = QuantizedLinear(torch.full(PROBE, -1.0), None, levels=levels)(torch.ones(PROBE))
+        if torch.allclose(product, torch.full_like(product, -PROBE[1])):
+            return levels
+    return None
 
 
-def linear_kind(device: torch.device, dtype: torch.dtype, eight_bit: str | None) -> type[nn.Module]:
+def linear_kind(device: torch.device, dtype: torch.dtype, eight_bit: str | None) -> Callable[..., nn.Module]:
     """The layer that takes the place of a `Linear` of a type on a device: in `INT8`, `FP8` or (None) that type.
 
     Raises ValueError where the processor or PyTorch cannot compute so.
@@ -98,12 +105,13 @@ def linear_kind(device: torch.device, dtype: torch.dtype, eight_bit: str | None)
         if not packing_works(dtype):
             raise ValueError(f"PyTorch has no packed {dtype} products for this processor")
         return PackedLinear
-    if not int8_works():
-        raise ValueError("8-bit products are not exact on this processor (no VNNI): use fp32")
-    return QuantizedLinear
+    levels = exact_levels()
+    if levels is None:
+        raise ValueError("PyTorch has no exact 8-bit products for this processor: use fp32")
+    return partial(QuantizedLinear, levels=levels)
 
 
-def pack_linears(blocks: nn.ModuleList, refiner: nn.Module, kind: type[nn.Module]) -> None:
+def pack_linears(blocks: nn.ModuleList, refiner: nn.Module, kind: Callable[..., nn.Module]) -> None:
     """Replace the linears that do the work, those of the transformer's blocks and of the refiner's, by a kind of layer.
 
     The memory of weights that are mapped from a file is given back as they are replaced.

@@ -10,7 +10,7 @@ from conftest import small_model
 
 from models.config import GenerationConfig
 from models.eight_bit import EightBitLinear, Float8Linear, Int8Linear, require_gpu
-from models.packed import QuantizedLinear, int8_works, linear_kind, pack_linears
+from models.packed import QuantizedLinear, exact_levels, linear_kind, pack_linears
 from models.varsr import VARSR, ScaleStep
 from utils.cli import load_model
 
@@ -76,7 +76,7 @@ def test_a_token_of_zeros_and_one_far_larger_than_its_neighbours(kind: type[Eigh
     torch.testing.assert_close(together[2:], alone)
 
 
-@pytest.mark.skipif(not int8_works(), reason="this processor has no exact 8-bit products")
+@pytest.mark.skipif((exact_levels() or 0) < 127, reason="this processor has no VNNI")
 def test_integers_are_those_of_the_cpu_layer() -> None:
     weight, bias = layer()
     x = tokens(40, 48)

@@ -9,13 +9,15 @@ import torch.nn.functional as F
 from conftest import small_model
 
 from models.config import GenerationConfig
-from models.packed import PackedLinear, QuantizedLinear, int8_works, packing_works, quantize_tokens
+from models.packed import SEVEN_BITS, PackedLinear, QuantizedLinear, exact_levels, packing_works, quantize_tokens
 from models.varsr import VARSR, ScaleStep
 
 pytestmark = pytest.mark.skipif(not packing_works(), reason="this PyTorch packs no weights")
 needs_bf16 = pytest.mark.skipif(not packing_works(torch.bfloat16), reason="this processor has no bf16 products")
 TYPES = [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)]
-needs_int8 = pytest.mark.skipif(not int8_works(), reason="this processor has no exact 8-bit products")
+EXACT = exact_levels() or 0
+needs_int8 = pytest.mark.skipif(not EXACT, reason="PyTorch has no exact 8-bit products for this processor")
+WEIGHTS = [SEVEN_BITS, pytest.param(127, marks=pytest.mark.skipif(EXACT < 127, reason="this processor has no VNNI"))]
 
 
 def layer(inputs: int, outputs: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,28 +39,31 @@ def test_packed_is_the_same_linear(tokens: int, dtype: torch.dtype) -> None:
 
 
 @needs_int8
+@pytest.mark.parametrize("levels", WEIGHTS)
 @pytest.mark.parametrize("dtype", TYPES)
-def test_8_bit_products_are_those_of_the_rounded_factors(dtype: torch.dtype) -> None:
+def test_8_bit_products_are_those_of_the_rounded_factors(dtype: torch.dtype, levels: int) -> None:
     """Exact integer arithmetic on what rounding leaves: computed here in float64."""
     weight, bias = layer(48, 80, dtype)
     x = 3 * torch.randn(5, 48, generator=torch.Generator().manual_seed(1)).to(dtype)
     tokens, token_scales = quantize_tokens(x)
-    steps = weight.double().abs().amax(1) / 127
+    steps = weight.double().abs().amax(1) / levels
     rounded = (weight.double() / steps[:, None]).round() * steps[:, None]
     factors = (tokens.double() - 128) * token_scales.double()
     assert (factors - x.double()).abs().max() <= 0.51 * token_scales.double().max()
     expected = F.linear(factors, rounded, bias.double())
     tolerance = 1e-4 if dtype == torch.float32 else 0.03
-    torch.testing.assert_close(QuantizedLinear(weight, bias)(x).double(), expected, atol=tolerance, rtol=tolerance)
+    found = QuantizedLinear(weight, bias, levels=levels)(x).double()
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
 
 
 @needs_int8
 def test_a_token_of_zeros_and_one_far_larger_than_its_neighbours() -> None:
     weight, bias = layer(48, 80, torch.float32)
     x = torch.randn(3, 48, generator=torch.Generator().manual_seed(1))
-    alone = QuantizedLinear(weight, bias)(x[2:])
+    quantized = QuantizedLinear(weight, bias, levels=EXACT)
+    alone = quantized(x[2:])
     x[0], x[1] = 0, 1e6 * x[1]
-    together = QuantizedLinear(weight, bias)(x)
+    together = quantized(x)
     torch.testing.assert_close(together[0], bias)
     torch.testing.assert_close(together[2:], alone)
 
