@@ -19,7 +19,8 @@ from .mapped import MappedFile, return_freed_memory
 INT8, FP8 = "int8", "fp8"  # what linears can be held in, beside the model's own type
 ZERO = 128  # where unsigned 8-bit activations have their zero
 SEVEN_BITS = 63  # largest magnitude of a 7-bit weight
-PROBE = (32, 64)  # shape of the weight that `exact_levels` tries
+PACKED_TYPES = (torch.float32, torch.bfloat16)
+PROBE = (32, 64)  # shape of the factors of the products that are tried
 
 
 class PackedLinear(nn.Module):
@@ -68,12 +69,14 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def packing_works(dtype: torch.dtype = torch.float32) -> bool:
-    """Whether this build of PyTorch has the operators (x86 builds with oneDNN), and the processor those of the type."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    """Whether PyTorch has packed products of a type for this processor: tried, for what they need differs by type."""
+    if dtype not in PACKED_TYPES:
         return False
-    if dtype == torch.bfloat16:  # from AVX-512 on
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return dtype == torch.float32
+    ones = torch.ones(PROBE, dtype=dtype)
+    try:
+        return bool((PackedLinear(ones, None)(ones) == PROBE[1]).all())
+    except (AttributeError, RuntimeError):  # no such operator in this build, or not on this processor
+        return False
 
 
 def exact_levels() -> int | None:
@@ -81,10 +84,12 @@ def exact_levels() -> int | None:
 
     Processors without VNNI add pairs of products in 16 bits, which weights of 8 bits overflow and those of 7 do not.
     """
-    if not packing_works() or not hasattr(torch.ops.onednn, "qlinear_pointwise"):
-        return None
+    ones = torch.ones(PROBE)
     for levels in (LEVELS, SEVEN_BITS):
-        product = QuantizedLinear(torch.full(PROBE, -1.0), None, levels=levels)(torch.ones(PROBE))
+        try:
+            product = QuantizedLinear(-ones, None, levels=levels)(ones)
+        except (AttributeError, RuntimeError):
+            return None
         if torch.allclose(product, torch.full_like(product, -PROBE[1])):
             return levels
     return None
