@@ -52,7 +52,6 @@ class KVCache:
                  device: torch.device) -> None:
         memory = torch.empty(depth, 2, batch, heads, length, head_dim, dtype=dtype, device=device)
         self.is_large = device.type == "cpu" and memory.nbytes >= LARGE
-        self.levels = 0  # that have started
         self.layers = [LayerCache(keys, values) for keys, values in memory]
 
     def branch(self, rows: int) -> None:
@@ -60,10 +59,9 @@ class KVCache:
         for layer in self.layers:
             layer.branch(rows)
 
-    def start_level(self, last: bool) -> None:
+    def start_level(self, level: int, last: bool) -> None:
         """To be called before every level. Of the last one's tokens, a third of all, nothing is stored: none follow."""
-        if self.is_large and (self.levels <= 1 or last):
+        if self.is_large and (level <= 1 or last):
             return_freed_memory()
-        self.levels += 1
         for layer in self.layers:
             layer.is_closed = last

@@ -242,7 +242,7 @@ class VARTransformer(nn.Module):
         block leaves it out.
         """
         rope = self.rope(self.level_slice(level))
-        cache.start_level(last=level == len(self.scales) - 1)
+        cache.start_level(level, last=level == len(self.scales) - 1)
         if pruner is not None:
             pruner.start_level(level)
         for i, (block, modulation, layer) in enumerate(zip(self.blocks, modulations, cache.layers, strict=True)):

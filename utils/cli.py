@@ -118,9 +118,9 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     from .precision import computes_bf16
     if name not in ("auto", *EIGHT_BIT):
         return getattr(torch, DTYPES[name])
-    if device.type == "cuda" and not computes_bf16(device):
-        return torch.float16
-    return torch.bfloat16 if computes_bf16(device) else torch.float32
+    if computes_bf16(device):
+        return torch.bfloat16
+    return torch.float16 if device.type == "cuda" else torch.float32
 
 
 def load_model(args: argparse.Namespace, super_resolution: bool = True) -> tuple[VARSR, str]:
@@ -165,7 +165,6 @@ def make_fast(model: VARSR, eight_bit: str | None = None, compiled: bool = False
 
     eight_bit: see `VARSR.pack`; compiled: see `VARSR.compile`. Raises ValueError where the device cannot compute in it.
     """
-
     from models.packed import packing_works
     model.for_inference()
     packable = model.device.type == "cpu" and packing_works(model.dtype)
