@@ -1,6 +1,7 @@
 """Packed and 8-bit linears against PyTorch's own in float64, and whole generations with them."""
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.skipif(not packing_works(), reason="this PyTorch packs 
 needs_bf16 = pytest.mark.skipif(not packing_works(torch.bfloat16), reason="this processor has no bf16 products")
 TYPES = [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)]
 EXACT = exact_levels() or 0
-needs_int8 = pytest.mark.skipif(not EXACT, reason="PyTorch has no exact 8-bit products for this processor")
+needs_int8 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="8-bit products are for x86")
 WEIGHTS = [SEVEN_BITS, pytest.param(127, marks=pytest.mark.skipif(EXACT < 127, reason="this processor has no VNNI"))]
 
 
@@ -54,6 +55,14 @@ def test_8_bit_products_are_those_of_the_rounded_factors(dtype: torch.dtype, lev
     tolerance = 1e-4 if dtype == torch.float32 else 0.03
     found = QuantizedLinear(weight, bias, levels=levels)(x).double()
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+
+
+@needs_int8
+def test_the_largest_factors_do_not_overflow() -> None:
+    assert EXACT in (127, SEVEN_BITS)
+    for sign in (1.0, -1.0):
+        product = QuantizedLinear(torch.full((80, 48), sign), None, levels=EXACT)(torch.ones(5, 48))
+        torch.testing.assert_close(product, torch.full((5, 80), 48 * sign))
 
 
 @needs_int8
