@@ -22,7 +22,7 @@ $(VENV)/.installed: requirements.txt constraints.txt
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt --constraint constraints.txt
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-app.txt
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-app.txt requirements-perceptual.txt
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt --constraint constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps mmagic==1.2.0  # for the statistics file of NIQE in it alone
 	touch $@

@@ -8,8 +8,8 @@ by the same rules as in training. Those that the embedded model never saw are fe
 `--results` adds folders of what other programs made of `testset/sample/LR`.
 
 PSNR, SSIM and high-frequency energy (mean distance of Y from its blur, sigma 1.5, as a share of the reference's) are on
-luma; GMSD is better where it is lower, PIQE and NIQE too. NIQE needs its parameters (docs/evaluation.md) and pictures
-larger than the crops.
+luma; GMSD, ST-LPIPS, PIQE and NIQE are better where they are lower. ST-LPIPS needs its weights, NIQE its parameters
+(docs/evaluation.md) and pictures larger than the crops.
 """
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 BICUBIC = "bicubic"
 SCALE, CROP = 4, 128
 COLUMNS = {"psnr_y": ("PSNR-Y", "{:.2f}"), "ssim_y": ("SSIM-Y", "{:.4f}"), "gmsd": ("GMSD", "{:.4f}"),
-           "high_frequency": ("high frequencies", "{:.2f}"), "piqe": ("PIQE", "{:.1f}"), "niqe": ("NIQE", "{:.2f}")}
+           "high_frequency": ("high frequencies", "{:.2f}"), "st_lpips": ("ST-LPIPS", "{:.3f}"),
+           "niqe": ("NIQE", "{:.2f}"), "piqe": ("PIQE", "{:.1f}")}
 
 
 @dataclass(frozen=True)
@@ -128,20 +129,21 @@ def restorer(source: str, args: argparse.Namespace) -> Callable[[Tensor], Tensor
 
 def quality(pictures: Iterable[Tensor], references: list[Tensor]) -> dict[str, float]:
     """Means over the pictures, as they are saved: rounded to 8 bits."""
+    import torch
+
+    from utils.learned import LearnedMetrics
     from utils.luminance import eight_bit, gray, luma
     from utils.metrics import gmsd, high_frequency, psnr_y, ssim_y
-    from utils.niqe_parameters import find_parameters, load_parameters
-    from utils.no_reference import niqe, piqe
-    parameters = find_parameters()
-    pristine = load_parameters(parameters) if parameters else None
+    from utils.no_reference import piqe
+    from utils.protocols import NIQE, ST_LPIPS
+    learned = LearnedMetrics(torch.device("cpu"), (NIQE, ST_LPIPS))
     rows: list[dict[str, float]] = []
     for picture, reference in zip(pictures, references, strict=True):
         picture = eight_bit(picture.float().cpu()) / 255
         row = {"psnr_y": psnr_y(picture, reference), "ssim_y": ssim_y(picture, reference),
                "gmsd": gmsd(gray(picture), gray(reference)), "piqe": piqe(picture),
-               "detail": high_frequency(luma(picture)), "wanted": high_frequency(luma(reference))}
-        if pristine is not None and min(picture.shape[-2:]) > CROP:
-            row["niqe"] = niqe(picture, pristine)
+               "detail": high_frequency(luma(picture)), "wanted": high_frequency(luma(reference)),
+               **learned.measure(picture.float(), reference)}
         rows.append(row)
     means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
     means["high_frequency"] = means.pop("detail") / means.pop("wanted")

@@ -1,4 +1,7 @@
-"""Metrics that need weights (through pyiqa) or published statistics (NIQE). What cannot be had is named, not fatal."""
+"""Metrics that need weights (ST-LPIPS; others through pyiqa) or published statistics (NIQE).
+
+What cannot be had is named, not fatal.
+"""
 from __future__ import annotations
 
 import importlib.util
@@ -11,7 +14,9 @@ from torch import Tensor
 
 from .niqe_parameters import REMEDY, Pristine, find_parameters, load_parameters
 from .no_reference import niqe
-from .protocols import NIQE, PAPER_PERCEPTUAL, Metric
+from .protocols import NIQE, PAPER_PERCEPTUAL, ST_LPIPS, Metric
+from .st_lpips import REMEDY as ST_LPIPS_REMEDY
+from .st_lpips import STLPIPS, find_weights
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +30,13 @@ class LearnedMetrics:
         self.device = device
         self.missing: dict[str, str] = {}
         self.pristine: Pristine | None = None
+        self.st_lpips: STLPIPS | None = None
         self.models: dict[Metric, object] = {}
         for metric in metrics:
             if metric == NIQE:
                 self._find_niqe()
+            elif metric == ST_LPIPS:
+                self._find_st_lpips()
             elif metric.pyiqa:
                 self._load(metric, metric.pyiqa)
         for line in self.missing_lines():
@@ -50,6 +58,13 @@ class LearnedMetrics:
             self.missing[NIQE.column] = f"its pristine statistics are not here ({REMEDY}), and " \
                                         + self.missing[NIQE.column]
 
+    def _find_st_lpips(self) -> None:
+        path = find_weights()
+        if path is None:
+            self.missing[ST_LPIPS.column] = f"its weights are not here ({ST_LPIPS_REMEDY})"
+            return
+        self.st_lpips = STLPIPS(path).to(self.device)
+
     def _load(self, metric: Metric, name: str) -> None:
         if importlib.util.find_spec("pyiqa") is None:
             self.missing[metric.column] = NO_PYIQA
@@ -69,6 +84,12 @@ class LearnedMetrics:
                 values[NIQE.column] = niqe(image, self.pristine)
             except ValueError as error:
                 log.debug("no NIQE: %s", error)
+        if self.st_lpips is not None and reference is not None:
+            try:
+                both = (picture[None].to(self.device) for picture in (image, reference))
+                values[ST_LPIPS.column] = self.st_lpips(*both).item()
+            except ValueError as error:
+                log.debug("no ST-LPIPS: %s", error)
         for metric, model in self.models.items():
             if metric.of_folders or (metric.needs_reference and reference is None):
                 continue

@@ -79,6 +79,8 @@ NIQE = Metric("niqe", "NIQE", "niqe", "gray", details="blocks of 96 pixels, publ
               higher_is_better=False, needs_reference=False)
 PIQE = Metric("piqe", "PIQE", "piqe", "gray", details="blocks of 16 pixels, levels stretched to 255",
               higher_is_better=False, needs_reference=False)
+ST_LPIPS = Metric("st_lpips", "ST-LPIPS", "st_lpips", details="shift-tolerant, AlexNet, weights of stlpips-pytorch",
+                  higher_is_better=False)
 LPIPS = Metric("lpips", "LPIPS", pyiqa="lpips", details="AlexNet, version 0.1", higher_is_better=False)
 DISTS = Metric("dists", "DISTS", pyiqa="dists", higher_is_better=False)
 MUSIQ = Metric("musiq", "MUSIQ", pyiqa="musiq", details="KonIQ-10k", needs_reference=False)
@@ -88,14 +90,14 @@ CLIPIQA = Metric("clipiqa", "CLIPIQA", pyiqa="clipiqa", needs_reference=False)
 FID = Metric("fid", "FID", pyiqa="fid", details="whole folders", higher_is_better=False, of_folders=True)
 
 # What restoring writes into metrics.csv beside PSNR and SSIM
-PAPER_PERCEPTUAL = (LPIPS, DISTS, NIQE, MUSIQ, MANIQA, CLIPIQA, FID)
+PAPER_PERCEPTUAL = (ST_LPIPS, LPIPS, DISTS, NIQE, MUSIQ, MANIQA, CLIPIQA, FID)
 
 PROTOCOLS = {protocol.name: protocol for protocol in (
     Protocol("varsr-paper", "Qu et al. 2025: full image, luma as BasicSR computes it, pyiqa's learned metrics",
              (*_luma_pair(), *STRUCTURAL, PIQE, *PAPER_PERCEPTUAL)),
     Protocol("osediff", "Wu et al. 2024: pyiqa throughout, full image",
-             (_luma_pair()[0], PYIQA_SSIM, *STRUCTURAL, PIQE, LPIPS, DISTS, NIQE, MUSIQ, MANIQA_PIPAL, CLIPIQA,
-              FID)),
+             (_luma_pair()[0], PYIQA_SSIM, *STRUCTURAL, PIQE, ST_LPIPS, LPIPS, DISTS, NIQE, MUSIQ, MANIQA_PIPAL,
+              CLIPIQA, FID)),
     Protocol("basicsr-y", "BasicSR's test on luma: 4 pixels of every edge are left out",
              _luma_pair(crop=4)),
 )}

@@ -1,0 +1,73 @@
+"""ST-LPIPS against what the package whose weights it has gives for pictures that a formula draws."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from utils import learned
+from utils.learned import LearnedMetrics
+from utils.st_lpips import REMEDY, STLPIPS, find_weights
+
+# (height, width), a number of the formula, and the value of stlpips_pytorch 0.0.2: LPIPS(net="alex",
+# variant="shift_tolerant")(a, b, normalize=True)
+VALUES = [((64, 64), 0, 0.0015614416915923357), ((96, 130), 1, 0.0017738700844347477),
+          ((33, 47), 2, 0.004127411171793938), ((128, 128), 3, 0.003167565679177642)]
+needs_weights = pytest.mark.skipif(find_weights() is None, reason=f"ST-LPIPS' weights are not installed: {REMEDY}")
+
+
+def pair(size: tuple[int, int], number: int) -> tuple[Tensor, Tensor]:
+    y, x = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
+    plain = [(x * 7 + y * 3 + channel * 50) % 97 for channel in range(3)]
+    changed = [(x * 7 + y * 3 + channel * 50 + (x * y) % (5 + number)) % 97 for channel in range(3)]
+    return torch.stack(plain)[None] / 96, torch.stack(changed)[None] / 96
+
+
+@needs_weights
+@pytest.mark.parametrize(("size", "number", "expected"), VALUES)
+def test_it_equals_the_package(size: tuple[int, int], number: int, expected: float) -> None:
+    metric, (a, b) = STLPIPS(find_weights()), pair(size, number)
+    assert metric(a, b).item() == pytest.approx(expected, rel=1e-4)
+    assert metric(a, a).item() == 0
+
+
+@needs_weights
+def test_a_value_for_each_picture() -> None:
+    metric, (a, b) = STLPIPS(find_weights()), pair((64, 64), 0)
+    both = metric(torch.cat([a, a]), torch.cat([b, a]))
+    assert both.tolist() == pytest.approx([VALUES[0][2], 0], abs=1e-6)
+
+
+@needs_weights
+def test_sizes_are_checked() -> None:
+    metric, (a, b) = STLPIPS(find_weights()), pair((64, 64), 0)
+    with pytest.raises(ValueError, match="differ in size"):
+        metric(a, b[..., 1:])
+    with pytest.raises(ValueError, match="32x32"):
+        metric(a[..., :31], b[..., :31])
+
+
+@needs_weights
+def test_it_is_a_column_of_the_results() -> None:
+    a, b = pair((64, 64), 0)
+    values = LearnedMetrics(torch.device("cpu")).measure(a[0], b[0])
+    assert values["st_lpips"] == pytest.approx(VALUES[0][2], rel=1e-4)
+    assert "st_lpips" not in LearnedMetrics(torch.device("cpu")).measure(a[0], None)
+
+
+def test_without_weights_the_column_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learned, "find_weights", lambda: None)
+    metrics = LearnedMetrics(torch.device("cpu"))
+    assert REMEDY in metrics.missing["st_lpips"]
+    a, b = pair((64, 64), 0)
+    assert "st_lpips" not in metrics.measure(a[0], b[0])
+
+
+def test_a_package_without_its_file_has_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "stlpips_pytorch"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find_weights() is None
