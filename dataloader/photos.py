@@ -2,7 +2,10 @@
 
 The photographs come from Debian packages (photos.txt lists them); the ones that the sample set is cut from
 (held_out.txt) are left out, and with `--held_out` fetched alone. Next to each package's photographs lies its copyright
-file, which names authors and licences.
+file, which names authors and licences. OUTPUT/list.txt names what was assembled with the lists' weights: `--data` takes
+it like a folder. All photographs that the embedded model is trained on, 1.3 GB to download:
+
+    python -m dataloader.photos --list dataloader/photos.txt dataloader/photos_more.txt dataloader/textures.txt
 """
 from __future__ import annotations
 
@@ -29,6 +32,7 @@ from .sources import (
 log = logging.getLogger(__name__)
 
 PHOTO_LIST = Path(__file__).with_name("photos.txt")
+WEIGHTED_LIST = "list.txt"
 HELD_OUT = Path(__file__).with_name("held_out.txt")
 
 
@@ -102,6 +106,12 @@ def _fetch(package: str, photos: list[PackagedPhoto], output: Path, debs: Path |
     return extract(deb, targets)
 
 
+def write_weighted_list(photos: Iterable[PackagedPhoto], folder: Path) -> None:
+    """The listed photographs that lie below `folder`, as `path, weight` lines in its `list.txt`."""
+    lines = [f"{photo.local_path}, {photo.weight:g}\n" for photo in photos if (folder / photo.local_path).is_file()]
+    (folder / WEIGHTED_LIST).write_text("".join(lines), encoding="utf-8")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -125,6 +135,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.held_out:
         photos, names = [photo for photo in photos if photo.name in names], frozenset()
     result = assemble(photos, args.output, held_out=names, debs=args.debs)
+    if result.written or result.present:
+        write_weighted_list([photo for photo in photos if photo.name not in names], args.output)
     for problem in result.problems:
         print(f"photos: {problem}", file=sys.stderr)
     print(f"{result.written} photographs written to {args.output}, {result.present} were there, "

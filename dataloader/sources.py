@@ -1,9 +1,12 @@
 """Files out of Debian packages: a list that names them, the download, the extraction.
 
-A list has one file a line, `package:path/inside/the/package WIDTHxHEIGHT`; `#` starts a comment line.
+A list has one file a line, `package:path/inside/the/package WIDTHxHEIGHT`, and if it wants a weight after it (how often
+the picture is drawn in training, 1 being usual); `#` starts a comment line. Of an `.edj` archive its first picture is
+meant.
 """
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -13,10 +16,15 @@ import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO
+
+from .eet import first_picture
 
 log = logging.getLogger(__name__)
 
-LINE = re.compile(r"(?P<package>[a-z0-9][a-z0-9+.-]+):(?P<path>\S.*\S)\s+(?P<width>\d+)x(?P<height>\d+)")
+LINE = re.compile(r"(?P<package>[a-z0-9][a-z0-9+.-]+):(?P<path>\S.*\S)\s+(?P<width>\d+)x(?P<height>\d+)"
+                  r"(?:\s+(?P<weight>\d*\.?\d+))?")
+ARCHIVE, PICTURE = ".edj", ".jpg"  # what lies in the package, and what is made of it
 
 
 class SourceError(RuntimeError):
@@ -25,12 +33,13 @@ class SourceError(RuntimeError):
 
 @dataclass(frozen=True)
 class PackagedPhoto:
-    """A photograph inside a Debian package; width and height in pixels."""
+    """A photograph inside a Debian package; width and height in pixels; weight: how often it is drawn."""
 
     package: str
     path: str
     width: int
     height: int
+    weight: float = 1.0
 
     @property
     def name(self) -> str:
@@ -40,7 +49,8 @@ class PackagedPhoto:
     @property
     def local_path(self) -> PurePosixPath:
         """Where the photograph is put, relative to an output folder: unique, and telling where it is from."""
-        parts = PurePosixPath(self.path).parts
+        path = PurePosixPath(self.path)
+        parts = (path.with_suffix(PICTURE) if path.suffix == ARCHIVE else path).parts
         return PurePosixPath(self.package, *(parts[2:] if parts[:2] == ("usr", "share") else parts))
 
 
@@ -52,8 +62,10 @@ def read_photo_list(path: str | os.PathLike) -> list[PackagedPhoto]:
             continue
         match = LINE.fullmatch(line.strip())
         if match is None or ".." in PurePosixPath(match["path"]).parts or match["path"].startswith("/"):
-            raise ValueError(f"{path}, line {number}: expected `package:relative/path WIDTHxHEIGHT`, got {line!r}")
-        photos.append(PackagedPhoto(match["package"], match["path"], int(match["width"]), int(match["height"])))
+            raise ValueError(f"{path}, line {number}: expected `package:relative/path WIDTHxHEIGHT [WEIGHT]`, got "
+                             f"{line!r}")
+        photos.append(PackagedPhoto(match["package"], match["path"], int(match["width"]), int(match["height"]),
+                                    float(match["weight"] or 1)))
     return photos
 
 
@@ -92,7 +104,8 @@ def download_deb(package: str, folder: str | os.PathLike) -> Path:
 
 
 def extract(deb: str | os.PathLike, targets: Mapping[str, Path]) -> set[str]:
-    """Copy single files out of a package: `targets` maps paths inside it to where they go (written atomically).
+    """Copy single files out of a package: `targets` maps paths inside it to where they go (written atomically). Of
+    `.edj` archives the first picture is written.
 
     Returns the paths that were found. Raises SourceError when dpkg-deb is missing or the package is damaged.
     """
@@ -106,10 +119,10 @@ def extract(deb: str | os.PathLike, targets: Mapping[str, Path]) -> set[str]:
                 for member in archive:
                     path = member.name.removeprefix("./")
                     if path in targets and member.isfile():
-                        _write(archive.extractfile(member), targets[path])
+                        _write(_content(archive.extractfile(member), path), targets[path])
                         found.add(path)
                 process.stdout.read()  # to the end, so that dpkg-deb can finish and report its exit code
-        except tarfile.TarError as error:
+        except (tarfile.TarError, ValueError) as error:
             process.kill()
             raise SourceError(f"{deb} is damaged ({error}): delete it and download it again") from error
         if process.wait():
@@ -118,7 +131,11 @@ def extract(deb: str | os.PathLike, targets: Mapping[str, Path]) -> set[str]:
     return found
 
 
-def _write(stream, target: Path) -> None:
+def _content(stream: IO[bytes], path: str) -> IO[bytes]:
+    return io.BytesIO(first_picture(stream.read())) if path.endswith(ARCHIVE) else stream
+
+
+def _write(stream: IO[bytes], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(target.name + ".part")
     try:

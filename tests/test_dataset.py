@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import noise_picture as picture
-from PIL import Image
+from PIL import Image, ImageFilter
 
-from dataloader.dataset import PhotoCrops, local_detail
+from dataloader.dataset import PhotoCrops, local_detail, sharpness
 from dataloader.listing import Entry
 from dataloader.pyramid import PyramidCache
 
@@ -116,7 +116,7 @@ def test_flat_crops_are_mostly_drawn_anew(tmp_path):
     def detailed(**options) -> float:
         batch = PhotoCrops(root, 32, level_weights=(1,), **options).batch(150, generator())
         return float(((batch.std(dim=(2, 3))).mean(1) > 0.1).float().mean())
-    assert detailed(min_detail=0) < 0.7
+    assert detailed(min_detail=0, min_sharpness=0) < 0.7
     assert detailed() > 0.85
 
 
@@ -127,6 +127,29 @@ def test_local_detail_is_what_averaging_by_four_loses():
     assert local_detail(crop) == pytest.approx(np.sqrt(blocks.var(axis=1).mean()), rel=1e-3)
     ramp = np.arange(64, dtype=np.uint8)[None, :, None].repeat(64, 0).repeat(3, 2)
     assert local_detail(ramp) < 0.005 < ramp.std() / 255
+
+
+def test_sharpness_is_a_matter_of_blur_and_not_of_contrast():
+    sharp = picture(64, 64)
+    blurred = sharp.filter(ImageFilter.GaussianBlur(2))
+    values = [sharpness(np.asarray(each)) for each in (sharp, blurred)]
+    assert values[0] > 0.5 > 0.33 > values[1] > 0
+    faint = (np.asarray(sharp).astype(float) / 4 + 90).round().astype(np.uint8)
+    assert sharpness(faint) == pytest.approx(values[0], abs=0.02)
+    assert sharpness(np.zeros((64, 64, 3), np.uint8)) == 0
+
+
+def test_soft_crops_are_mostly_drawn_anew(tmp_path):
+    pixels = np.asarray(picture(400, 400)).copy()
+    pixels[:, :250] = np.asarray(Image.fromarray(pixels[:, :250]).filter(ImageFilter.GaussianBlur(2)))
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+
+    def soft(**options) -> float:
+        crops = PhotoCrops(tmp_path, 32, level_weights=(1,), **options)
+        drawn = [crops.sample(i, 0)[0] for i in range(150)]
+        return float(np.mean([sharpness(crop) < 0.33 for crop in drawn]))
+    assert soft(min_sharpness=0) > 0.3
+    assert soft() < 0.15
 
 
 def test_nothing_usable_is_an_error(tmp_path):

@@ -1,7 +1,9 @@
 """The photo lists and the assembly of photographs out of packages."""
 from __future__ import annotations
 
+import io
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import pytest
 from PIL import Image
 
 from dataloader import photos, sample_set, sources
+from dataloader.eet import first_picture
+from dataloader.listing import find_entries
 from dataloader.photos import HELD_OUT, PHOTO_LIST, assemble
 from dataloader.sources import PackagedPhoto, SourceError, download_deb, extract, read_names, read_photo_list
 
@@ -50,13 +54,23 @@ def test_shipped_list_is_complete_and_unambiguous():
     assert sum(entry.width * entry.height for entry in entries) == pytest.approx(225e6, rel=0.01)
 
 
+def test_all_shipped_lists_fit_together():
+    folder = Path(photos.__file__).parent
+    lists = (folder / f"{name}.txt" for name in ("photos", "photos_more", "textures"))
+    entries = [entry for path in lists for entry in read_photo_list(path)]
+    assert len({entry.local_path for entry in entries}) == len(entries)
+    assert {entry.weight for entry in entries if entry.package == "krank"} == {0.35}
+    assert not {entry.name for entry in entries if entry.weight <= 0}
+
+
 def test_sample_set_comes_from_held_out_photos_only():
     listed_names = {entry.name for entry in read_photo_list(PHOTO_LIST)}
     used = {sample.source for sample in sample_set.SAMPLES} & listed_names
     assert used == read_names(HELD_OUT)
 
 
-@pytest.mark.parametrize("line", ["no-colon 10x10", "pkg:usr/a.jpg", "pkg:../a.jpg 10x10", "pkg:/a.jpg 10x10"])
+@pytest.mark.parametrize("line", ["no-colon 10x10", "pkg:usr/a.jpg", "pkg:../a.jpg 10x10", "pkg:/a.jpg 10x10",
+                                  "pkg:usr/a.jpg 10x10 often"])
 def test_malformed_lines_are_named(tmp_path, line):
     path = tmp_path / "list.txt"
     path.write_text(f"# comment\n\n{line}\n")
@@ -96,6 +110,49 @@ def test_damaged_package_is_an_error(tmp_path, packages):
     deb.write_bytes(deb.read_bytes()[:-40])
     with pytest.raises(SourceError, match="damaged"):
         extract(deb, {"usr/share/backgrounds/a.png": tmp_path / "a.png"})
+
+
+def eet_archive(**entries: bytes) -> bytes:
+    """An archive as the desktop's tools write it, with the names behind the directory."""
+    names = [f"edje/images/{name[1:]}".encode() + b"\0" for name in entries]
+    place = 12 + 24 * len(entries)
+    data = place + sum(map(len, names))
+    directory = b""
+    for name, content in zip(names, entries.values()):
+        directory += struct.pack(">6I", data, len(content), len(content), place, len(name), 0)
+        place, data = place + len(name), data + len(content)
+    return struct.pack(">3I", 0x1EE70F42, len(entries), 0) + directory + b"".join(names) + b"".join(entries.values())
+
+
+def test_the_first_picture_of_an_eet_archive():
+    jpeg = b"\xff\xd8\xff\xe0 picture"
+    assert first_picture(eet_archive(_1=b"\xff\xd8\xff other", _0=b"header" + jpeg)) == jpeg
+    whole = eet_archive(_1=b"\xff\xd8\xff other", _0=jpeg)
+    for broken, reason in ((whole[:-1], "without a JPEG"), (b"no archive at all", "no EET"), (whole[:30], "cut off"),
+                           (eet_archive(_1=jpeg), "without a JPEG")):
+        with pytest.raises(ValueError, match=reason):
+            first_picture(broken)
+
+
+@needs_dpkg
+def test_archives_become_pictures_and_weights_a_list(tmp_path):
+    tree, folder, output = tmp_path / "tree", tmp_path / "debs", tmp_path / "out"
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), "teal").save(buffer, "JPEG")
+    (tree / "usr/share/themes").mkdir(parents=True)
+    (tree / "usr/share/themes/a.edj").write_bytes(eet_archive(_0=buffer.getvalue()))
+    (tree / "DEBIAN").mkdir()
+    (tree / "DEBIAN/control").write_text("Package: themes\nVersion: 1\nArchitecture: all\n"
+                                         "Maintainer: Nobody <nobody@example.org>\nDescription: pictures\n")
+    folder.mkdir()
+    subprocess.run(["dpkg-deb", "--root-owner-group", "--build", str(tree), str(folder / "themes_1_all.deb")],
+                   check=True, capture_output=True)
+    listing = tmp_path / "list.txt"
+    listing.write_text("themes:usr/share/themes/a.edj 40x30 0.25\nthemes:usr/share/themes/missing.edj 40x30\n")
+    assert photos.main(["--list", str(listing), "--debs", str(folder), "--output", str(output)]) == 1
+    found, = find_entries(output / "list.txt")
+    assert found.path == output / "themes/themes/a.jpg" and found.weight == 0.25
+    assert Image.open(found.path).size == (40, 30)
 
 
 def test_missing_tools_are_explained(tmp_path, monkeypatch):
