@@ -1,8 +1,9 @@
 """Train VARSR on pictures that are degraded while it trains, on one device or, by torchrun, on many.
 
-`--stage sr` trains transformer and refiner on a frozen tokenizer (train_vqvae.py makes one), then `--stage decoder`
-fits the decoder to what they generate. `--stage c2i` trains class-to-image on trainset/{class}/*. The flags keep the
-names and meanings of the published command line where it has them; one that cannot act is refused.
+`--stage sr` trains transformer and refiner on a frozen tokenizer (train_vqvae.py makes one), `--stage decoder` fits the
+decoder to what they generate, and `--stage detail` adds the branch that makes its pictures sharp. `--stage c2i` trains
+class-to-image on trainset/{class}/*. The flags keep the names and meanings of the published command line where it has
+them; one that cannot act is refused.
 """
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import logging
 import sys
 from pathlib import Path
 
-from utils.training_flags import DECODER, build_parser, parse
+from utils.training_flags import DECODER, DETAIL, build_parser, parse
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,9 +40,9 @@ def _train(args, device, ranks) -> int:
     from utils.loop import LoopConfig
     from utils.training_cli import run_stage
     from utils.training_log import WandBSettings
-    from utils.training_setup import decoder_setup, transformer_setup
+    from utils.training_setup import decoder_setup, detail_setup, transformer_setup
 
-    set_up = decoder_setup if args.stage == DECODER else transformer_setup
+    set_up = {DECODER: decoder_setup, DETAIL: detail_setup}.get(args.stage, transformer_setup)
     try:
         setup = ranks.together(lambda: set_up(args, device, ranks))
     except (ValueError, OSError, RuntimeError) as error:

@@ -12,6 +12,7 @@ import logging
 import sys
 from pathlib import Path
 
+from models.config import ADVERSARIES
 from utils.cli import bounded
 from utils.flags import boolean, numbers
 
@@ -70,7 +71,9 @@ def build_parser() -> argparse.ArgumentParser:
     loss = parser.add_argument_group("losses")
     loss.add_argument("--commitment", type=bounded(float, 0), default=0.25, help="weight (default: %(default)s)")
     loss.add_argument("--perceptual_weight", type=bounded(float, 0), default=1.0,
-                      help="of LPIPS, where the lpips package and its network are here; 0: without")
+                      help="of LPIPS where it is here, else of the feature maps' distance; 0: without")
+    loss.add_argument("--adversary", choices=ADVERSARIES,
+                      help="what judges: patches of pixels, feature maps, both (both where there are feature maps)")
     loss.add_argument("--adversarial_weight", type=bounded(float, 0), default=0.1,
                       help="of the discriminator beside its adaptive weight; 0: without (default: %(default)s)")
     loss.add_argument("--adversarial_start", type=bounded(float, 0, 1), default=0.5,
@@ -121,7 +124,7 @@ def _train(args, device, ranks) -> int:
     loop = LoopConfig(Path(args.output), args.max_iters, log_every=args.log_every, report_every=args.val_every,
                       save_every=args.save_every, keep=args.keep, resume=args.resume == "auto")
     record = {"model": dataclasses.asdict(stage.model.config), "init": args.init, "data": args.data,
-              "ranks": ranks.world, "perceptual": stage.perceptual_description, **dataclasses.asdict(stage.settings)}
+              "ranks": ranks.world, "perceptual": stage.perceptual.description, **dataclasses.asdict(stage.settings)}
     return run_stage(stage, loop, record, WandBSettings(args.exp_name) if args.wandb_flag else None, ranks)
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 FORMAT_VERSION = 1
 WIDTH_PER_BLOCK = 64  # of the published family
+PATCH, PROJECTED, BOTH = ADVERSARIES = ("patch", "projected", "both")  # kinds of discriminators (discriminator.py)
+DETAIL_STRIDE = 4  # pixels per cell of the detail branch's blocks
 
 
 class ConfigError(ValueError):
@@ -41,12 +43,19 @@ class VQVAEConfig:
     fidelity_width: int = 0  # width of the decoder's LR features (fidelity.py); 0: the decoder sees the latent alone
     fidelity_blocks: int = 3  # residual blocks of these features per resolution level
     fidelity_pixels: int = 0  # width of the correction of the decoded pixels beside the LR ones; 0: none
+    detail_width: int = 0  # width of the detail branch on top of the decoder (detail.py); 0: none
+    detail_blocks: int = 10  # its residual blocks
 
     def __post_init__(self) -> None:
         _require(len(self.scales) > 1, f"scales needs at least two sides, got {self.scales}")
         _require(all(a < b for a, b in zip(self.scales, self.scales[1:])) and self.scales[0] > 0,
                  f"scales must be positive and increasing, got {self.scales}")
         _require(self.fidelity_width > 0 or not self.fidelity_pixels, "fidelity_pixels needs fidelity_width above 0")
+        _require(not self.detail_width or self.downsampling % DETAIL_STRIDE == 0,
+                 f"the detail branch needs a down-sampling that is a multiple of {DETAIL_STRIDE}, got "
+                 f"{self.downsampling}")
+        _require(self.detail_width % DETAIL_STRIDE == 0,
+                 f"detail_width must be a multiple of {DETAIL_STRIDE}, got {self.detail_width}")
         _require(not self.linear_path or self.latent_channels <= 3 * self.downsampling ** 2,
                  f"linear_path: {self.latent_channels} latent_channels are more than a block of "
                  f"{self.downsampling}x{self.downsampling} pixels has components")
@@ -142,6 +151,7 @@ class GenerationConfig:
     top_p: float = 0.75  # 1: no nucleus
     tiled_cfg: float | None = None  # cfg of pictures made of windows; None: the same
     scale: float = 4.0  # up-scaling factor that the model was trained for
+    fidelity: float = 0.0  # of models with a detail branch: 0 adds all of the detail, 1 none
     more_smooth: bool = False  # Gumbel-softmax mixture of codes instead of one code per token
     refiner_steps: int | None = None  # sampling steps of the refiner; None: `RefinerConfig.sampling_steps`
 
@@ -152,6 +162,7 @@ class GenerationConfig:
                  f"refiner_steps must be at least 2, got {self.refiner_steps}")
         _require(self.top_k >= 0, f"top_k must be 0 (all codes) or more, got {self.top_k}")
         _require(0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p}")
+        _require(0 <= self.fidelity <= 1, f"fidelity must be in [0, 1], got {self.fidelity}")
         _require(self.scale >= 1, f"scale must be at least 1, got {self.scale}")
 
 

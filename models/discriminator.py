@@ -1,32 +1,53 @@
-"""Patch discriminator for the adversarial part of decoder training (Isola et al., pix2pix, section 3.2)."""
+"""Discriminators for the adversarial part of training: what tells photographs from what a network draws.
+
+One judges patches of pixels (Isola et al., pix2pix, section 3.2), the projected ones feature maps of a pretrained
+network (Sauer et al., "Projected GANs converge faster", 2021), which need not learn to see first.
+"""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from .config import ADVERSARIES, PATCH, PROJECTED
+
 SLOPE = 0.2  # of the leaky ReLU
+NARROWEST_HEAD, WIDEST_HEAD = 24, 64
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is judged: pictures (B, 3, H, W) in [-1, 1] and their feature maps (none where nobody looks at them)."""
+
+    picture: Tensor
+    maps: Sequence[Tensor] = ()
+
+    def detach(self) -> Seen:
+        """The same, out of reach of gradients."""
+        return Seen(self.picture.detach(), [each.detach() for each in self.maps])
+
+
+def _conv(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Module:
+    # spectral norm keeps it from outrunning a small decoder (Miyato et al., 2018)
+    return spectral_norm(nn.Conv2d(channels, out, kernel, stride=stride, padding=1))
 
 
 class PatchDiscriminator(nn.Module):
     """Judges overlapping patches of a picture, on request given the LR picture it was restored from.
 
-    picture, lr: (B, 3, H, W) in [-1, 1]; returns logits (B, 1, H/8, W/8), positive for real. Spectral norm keeps
-    it from outrunning a small decoder (Miyato et al., 2018).
+    picture, lr: (B, 3, H, W) in [-1, 1]; returns logits (B, 1, H/8, W/8), positive for real.
     """
 
     def __init__(self, width: int = 48, conditional: bool = True) -> None:
         """conditional: whether it is given the LR picture."""
         super().__init__()
-        def conv(channels: int, out: int, stride: int) -> nn.Module:
-            kernel = 4 if stride == 2 else 3
-            return spectral_norm(nn.Conv2d(channels, out, kernel, stride=stride, padding=1))
         self.layers = nn.ModuleList([
-            conv(6 if conditional else 3, width, 2), conv(width, 2 * width, 2), conv(2 * width, 4 * width, 2),
-            conv(4 * width, 4 * width, 1), conv(4 * width, 1, 1)])
+            _conv(6 if conditional else 3, width, 4, 2), _conv(width, 2 * width, 4, 2),
+            _conv(2 * width, 4 * width, 4, 2), _conv(4 * width, 4 * width, 3), _conv(4 * width, 1, 3)])
 
     def forward(self, picture: Tensor, lr: Tensor | None = None) -> Tensor:
         x = picture if lr is None else torch.cat([picture, lr], dim=1)
@@ -35,9 +56,60 @@ class PatchDiscriminator(nn.Module):
         return self.layers[-1](x)
 
 
-def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Discriminator loss on logits of real and restored pictures (Lim & Ye, 2017)."""
-    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+class ProjectedHead(nn.Module):
+    """Judges one feature map (B, C, h, w), on request beside that of the LR picture: logits (B, 1, h, w).
+
+    A fixed random 1x1 convolution mixes the channels first, so that no channel can be leant on alone (section 3.2 of
+    Projected GANs).
+    """
+
+    def __init__(self, channels: int, conditional: bool) -> None:
+        super().__init__()
+        width = min(max(channels, NARROWEST_HEAD), WIDEST_HEAD)
+        inputs = 2 * channels if conditional else channels
+        self.register_buffer("mixing", torch.randn(width, inputs, 1, 1) / inputs ** 0.5)
+        self.layers = nn.ModuleList([_conv(width, width, 3), _conv(width, width, 3), _conv(width, 1, 3)])
+
+    def forward(self, map_: Tensor, condition: Tensor | None) -> Tensor:
+        x = map_ if condition is None else torch.cat([map_, condition], dim=1)
+        x = F.conv2d(x, self.mixing.to(x.dtype))
+        for layer in self.layers[:-1]:
+            x = F.leaky_relu(layer(x), SLOPE)
+        return self.layers[-1](x)
+
+
+class Discriminators(nn.Module):
+    """The discriminators of a stage: one for pixels, one for each feature map, or both."""
+
+    def __init__(self, kind: str, channels: Sequence[int], conditional: bool, patch_width: int = 48) -> None:
+        """kind: one of ADVERSARIES. channels: of the feature maps, for the projected ones. conditional: whether they
+        are given what was seen of the LR picture."""
+        super().__init__()
+        if kind not in ADVERSARIES:
+            raise ValueError(f"unknown adversary {kind!r}: choose one of {', '.join(ADVERSARIES)}")
+        self.patch = None if kind == PROJECTED else PatchDiscriminator(patch_width, conditional)
+        self.heads = nn.ModuleList([] if kind == PATCH else (ProjectedHead(each, conditional) for each in channels))
+
+    def forward(self, seen: Seen, condition: Seen | None = None) -> list[Tensor]:
+        """Logits of each discriminator, positive for real."""
+        conditions = [None] * len(self.heads) if condition is None else condition.maps
+        logits = [head(*each) for head, *each in zip(self.heads, seen.maps, conditions, strict=True)] \
+            if self.heads else []
+        if self.patch is not None:
+            logits.append(self.patch(seen.picture, None if condition is None else condition.picture))
+        return logits
+
+
+def hinge_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+    """Loss of discriminators on their logits of real and restored pictures (Lim & Ye, 2017), their mean."""
+    losses = [0.5 * (F.relu(1 - r.float()).mean() + F.relu(1 + f.float()).mean())
+              for r, f in zip(real, fake, strict=True)]
+    return torch.stack(losses).mean()
+
+
+def generator_loss(fake: Sequence[Tensor]) -> Tensor:
+    """What the judged network minimises: minus the mean of the logits."""
+    return -torch.stack([logits.float().mean() for logits in fake]).mean()
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, bound: float = 1e4,

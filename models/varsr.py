@@ -192,25 +192,40 @@ class VARSR(nn.Module):
         Returns (B, 3, S, S) float32 in [0, 1]. Raises ValueError for inputs that do not fit the model.
         """
         latent = self.generate_latent(lr, labels, options, seed, on_scale, refiner_noise, fastvar)
-        return self.decode(latent, lr)
+        return self.decode(latent, lr, (options or self.config.generation).fidelity)
 
     @torch.inference_mode()
-    def decode(self, latent: Tensor, lr: Tensor | None = None) -> Tensor:
-        """Latent (B, c, N, N) to pictures (B, 3, S, S) in [0, 1]; lr (B, 3, S, S) in [0, 1] as in `generate`."""
-        return (self.vqvae.decode(to_device(latent, self.device), self._condition(lr)) + 1) / 2
+    def decode(self, latent: Tensor, lr: Tensor | None = None, fidelity: float | None = None) -> Tensor:
+        """Latent (B, c, N, N) to pictures (B, 3, S, S) in [0, 1]; lr (B, 3, S, S) in [0, 1] as in `generate`.
+
+        fidelity: 0 adds all of the detail branch's output, 1 none; by default what the model's configuration says.
+        """
+        latent, share = to_device(latent, self.device), self._detail_share(fidelity)
+        return (self.vqvae.decode(latent, self._condition(lr), share) + 1) / 2
+
+    def _detail_share(self, fidelity: float | None) -> float:
+        return 1.0 - (self.config.generation.fidelity if fidelity is None else fidelity)
 
     @torch.inference_mode()
-    def decode_uncorrected(self, latent: Tensor, lr: Tensor) -> Tensor:
-        """As `decode`, without its last step, `correct`, and not clamped: parts of a larger picture are put together
-        before it."""
+    def decode_unfinished(self, latent: Tensor, lr: Tensor) -> Tensor:
+        """As `decode`, without its last steps, `finish`, and not clamped: parts of a larger picture are put together
+        before them."""
         return (self.vqvae.decode_uncorrected(to_device(latent, self.device), self._condition(lr)).float() + 1) / 2
 
     @torch.inference_mode()
-    def correct(self, decoded: Tensor, lr: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) of `decode_uncorrected`, or parts of what is made of them, and LR ones of their size,
-        both in [0, 1], to pictures in [0, 1]."""
-        decoded = to_device(decoded, self.device) * 2 - 1
-        return ((self.vqvae.correct(decoded, self._condition(lr)).float() + 1) / 2).clamp(0, 1)
+    def finish(self, decoded: Tensor, lr: Tensor, latent: Tensor, fidelity: float | None = None) -> Tensor:
+        """Correction and detail: pictures (B, 3, H, W) of `decode_unfinished`, or parts of what is made of them, and LR
+        ones of their size, both in [0, 1], and the cells (B, c, H/f, W/f) they were decoded from, to pictures in
+        [0, 1]. H and W are multiples of f; a pixel depends on those up to `finishing_reach` away."""
+        decoded, lr = to_device(decoded, self.device) * 2 - 1, self._condition(lr)
+        corrected = self.vqvae.correct(decoded, lr).float()
+        latent = to_device(latent, self.device)
+        finished = self.vqvae.add_detail(corrected, lr, latent, self._detail_share(fidelity))
+        return ((finished + 1) / 2).clamp(0, 1)
+
+    def finishing_reach(self, fidelity: float | None = None) -> int:
+        """How many pixels to each side a pixel of `finish` depends on; 0 where it does nothing."""
+        return self.vqvae.finishing_reach(self._detail_share(fidelity))
 
     def _condition(self, lr: Tensor | None) -> Tensor | None:
         """An LR picture as the networks take it: on the device, in [-1, 1]."""

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import VQVAEConfig
-from .fidelity import FidelityEncoder
+from .detail import DetailBranch
+from .fidelity import FidelityEncoder, PixelCorrection
 from .linear_path import LinearPath
 from .quantizer import MultiScaleQuantizer
 
@@ -171,6 +172,7 @@ class VQVAE(nn.Module):
         self.decoder = Decoder(config)
         self.linear_path = LinearPath(config.downsampling, channels) if config.linear_path else None
         self.fidelity = FidelityEncoder(config) if config.fidelity_width else None
+        self.detail = DetailBranch(config) if config.detail_width else None
 
     @torch.no_grad()
     def fit(self, pictures: Tensor, generator: torch.Generator | None = None) -> None:
@@ -203,15 +205,17 @@ class VQVAE(nn.Module):
         latent = self.pre_quant(self.encoder(image))
         return latent if self.linear_path is None else latent + self.linear_path.analysis(image)
 
-    def decode(self, latent: Tensor, lr: Tensor | None = None) -> Tensor:
-        """Latent (B, c, h, w) to the picture (B, 3, f*h, f*w), float32, clamped to [-1, 1]."""
-        return self.decode_unclamped(latent, lr).float().clamp(-1, 1)
+    def decode(self, latent: Tensor, lr: Tensor | None = None, detail: float = 1.0) -> Tensor:
+        """Latent (B, c, h, w) to the picture (B, 3, f*h, f*w), float32, clamped to [-1, 1].
+
+        lr: (B, 3, f*h, f*w) in [-1, 1], the LR picture at output size, for models that look at it while they decode.
+        detail: share of the detail branch's output that is added, where there is one.
+        """
+        decoded = self.decode_unclamped(latent, lr).float()
+        return (decoded if lr is None else self.add_detail(decoded, lr, latent, detail)).clamp(-1, 1)
 
     def decode_unclamped(self, latent: Tensor, lr: Tensor | None = None) -> Tensor:
-        """As `decode`, without the clamp, for training.
-
-        `lr` (B, 3, f*h, f*w) in [-1, 1]: the LR picture at output size, for models with a fidelity encoder.
-        """
+        """As `decode`, without detail and the clamp, for training."""
         decoded = self.decode_uncorrected(latent, lr)
         return decoded if lr is None else self.correct(decoded, lr)
 
@@ -231,15 +235,24 @@ class VQVAE(nn.Module):
         dtype = self.post_quant.weight.dtype
         return self.fidelity.pixels(decoded.to(dtype), lr.to(dtype))
 
+    def add_detail(self, decoded: Tensor, lr: Tensor, latent: Tensor, share: float = 1.0) -> Tensor:
+        """Decoded pictures and a share of the detail branch's output for them, float32, not clamped; see
+        `DetailBranch` for shapes. Without a branch in the model, what came in."""
+        if self.detail is None or not share:
+            return decoded
+        dtype, decoded = self.post_quant.weight.dtype, decoded.float().clamp(-1, 1)
+        detail = self.detail(decoded.to(dtype), lr.to(dtype), latent.to(dtype))
+        return decoded + share * detail.float()
+
+    def finishing_reach(self, detail: float) -> int:
+        """How many pixels to each side a pixel depends on in `correct` and `add_detail` with a share of `detail`."""
+        correction = PixelCorrection.REACH if self.corrects else 0
+        return correction + (self.detail.reach if self.detail is not None and detail else 0)
+
     @property
     def corrects(self) -> bool:
         """Whether the model corrects what it decodes."""
         return self.fidelity is not None and self.fidelity.pixels is not None
-
-    @property
-    def last_layer(self) -> nn.Conv2d:
-        """The convolution that pixels come out of."""
-        return self.fidelity.pixels.conv_out if self.corrects else self.decoder.conv_out
 
     def tokenize(self, image: Tensor) -> list[Tensor]:
         """Codes of a picture: one (B, n_k * n_k) integer tensor per scale, row-major."""

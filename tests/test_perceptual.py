@@ -1,4 +1,4 @@
-"""LPIPS where its weights are, a reason where they are not, and never a download."""
+"""LPIPS where its weights are, else feature maps, a reason where neither is to be had, and no download of LPIPS."""
 from __future__ import annotations
 
 import urllib.request
@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from utils import perceptual
-from utils.perceptual import find_perceptual
+from utils.features import NoFeatures, packaged_weights
+from utils.perceptual import Perceptual, find_perceptual
 
 CPU = torch.device("cpu")
 
@@ -36,16 +37,33 @@ def test_lpips_with_a_network_from_the_cache(cache: Path) -> None:
     assert loss.description == "LPIPS (squeezenet1_1)"
     a, b = torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     a.requires_grad_()
-    value = loss(a, b)
+    value = loss.distance(loss.look(a), loss.look(b))
     assert value.item() == pytest.approx(lpips.LPIPS(net="squeeze", verbose=False)(a, b).mean().item(), rel=1e-5)
     value.backward()
-    assert a.grad.abs().sum() > 0 and not any(p.requires_grad for p in loss.network.parameters())
-    assert loss(b, b).item() == 0 < value.item()
+    assert a.grad.abs().sum() > 0 and not any(p.requires_grad for p in loss.lpips.parameters())
+    assert loss.distance(loss.look(b), loss.look(b)).item() == 0 < value.item()
+
+
+@pytest.mark.skipif(packaged_weights() is None, reason="the network is not installed")
+def test_feature_maps_without_lpips(cache: Path) -> None:
+    found = find_perceptual(CPU)
+    assert found.exists and found.lpips is None and "EfficientNet" in found.description
+    assert found.channels == (16, 24, 40, 112)
+    a, b = torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    found.calibrate(b)
+    a.requires_grad_()
+    value = found.distance(found.look(a), found.look(b))
+    value.backward()
+    assert value > 0 and a.grad.abs().sum() > 0
 
 
 def test_none_and_the_reason(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("lpips", reason="NOTICE: no LPIPS test without the lpips package")
-    loss = find_perceptual(CPU)
-    assert loss.network is None and str(cache) in loss.description and "vgg16" in loss.description
-    monkeypatch.setattr(perceptual.importlib.util, "find_spec", lambda name: None)
-    assert "pip install lpips" in find_perceptual(CPU).description and "\n" not in find_perceptual(CPU).description
+    def missing(_: torch.device) -> None:
+        raise NoFeatures("no weights here")
+    monkeypatch.setattr(perceptual, "load_features", missing)
+    found = find_perceptual(CPU)
+    assert not found.exists and found.channels == () and "no weights here" in found.description
+    picture = torch.rand(1, 3, 32, 32)
+    assert found.look(picture).picture is picture and not found.look(picture).maps
+    found.calibrate(picture)  # nothing to do
+    assert not Perceptual().exists

@@ -7,7 +7,8 @@ import torch
 from models.varsr import VARSR
 from utils.batching import BatchSize
 from utils.color import wavelet_color_fix
-from utils.render import merged_latent, render, with_context
+from utils.merging import merged_latent
+from utils.render import render, with_context
 from utils.resample import TensorSource
 from utils.tiles import TiledPicture
 
@@ -35,6 +36,9 @@ def test_merging_is_the_weighted_sum(model: VARSR) -> None:
     for top in (*grid.rows.starts, 1, 2):
         torch.testing.assert_close(merged_latent(picture, picture.finished, top), whole[:, top:top + side],
                                    atol=1e-5, rtol=0)
+    for top, height in ((0, grid.rows.length), (1, 1), (2, side + 3)):
+        torch.testing.assert_close(merged_latent(picture, picture.finished, top, height), whole[:, top:top + height],
+                                   atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("color_fix", ["none", "adain", "wavelet"])
@@ -61,8 +65,9 @@ def test_the_wavelet_fix_by_bands_is_that_of_the_whole(model: VARSR) -> None:
     torch.testing.assert_close(whole("wavelet"), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("least", [1, 16, 100])
 @pytest.mark.parametrize("heights", [[50], [1] * 50, [30, 1, 19], [3, 40, 7]])
-def test_context_reaches_over_the_bands(heights: list[int]) -> None:
+def test_context_reaches_over_the_bands(heights: list[int], least: int) -> None:
     """A running sum over 11 rows, with zeros past the edges, comes out as over the whole picture."""
     picture, reach = torch.rand(3, 50, 4), 5
 
@@ -70,6 +75,7 @@ def test_context_reaches_over_the_bands(heights: list[int]) -> None:
         padded = torch.nn.functional.pad(rows, (0, 0, reach, reach))
         return padded.unfold(1, 2 * reach + 1, 1).sum(-1)
     bands = list(zip([sum(heights[:i]) for i in range(len(heights))], picture.split(heights, dim=1)))
-    filtered = list(with_context(iter(bands), reach, smooth))
+    filtered = list(with_context(iter(bands), reach, smooth, least))
+    assert all(rows.shape[1] >= least for _, rows in filtered[:-1])
     assert [top for top, _ in filtered] == [sum(f.shape[1] for _, f in filtered[:i]) for i in range(len(filtered))]
     torch.testing.assert_close(torch.cat([rows for _, rows in filtered], dim=1), smooth(picture, 0))

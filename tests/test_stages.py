@@ -1,8 +1,9 @@
-"""The three training stages on the debug preset: they learn, resume exactly and export what from_pretrained reads."""
+"""The training stages on the debug preset: they learn, resume exactly and export what from_pretrained reads."""
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,11 +14,15 @@ from models.initialization import initialize
 from models.varsr import VARSR
 from models.vqvae import VQVAE
 from utils.decoder_stage import DecoderSettings, DecoderStage
+from utils.detail_stage import DetailSettings, DetailStage
+from utils.features import FeatureNetwork
+from utils.fidelity import with_detail
 from utils.held_out import HeldOut
 from utils.optim import parameter_groups
 from utils.pairs import CropSource, PairSource
 from utils.perceptual import Perceptual
 from utils.ranks import Ranks
+from utils.sample_pool import from_bytes
 from utils.tokenizer_stage import TokenizerSettings, TokenizerStage
 from utils.transformer_stage import NO_DECAY, TransformerSettings, TransformerStage
 from utils.validation import Validation, ValidationSettings
@@ -76,14 +81,41 @@ def decoder_stage(**changes) -> DecoderStage:
     return DecoderStage(fresh_model(), PairSource(blobs, blur), validation(), settings, CPU)
 
 
+class Convolutions(torch.nn.Module):
+    """Two random layers in place of a pretrained network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.ModuleList([torch.nn.Conv2d(3, 4, 3, 2, 1), torch.nn.Conv2d(4, 8, 3, 2, 1)])
+        self.feature_info = SimpleNamespace(channels=lambda: [4, 8])
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        first = self.layers[0](x)
+        return [first, self.layers[1](first.relu())]
+
+
+def perceptual() -> Perceptual:
+    return Perceptual(FeatureNetwork(Convolutions()), description="two layers")
+
+
+def detail_stage(**changes) -> DetailStage:
+    torch.manual_seed(0)
+    settings = DetailSettings(**{"batch_size": 4, "fresh": 2, "renew_every": 2, "pool_size": 8, "max_iters": 40,
+                                 "warmup_iters": 2, "precision": "fp32", "learning_rate": 2e-3, **changes})
+    model = with_detail(fresh_model(), 8, 1)
+    return DetailStage(model, PairSource(blobs, blur), validation(), settings, perceptual(), CPU)
+
+
 STAGES = {"tokenizer": tokenizer_stage, "adversarial": lambda: tokenizer_stage(adversarial_start=0.0),
-          "transformer": transformer_stage, "decoder": decoder_stage}
+          "projected": lambda: tokenizer_stage(perceptual(), adversary="both", adversarial_start=0.0),
+          "transformer": transformer_stage, "decoder": decoder_stage, "detail": detail_stage}
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "transformer", "decoder"])
+@pytest.mark.parametrize("name", ["tokenizer", "transformer", "decoder", "detail"])
 def test_it_learns(name: str) -> None:
-    stage = STAGES[name]()
-    key = "loss" if name == "transformer" else "pixel"
+    stage = detail_stage(adversarial_weight=0.0) if name == "detail" else STAGES[name]()
+    key = "loss" if name in ("transformer", "detail") else "pixel"
     values = [stage.train_step(i)[key] for i in range(stage.settings.max_iters)]
     assert sum(values[-5:]) < 0.9 * sum(values[:5])
 
@@ -102,7 +134,7 @@ def test_it_resumes_exactly(name: str, tmp_path: Path) -> None:
     assert [again.train_step(i)["loss"] for i in range(3, 6)] == expected
 
 
-@pytest.mark.parametrize("name", ["transformer", "decoder"])
+@pytest.mark.parametrize("name", ["transformer", "decoder", "detail"])
 def test_the_result_loads(name: str, tmp_path: Path) -> None:
     stage = STAGES[name]()
     stage.train_step(0)
@@ -115,16 +147,67 @@ def test_the_result_loads(name: str, tmp_path: Path) -> None:
 def test_the_decoder_stage_trains_the_decoder_alone() -> None:
     stage = decoder_stage()
     before = {name: value.clone() for name, value in stage.model.state_dict().items()}
-    for i in range(22):  # past the start of the adversarial phase
-        metrics = stage.train_step(i)
-    assert "adversarial" in metrics and "discriminator" in metrics
+    for i in range(2):
+        stage.train_step(i)
     changed = {name.split(".")[1] for name, value in stage.model.state_dict().items()
                if not torch.equal(value, before[name])}
     assert changed == {"decoder", "post_quant", "fidelity"}
 
 
+@pytest.mark.parametrize("adversary", ["patch", "projected", "both"])
+def test_the_detail_stage_trains_the_branch_alone(adversary: str) -> None:
+    stage = detail_stage(adversary=adversary)
+    before = {name: value.clone() for name, value in stage.model.state_dict().items()}
+    seen = {name: value.clone() for name, value in stage.perceptual.features.state_dict().items()}
+    metrics = stage.train_step(0)
+    assert {"pixel", "perceptual", "adversarial", "discriminator"} <= metrics.keys()
+    assert {name.split(".")[1] for name, value in stage.model.state_dict().items()
+            if not torch.equal(value, before[name])} == {"detail"}
+    assert all(torch.equal(value, seen[name]) for name, value in stage.perceptual.features.state_dict().items())
+
+
+def test_the_detail_loss_is_the_sum_of_its_parts() -> None:
+    weights = {"pixel_weight": 2.0, "perceptual_weight": 0.3, "adversarial_weight": 0.7}
+    step = detail_stage(**weights).train_step(0)
+    expected = sum(weights[f"{name}_weight"] * step[name] for name in ("pixel", "perceptual"))
+    assert step["loss"] == pytest.approx(expected + 0.7 * step["adversarial"], rel=1e-5)
+
+
+def test_the_pool_of_details_holds_what_the_model_makes() -> None:
+    """Decoded pictures, and the maps of HR and LR pictures, as computed anew."""
+    stage = detail_stage()
+    stage.train_step(0)
+    fields = stage.pool.fields
+    lr, hr = from_bytes(fields["lr"]), from_bytes(fields["hr"])
+    decoded = stage.model.vqvae.decode_unclamped(fields["latent"].float(), lr)
+    assert (decoded.clamp(-1, 1) - from_bytes(fields["decoded"])).abs().max() < 0.02
+    for name, pictures in (("lr", lr), ("hr", hr)):
+        for i, each in enumerate(stage.perceptual.look(pictures).maps):
+            torch.testing.assert_close(fields[f"{name}_map{i}"].float(), each, atol=5e-3, rtol=5e-3)
+
+
+def test_the_pool_of_details_is_renewed_slowly() -> None:
+    stage = detail_stage(renew_every=3)
+    added = []
+    for i in range(7):
+        stage.train_step(i)
+        added.append(stage.pool.added)
+    assert added == [8, 8, 8, 10, 10, 10, 12]
+
+
+def test_details_need_a_branch_and_eyes() -> None:
+    settings = DetailSettings()
+    with pytest.raises(ValueError, match="no detail branch"):
+        DetailStage(fresh_model(), pairs(), validation(), settings, perceptual(), CPU)
+    with pytest.raises(ValueError, match="nothing here"):
+        DetailStage(with_detail(fresh_model(), 8, 1), pairs(), validation(), settings,
+                    Perceptual(description="nothing here"), CPU)
+    with pytest.raises(ValueError, match="pixel_weight must be at least 0"):
+        DetailSettings(pixel_weight=-1)
+
+
 def test_structural_similarity_is_part_of_the_decoder_loss() -> None:
-    stage = decoder_stage(ssim_weight=0.5, adversarial_weight=0.0)
+    stage = decoder_stage(ssim_weight=0.5)
     steps = [stage.train_step(i) for i in range(stage.settings.max_iters)]
     assert all(step["loss"] == pytest.approx(step["pixel"] + 0.5 * (1 - step["ssim"])) for step in steps)
     assert sum(step["ssim"] for step in steps[-5:]) > sum(step["ssim"] for step in steps[:5])
@@ -144,15 +227,18 @@ def test_half_precision_takes_the_same_steps() -> None:
     assert losses["fp16"] == pytest.approx(losses["fp32"], rel=0.01)
 
 
-def test_the_perceptual_loss_is_weighed_in() -> None:
-    class Distance(torch.nn.Module):
+@pytest.mark.parametrize("kind", ["maps", "lpips"])
+def test_the_perceptual_loss_is_weighed_in(kind: str) -> None:
+    class Squares(torch.nn.Module):
         def forward(self, a: Tensor, b: Tensor) -> Tensor:
             return (a - b).square().mean(dim=(1, 2, 3), keepdim=True)
+    eyes = perceptual() if kind == "maps" else Perceptual(lpips=Squares())
     plain = tokenizer_stage(adversarial_weight=0.0).train_step(0)
-    weighed = tokenizer_stage(Perceptual(Distance(), "squares"), perceptual_weight=3.0,
-                              adversarial_weight=0.0).train_step(0)
+    weighed = tokenizer_stage(eyes, perceptual_weight=3.0, adversarial_weight=0.0).train_step(0)
     assert weighed["pixel"] == plain["pixel"] and weighed["perceptual"] > 0
     assert weighed["loss"] == pytest.approx(plain["loss"] + 3 * weighed["perceptual"], rel=1e-5)
+    unweighed = tokenizer_stage(eyes, perceptual_weight=0.0, adversarial_weight=0.0).train_step(0)
+    assert unweighed["loss"] == plain["loss"] and "perceptual" not in unweighed
 
 
 def test_last_scales_are_left_out_of_some_rows() -> None:

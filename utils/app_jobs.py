@@ -40,7 +40,7 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True)
 class RestoreRequest:
-    """One picture to restore. cfg: None for the model's own. kind: a file ending, or "auto" for that of the source.
+    """One picture to restore. cfg, fidelity: None for the model's own. kind: a file ending, or "auto" for the source's.
 
     fastvar: drop ratios of the last scales, empty for none. fast: the settings of `--fast`; what is said here wins.
     Raises ValueError for values out of range.
@@ -55,6 +55,7 @@ class RestoreRequest:
     fastvar: tuple[float, ...] = ()
     fast: bool = False
     kind: str = AUTO
+    fidelity: float | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.scale <= MAX_SCALE:
@@ -211,7 +212,8 @@ def restore_file(model: VARSR, description: str, request: RestoreRequest, folder
     try:
         tell(Update(f"{len(windows)} windows, cfg {settings.generation.cfg:g}", 0.0, (preview.picture.clone(),)))
         generate_windows(model, [(tiled, window) for window in windows], settings, batch, advance, scale_done)
-        for top, rows in render(model, tiled, tiled.finished, request.color_fix, batch):
+        for top, rows in render(model, tiled, tiled.finished, request.color_fix, batch,
+                                fidelity=settings.generation.fidelity):
             result.write_rows(top, rows)
             tell(Update(f"writing row {top + rows.shape[1]} of {size[0]}", 1.0))
         result.finish()
@@ -226,7 +228,8 @@ def _settings(model: VARSR, request: RestoreRequest, tiled: TiledPicture) -> Res
     """The model's own settings, or the fast ones, with what the request asks for."""
     own = fast_generation(model.config) if request.fast else model.config.generation
     tiled_cfg = own.tiled_cfg if len(tiled.grid) > 1 and own.tiled_cfg is not None else own.cfg
-    generation = dataclasses.replace(own, scale=request.scale, cfg=tiled_cfg if request.cfg is None else request.cfg)
+    generation = dataclasses.replace(own, scale=request.scale, cfg=tiled_cfg if request.cfg is None else request.cfg,
+                                     fidelity=own.fidelity if request.fidelity is None else request.fidelity)
     model.config.check_options(generation)
     pruning = fast_pruning(model.config) if request.fast else None
     if request.fastvar:

@@ -95,11 +95,11 @@ def build_page(args: argparse.Namespace) -> gr.Blocks:
     """The page for parsed flags of app.py. Raises ValueError or OSError where the chosen model cannot be used."""
     models, sessions = Models(args.device, args.dtype), Sessions()
     sources = model_sources(args, super_resolution=True)
-    models.get(next(iter(sources.values())))  # a wrong flag is noticed now and not by the first visitor
+    first, _ = models.get(next(iter(sources.values())))  # a wrong flag is noticed now and not by the first visitor
     with gr.Blocks(title=TITLE, delete_cache=CACHE_SECONDS) as page:
         gr.Markdown(HEADER)
         with gr.Tab("Super-resolution"):
-            _restore_tab(models, sessions, sources, round(args.max_pixels * 1e6))
+            _restore_tab(models, sessions, sources, round(args.max_pixels * 1e6), first.config.generation.fidelity)
         with gr.Tab("Class to image"):
             _class_tab(models, sessions, model_sources(args, super_resolution=False))
         page.unload(sessions.leave)
@@ -112,7 +112,8 @@ def serve(page: gr.Blocks, args: argparse.Namespace, **options: object) -> None:
                 footer_links=[], ssr_mode=False, **options)
 
 
-def _restore_tab(models: Models, sessions: Sessions, sources: dict[str, str], max_pixels: int) -> None:
+def _restore_tab(models: Models, sessions: Sessions, sources: dict[str, str], max_pixels: int,
+                 own_fidelity: float) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=320):
             file = gr.File(label="Picture", file_types=list(SUFFIXES), height=120, elem_id="source")
@@ -125,6 +126,8 @@ def _restore_tab(models: Models, sessions: Sessions, sources: dict[str, str], ma
             with gr.Row():
                 scale = gr.Slider(1, 16, value=4, step=0.5, label="Scale")
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+            fidelity = gr.Slider(0, 1, value=own_fidelity, step=0.05, elem_id="fidelity",
+                                 label="Fidelity: 0 the sharpest, 1 the most faithful")
             fast = gr.Checkbox(False, label="Fast: about half the time, a little less detail", elem_id="fast")
             with gr.Accordion("More settings", open=False):
                 cfg = gr.Textbox("", label="Guidance (cfg)", placeholder="the model's own")
@@ -145,7 +148,7 @@ def _restore_tab(models: Models, sessions: Sessions, sources: dict[str, str], ma
                                     height=620, max_height=620, elem_id="slider", buttons=["fullscreen"])
             download = gr.DownloadButton("Download", visible=False, elem_id="download")
 
-    def restore(path, name, scale, seed, cfg, color_fix, overlap, fast, fastvar, second_last, last, kind,
+    def restore(path, name, scale, seed, fidelity, cfg, color_fix, overlap, fast, fastvar, second_last, last, kind,
                 request: gr.Request) -> Iterator[tuple]:
         source = Path(path) if path else None
 
@@ -153,7 +156,7 @@ def _restore_tab(models: Models, sessions: Sessions, sources: dict[str, str], ma
             if source is None:
                 raise ValueError("there is no picture yet: drop one or take an example")
             wanted = RestoreRequest(source, scale, _guidance(cfg), int(seed or 0), color_fix, overlap,
-                                    (second_last, last) if fastvar else (), fast, kind)
+                                    (second_last, last) if fastvar else (), fast, kind, fidelity)
             loaded, description = models.get(sources[name])
             restore_file(loaded, description, wanted, folder, max_pixels, tell)
 
@@ -180,7 +183,7 @@ def _restore_tab(models: Models, sessions: Sessions, sources: dict[str, str], ma
         return line, gr.update(value=shown, visible=True), hidden, hidden
     outputs = [status, preview, slider, download]
     file.change(look, file, outputs, show_progress="hidden")
-    settings = [file, model, scale, seed, cfg, color_fix, overlap, fast, fastvar, *ratios, kind]
+    settings = [file, model, scale, seed, fidelity, cfg, color_fix, overlap, fast, fastvar, *ratios, kind]
     run.click(sessions.start, None, status, queue=False).then(restore, settings, outputs, show_progress="hidden",
                                                               **ONE_JOB)
     cancel.click(sessions.cancel, None, status, queue=False, show_progress="hidden")

@@ -94,6 +94,9 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
         help="windows at a time; auto: what suits the model and the free memory")
     add("--tile_overlap", type=bounded(float, 0, 0.9), default=0.25,
         help="share of a window that its neighbour covers too (default: %(default)s)")
+    add("--fidelity", type=bounded(float, 0, 1),
+        help="between the sharpest picture, 0, and the most faithful, 1, for models with a detail branch (default: the "
+             "model's own)")
     add("--color_fix", choices=("adain", "wavelet", "none"), default="wavelet",
         help="colours after the LR picture (default: %(default)s)")
 

@@ -1,9 +1,9 @@
-"""Last training stage: the decoder learns from the latents that the transformer really generates.
+"""Third training stage: the decoder learns from the latents that the transformer really generates.
 
 In the tokenizer stage the decoder saw latents of clean pictures only. Here transformer, refiner and encoder are
-frozen; the decoder and its fidelity features are trained on generated latents and the LR picture, first on pixels and
-structural similarity, then with an adversarial loss (the idea of CodeFormer, stage III, and of StableSR's feature
-skips).
+frozen; the decoder and its fidelity features are trained on generated latents and the LR picture, on pixels and
+structural similarity (the idea of CodeFormer, stage III, and of StableSR's feature skips). The result is as faithful
+as the model can be, and soft: sharpness is the detail stage's business (detail_stage.py).
 """
 from __future__ import annotations
 
@@ -19,17 +19,15 @@ from torch import Tensor
 
 from models.varsr import VARSR
 
-from .adversary import Adversary, AdversarySettings
 from .luminance import smooth_luma
 from .metrics import mean_ssim
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
-from .pairs import PairSource
+from .pairs import Pairs, PairSource
 from .precision import autocast
 from .progress import timed
+from .sample_pool import SamplePool, from_bytes, to_bytes
 from .schedule import Schedule, short_warmup
 from .validation import Validation
-
-LEVELS = 255
 
 
 @dataclass(frozen=True)
@@ -41,49 +39,16 @@ class DecoderSettings:
     pool_size: int = 512
     max_iters: int = 2000
     learning_rate: float = 4e-4
-    discriminator_rate: float = 4e-4
     weight_decay: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float = 1.0
     warmup_iters: int = 20
     ssim_weight: float = 0.0  # of 1 - SSIM of the luma, beside the L1 of the pixels
-    adversarial_start: float = 0.4  # share of the iterations that are trained on pixels alone
-    adversarial_weight: float = 0.1
     ema: float = 0.998
     precision: str = "bf16"
     loss_scale: float = 2.0 ** 11  # initial, fp16 only
     seed: int = 0
     val_batch: int = 16
-
-
-class SamplePool:
-    """Ring of generated samples: latents in float32, pictures in 8 bits."""
-
-    def __init__(self, size: int) -> None:
-        self.size, self.position = size, 0
-        self.latents: Tensor | None = None
-        self.pictures: Tensor | None = None
-
-    @staticmethod
-    def _pack(target: Tensor, lr: Tensor) -> Tensor:
-        return ((torch.stack([target, lr], 1) + 1) * (LEVELS / 2)).round().clamp(0, LEVELS).byte().cpu()
-
-    def add(self, latent: Tensor, target: Tensor, lr: Tensor) -> None:
-        """Store samples, the oldest making room. latent: (M, c, N, N); target, lr: (M, 3, S, S) in [-1, 1]."""
-        pictures, latent = self._pack(target, lr), latent.float().cpu().clone()
-        if self.latents is None or len(self.latents) < self.size:
-            self.latents = latent if self.latents is None else torch.cat([self.latents, latent])[:self.size]
-            self.pictures = pictures if self.pictures is None else torch.cat([self.pictures, pictures])[:self.size]
-            return
-        slots = (torch.arange(len(latent)) + self.position) % self.size
-        self.latents[slots], self.pictures[slots] = latent, pictures
-        self.position = int((self.position + len(latent)) % self.size)
-
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents, targets and LR pictures of `count` random samples."""
-        chosen = torch.randint(len(self.latents), (count,), generator=generator)
-        pictures = self.pictures[chosen].float() / (LEVELS / 2) - 1
-        return self.latents[chosen], pictures[:, 0], pictures[:, 1]
 
 
 class DecoderStage:
@@ -104,49 +69,36 @@ class DecoderStage:
                                            lr=settings.learning_rate, betas=settings.betas, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, init_scale=settings.loss_scale,
                                            enabled=settings.precision == "fp16")
-        self.adversary = Adversary(
-            AdversarySettings(settings.adversarial_weight, round(settings.adversarial_start * settings.max_iters),
-                              learning_rate=settings.discriminator_rate, weight_decay=settings.weight_decay,
-                              betas=settings.betas, clip=settings.clip, precision=settings.precision,
-                              loss_scale=settings.loss_scale), device, conditional=True)
         self.schedule = Schedule("cos", settings.max_iters, short_warmup(settings.warmup_iters, settings.max_iters))
         self.average = MovingAverage(self.trained, settings.ema)
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.pool = SamplePool(settings.pool_size)
 
-    @torch.no_grad()
     def _generate(self, count: int) -> float:
         """Put freshly generated samples into the pool; returns the seconds that their data took."""
-        pairs, wait = timed(self.pairs.draw, count, self.generator, self.device)
-        seed = int(torch.randint(2 ** 31, (1,), generator=self.generator))
-        with autocast(self.device, self.settings.precision):
-            latent = self.model.generate_latent((pairs.lr + 1) / 2, pairs.labels, seed=seed)
-        self.pool.add(latent, pairs.target, pairs.lr)
+        pairs, latent, wait = generate(self.model, self.pairs, count, self.generator, self.settings.precision)
+        self.pool.add(latent=latent, target=to_bytes(pairs.target), lr=to_bytes(pairs.lr))
         return wait
 
     def train_step(self, iteration: int) -> dict[str, float]:
-        """One decoder step and, after the pixel phase, one discriminator step."""
+        """One decoder step."""
         settings = self.settings
-        wait = self._generate(settings.fresh if self.pool.latents is not None else settings.batch_size)
-        latent, target, lr = (part.to(self.device) for part in self.pool.draw(settings.batch_size, self.generator))
+        wait = self._generate(settings.fresh if len(self.pool) else settings.batch_size)
+        drawn = {name: part.to(self.device)
+                 for name, part in self.pool.draw(settings.batch_size, self.generator).items()}
+        target, lr = from_bytes(drawn["target"]), from_bytes(drawn["lr"])
         rate = self.schedule.rate(iteration)
         set_rates(self.optimizer, settings.learning_rate * rate, settings.weight_decay)
         with autocast(self.device, settings.precision):
-            restored = self.model.vqvae.decode_unclamped(latent, lr).float()
+            restored = self.model.vqvae.decode_unclamped(drawn["latent"], lr).float()
         metrics = {"lr": settings.learning_rate * rate, "wait": wait, "samples": float(len(target))}
-        loss = own = self._reconstruction_loss(restored, target, metrics)
-        adversarial = self.adversary.takes_part(iteration)
-        if adversarial:
-            last_layer = self.model.vqvae.last_layer.weight
-            loss = loss + self.adversary.loss(own, restored, last_layer, lr, metrics)
+        loss = self._loss(restored, target, metrics)
         self.scaler.scale(loss).backward()
         metrics["grad_norm"] = clipped_step(self.optimizer, self.trained.parameters(), settings.clip, self.scaler)
-        if adversarial:
-            metrics["discriminator"] = self.adversary.step(restored, target, lr, rate)
         self.average.update(self.trained, iteration)
         return {"loss": loss.item(), **metrics}
 
-    def _reconstruction_loss(self, restored: Tensor, target: Tensor, metrics: dict[str, float]) -> Tensor:
+    def _loss(self, restored: Tensor, target: Tensor, metrics: dict[str, float]) -> Tensor:
         """L1 of the pixels and, with a weight, structural similarity of the luma (Zhao et al. 2017, section III)."""
         loss = F.l1_loss(restored, target)
         metrics["pixel"] = loss.item()
@@ -159,37 +111,47 @@ class DecoderStage:
     @torch.no_grad()
     def report(self, folder: Path, iteration: int) -> dict[str, float]:
         """Free-running restoration of held-out pairs with the averaged decoder (see `Validation.run`)."""
-        with self._averaged():
-            return self.validation.run(self.model, folder / "sheets" / f"{iteration:07d}.png")
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The model with the averaged decoder in place of the one in training."""
-        current = {name: value.clone() for name, value in self.trained.state_dict().items()}
-        self.trained.load_state_dict(self.average.model.state_dict())
-        try:
-            yield
-        finally:
-            self.trained.load_state_dict(current)
+        with averaged(self.trained, self.average):
+            return self.validation.run(self.model, folder / "sheets" / f"{iteration:07d}.png", fidelity=1.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything trained, both optimisers, the pool and the generator."""
+        """Everything trained, the optimiser, the pool and the generator."""
         return {"trained": self.trained.state_dict(), "average": self.average.model.state_dict(),
-                "adversary": self.adversary.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(), "generator": self.generator.get_state(),
-                "pool": (self.pool.latents, self.pool.pictures, self.pool.position)}
+                "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+                "generator": self.generator.get_state(), "pool": self.pool.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
         self.trained.load_state_dict(state["trained"])
         self.average.model.load_state_dict(state["average"])
-        self.adversary.load_state_dict(state["adversary"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"])
-        self.pool.latents, self.pool.pictures, self.pool.position = state["pool"]
+        self.pool.load_state_dict(state["pool"])
 
     def export(self, folder: Path) -> None:
         """The model with the averaged decoder as `model.safetensors` + `config.json`, float32."""
-        with self._averaged():
+        with averaged(self.trained, self.average):
             self.model.save_pretrained(folder)
+
+
+@torch.no_grad()
+def generate(model: VARSR, pairs: PairSource, count: int, generator: torch.Generator,
+             precision: str) -> tuple[Pairs, Tensor, float]:
+    """New pairs, the latents (M, c, N, N) that the model generates for them, and the seconds that the data took."""
+    drawn, wait = timed(pairs.draw, count, generator, model.device)
+    seed = int(torch.randint(2 ** 31, (1,), generator=generator))
+    with autocast(model.device, precision):
+        latent = model.generate_latent((drawn.lr + 1) / 2, drawn.labels, seed=seed)
+    return drawn, latent.float(), wait
+
+
+@contextmanager
+def averaged(trained: torch.nn.Module, average: MovingAverage) -> Iterator[None]:
+    """Modules with their averaged weights in place of those in training."""
+    current = {name: value.clone() for name, value in trained.state_dict().items()}
+    trained.load_state_dict(average.model.state_dict())
+    try:
+        yield
+    finally:
+        trained.load_state_dict(current)

@@ -1,4 +1,4 @@
-"""Give a trained model larger LR features for its decoder, so that the decoder stage can train them."""
+"""Give a trained model parts that a later stage trains: larger LR features for its decoder, a detail branch."""
 from __future__ import annotations
 
 import dataclasses
@@ -9,6 +9,7 @@ from models.varsr import VARSR
 
 FIDELITY = "vqvae.fidelity."
 PIXELS = FIDELITY + "pixels."
+DETAIL = "vqvae.detail."
 
 
 @torch.no_grad()
@@ -35,4 +36,17 @@ def with_fidelity(model: VARSR, width: int, blocks: int, pixels: int) -> VARSR:
             for block in level[old.fidelity_blocks:]:
                 torch.nn.init.zeros_(block.conv2.weight)
                 torch.nn.init.zeros_(block.conv2.bias)
+    return larger
+
+
+def with_detail(model: VARSR, width: int, blocks: int) -> VARSR:
+    """The model with a detail branch of `width` channels and `blocks` residual blocks (`models/detail.py`), fresh
+    unless it has one of that shape already."""
+    old = model.config.vqvae
+    if (old.detail_width, old.detail_blocks) == (width, blocks):
+        return model
+    larger = VARSR(dataclasses.replace(model.config, vqvae=dataclasses.replace(
+        old, detail_width=width, detail_blocks=blocks)))
+    kept = {name: value for name, value in model.state_dict().items() if not name.startswith(DETAIL)}
+    larger.load_state_dict(kept, strict=False)
     return larger

@@ -47,7 +47,7 @@ def _render_rows(model: VARSR, started: Started, settings: RestoreSettings, batc
     for first, last in _runs(rows):
         open_rows = list(range(first, last + 1))
         for top, pixels in render(model, tiled, tiled.finished, settings.color_fix, batch, edges[first],
-                                  min(edges[last + 1], tiled.height)):
+                                  min(edges[last + 1], tiled.height), settings.generation.fidelity):
             started.result.write_rows(top, pixels)
             while open_rows and edges[open_rows[0] + 1] <= top + pixels.shape[1]:
                 flags.set(open_rows.pop(0))

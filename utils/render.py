@@ -1,5 +1,4 @@
-"""From window latents to rows of pixels: merging, tiled decoding and correction, colour fix; no stage sees the whole
-picture."""
+"""From window latents to rows of pixels: tiled decoding, finishing, colour fix; no stage sees the whole picture."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,8 +11,9 @@ from models.varsr import VARSR
 
 from .batching import BatchSize, is_out_of_memory
 from .color import WAVELET_REACH, adain_color_fix, wavelet_color_fix
-from .correction import REACH, correct_rows
+from .finishing import PART, Finisher
 from .latents import LatentStore
+from .merging import merged_latent
 from .tiles import TiledPicture
 from .windows import Window
 
@@ -23,54 +23,42 @@ WindowDecoder = Callable[[Sequence[Window], Tensor], Sequence[Tensor]]  # window
 
 
 def render(model: VARSR, picture: TiledPicture, latents: LatentStore, color_fix: str, batch: BatchSize,
-           top: int = 0, bottom: int | None = None) -> Iterator[Band]:
+           top: int = 0, bottom: int | None = None, fidelity: float | None = None) -> Iterator[Band]:
     """Rows [top, bottom) of a picture from its windows' latents, in bands from the top, float32 in [0, 1].
 
-    The bands are the same whichever rows are asked for. The wavelet fix works on them as on the whole picture; AdaIN
-    on each decoded window, so that neighbouring windows agree in the colours of the LR picture.
+    The rows are the same whichever are asked for. The wavelet fix works on them as on the whole picture; AdaIN on each
+    decoded window, so that neighbouring windows agree in the colours of the LR picture. fidelity: see `VARSR.decode`.
     """
     bottom = picture.height if bottom is None else bottom
-    # AdaIN is the last thing that is done to a window, so its windows are corrected before.
-    whole = model.vqvae.corrects and color_fix != "adain"
-    decode = partial(_decode_windows, model.decode_uncorrected if whole else model.decode, picture,
-                     color_fix == "adain")
+    fidelity = model.config.generation.fidelity if fidelity is None else fidelity
+    finish = Finisher(model, picture, latents, fidelity)
+    # AdaIN is the last thing that is done to a window, so its windows are finished before.
+    whole = finish.reach > 0 and color_fix != "adain"
+    decode_window = model.decode_unfinished if whole else partial(model.decode, fidelity=fidelity)
+    decode = partial(_decode_windows, decode_window, picture, color_fix == "adain")
 
     def decoded(first: int, last: int) -> Iterator[Band]:
         return _decoded(picture, latents, decode, batch, first, last)
 
-    def corrected(first: int, last: int) -> Iterator[Band]:
-        return _filtered(decoded, partial(correct_rows, model, picture), REACH, first, last, picture.height)
+    def finished(first: int, last: int) -> Iterator[Band]:
+        return _filtered(decoded, finish, finish.reach, first, last, picture.height, PART)
 
     def fix(rows: Tensor, start: int) -> Tensor:
         return wavelet_color_fix(rows, picture.guide(start, 0, rows.shape[1], picture.width))
-    restored = corrected if whole else decoded
+    restored = finished if whole else decoded
     if color_fix == "wavelet":
         return _filtered(restored, fix, WAVELET_REACH, top, bottom, picture.height)
     return restored(top, bottom)
 
 
 def _filtered(bands: Callable[[int, int], Iterator[Band]], apply: Callable[[Tensor, int], Tensor], reach: int,
-              top: int, bottom: int, height: int) -> Iterator[Band]:
+              top: int, bottom: int, height: int, least: int = 1) -> Iterator[Band]:
     """Rows [top, bottom) of what a filter (see `with_context`) makes of a picture of `height` rows, whose rows `bands`
     gives."""
-    for start, rows in with_context(bands(max(top - reach, 0), min(bottom + reach, height)), reach, apply):
+    for start, rows in with_context(bands(max(top - reach, 0), min(bottom + reach, height)), reach, apply, least):
         inside = rows[:, max(top - start, 0):max(bottom - start, 0)]
         if inside.shape[1]:
             yield max(start, top), inside
-
-
-def merged_latent(picture: TiledPicture, latents: LatentStore, top: int) -> Tensor:
-    """A window's height of cells from row `top` on, (c, N, w): every window's latent by its share, summed."""
-    grid, side = picture.grid, picture.grid.window
-    merged = torch.zeros(picture.config.vqvae.latent_channels, side, grid.columns.length)
-    for row in grid.rows.reaching(top, top + side):
-        offset = grid.rows.starts[row] - top
-        cells, own = slice(max(offset, 0), side + min(offset, 0)), slice(max(-offset, 0), side - max(offset, 0))
-        down = grid.rows.shares[row][own, None]
-        for window in grid.row(row):
-            share = down * grid.columns.shares[window.column]
-            merged[:, cells, window.left:window.left + side] += latents[window.index][:, own] * share
-    return merged
 
 
 def _decoded(picture: TiledPicture, latents: LatentStore, decode: WindowDecoder, batch: BatchSize, first: int,
@@ -138,10 +126,12 @@ def _window_adain(picture: TiledPicture, window: Window, pixels: Tensor, guide: 
     return fixed
 
 
-def with_context(bands: Iterator[Band], reach: int, apply: Callable[[Tensor, int], Tensor]) -> Iterator[Band]:
+def with_context(bands: Iterator[Band], reach: int, apply: Callable[[Tensor, int], Tensor],
+                 least: int = 1) -> Iterator[Band]:
     """Apply a filter to consecutive bands as if they were one picture: each row sees `reach` rows on both sides.
 
-    apply: given rows (3, n, W) and the number of the first of them, returns them filtered.
+    apply: given rows (3, n, W) and the number of the first of them, returns them filtered. least: rows that are waited
+    for before the filter is applied, since what it does to the rows on both sides is thrown away.
     """
     held, start, ready = None, 0, 0  # rows [start, ...) are held, those below `ready` have been given out
     for top, rows in bands:
@@ -150,7 +140,7 @@ def with_context(bands: Iterator[Band], reach: int, apply: Callable[[Tensor, int
         else:
             held = torch.cat([held, rows], dim=1)
         until = start + held.shape[1] - reach
-        if until > ready:
+        if until - ready >= least:
             yield ready, apply(held, start)[:, ready - start:until - start]
             ready = until
             drop = max(ready - reach - start, 0)

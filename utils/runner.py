@@ -221,7 +221,8 @@ class Runner:
             started.result.discard()
 
     def _render(self, started: Started, latents: LatentStore, result: ResultFile) -> None:
-        for top, rows in render(self.model, started.tiled, latents, self.settings.color_fix, self.batch):
+        for top, rows in render(self.model, started.tiled, latents, self.settings.color_fix, self.batch,
+                                fidelity=self.settings.generation.fidelity):
             result.write_rows(top, rows)
 
     def _run_large(self, job: Job) -> None:

@@ -17,15 +17,17 @@ from models.varsr import VARSR
 from models.vqvae import VQVAE
 
 from .cli import CHECKPOINTS, PUBLISHED
-from .fidelity import with_fidelity
-from .training_flags import CLASSES, DECODER, given
+from .fidelity import with_detail, with_fidelity
+from .training_flags import CLASSES, DECODER, DETAIL, given
 
 log = logging.getLogger(__name__)
 Config = TypeVar("Config")
 
 DEFAULT_PRESETS = {True: "varsr-tiny", False: "varsr-tiny-c2i"}  # by super-resolution
 PUBLISHED_TOKENIZER = CHECKPOINTS / "VQVAE.pth"
-FEATURES = ("fidelity_width", "fidelity_blocks", "fidelity_pixels")  # what a tokenizer's file does not know of
+# what a tokenizer's file does not know of
+FEATURES = ("fidelity_width", "fidelity_blocks", "fidelity_pixels", "detail_width", "detail_blocks")
+DETAIL_WIDTH = 64  # of a detail branch that no flag describes
 LISTED_NAMES = 6  # of each kind in the log
 SHAPE_FLAGS = ("preset", "depth", "pn", "saln", "vqvae")  # with one of these, --init is a source of weights alone
 
@@ -51,8 +53,8 @@ def build_model(args: argparse.Namespace, class_names: tuple[str, ...] = ()) -> 
     if goes_on and not given(args, *SHAPE_FLAGS):
         del loose
         return _continued(args)
-    if args.stage == DECODER:
-        raise ValueError("--stage decoder continues from a trained super-resolution model: give it with --init")
+    if args.stage in (DECODER, DETAIL):
+        raise ValueError(f"--stage {args.stage} continues from a trained super-resolution model: give it with --init")
     config, tokenizer = _fresh_config(args, class_names, source)
     _check_factor(args, config)
     model = VARSR(config)
@@ -85,6 +87,10 @@ def _continued(args: argparse.Namespace) -> VARSR:
                              "flags")
         model = with_fidelity(model, width, args.fidelity_blocks or vqvae.fidelity_blocks,
                               args.fidelity_pixels or vqvae.fidelity_pixels)
+    if args.stage == DETAIL:
+        vqvae = model.config.vqvae
+        model = with_detail(model, args.detail_width or vqvae.detail_width or DETAIL_WIDTH,
+                            args.detail_blocks or vqvae.detail_blocks)
     _check_factor(args, model.config)
     return model.requires_grad_(True)
 

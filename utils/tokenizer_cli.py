@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dataloader.dataset import PhotoCrops
 from dataloader.loader import BatchLoader
-from models.config import PRESETS, VQVAEConfig
+from models.config import BOTH, PATCH, PRESETS, VQVAEConfig
 from models.tokenizer_file import load_tokenizer
 from models.vqvae import VQVAE
 
@@ -39,15 +39,15 @@ SETTING_FLAGS = ("batch_size", "max_iters", "commitment", "continuous_share", "s
 
 def build_stage(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> TokenizerStage:
     """All that the flags describe, ready to train. Raises ValueError or OSError for flags or files that do not fit."""
-    settings, model = tokenizer_settings(args, device), build_tokenizer(args)
+    perceptual = find_perceptual(device)
+    log.info("perceptual loss: %s", perceptual.description if args.perceptual_weight else "none, by its weight")
+    settings, model = tokenizer_settings(args, device, perceptual), build_tokenizer(args)
     crops = PhotoCrops(args.data, crop_size=model.config.image_size)
     if model.config.linear_path and not args.init:
         generator = torch.Generator().manual_seed(args.seed)
         model.fit(crops.batch(FIT_PICTURES, generator) * 2 - 1, generator)
         log.info("started from the principal components of %d crops", FIT_PICTURES)
     validation = validation_crops(args, crops, model.config.image_size)
-    perceptual = find_perceptual(device) if settings.perceptual_weight else Perceptual(None, "none, by its weight")
-    log.info("perceptual loss: %s", perceptual.description)
     return TokenizerStage(model, _source(args, crops, device, ranks), validation, settings, device, perceptual, ranks)
 
 
@@ -85,12 +85,15 @@ def describe(config: VQVAEConfig) -> str:
             f"width {config.base_width}")
 
 
-def tokenizer_settings(args: argparse.Namespace, device: torch.device) -> TokenizerSettings:
+def tokenizer_settings(args: argparse.Namespace, device: torch.device, perceptual: Perceptual) -> TokenizerSettings:
     """Hyper-parameters from the flags. Raises ValueError."""
+    adversary = args.adversary or (BOTH if perceptual.features else PATCH)
+    if adversary != PATCH and perceptual.features is None:
+        raise ValueError(f"--adversary {adversary} needs a perceptual network: {perceptual.description}")
     warmup = args.warmup_iters
     if warmup is None:
         warmup = short_warmup(TokenizerSettings.warmup_iters, args.max_iters)
-    return TokenizerSettings(learning_rate=args.lr, warmup_iters=warmup,
+    return TokenizerSettings(adversary=adversary, learning_rate=args.lr, warmup_iters=warmup,
                              precision=training_precision(args.precision, device),
                              **{name: getattr(args, name) for name in SETTING_FLAGS})
 

@@ -1,8 +1,9 @@
 """Training stage of the multi-scale VQVAE (VAR, section 3.2): reconstruct crops through the residual quantiser.
 
-Losses: L1 + L2, LPIPS where it can be had, codebook and commitment at every scale, and after a warm-up a patch
-discriminator. Part of each batch is decoded from what training alone sees: the latent without quantisation, as the
-refiner's result will be, and the sum of codes without the last scales, so that early scales say all they can.
+Losses: L1 + L2, a perceptual distance where it can be had, codebook and commitment at every scale, and after a warm-up
+discriminators (VQGAN, section 3.1), so that codes carry texture and not only what squared error asks for. Part of each
+batch is decoded from what training alone sees: the latent without quantisation, as the refiner's result will be, and
+the sum of codes without the last scales, so that early scales say all they can.
 """
 from __future__ import annotations
 
@@ -17,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataloader.order import Stream, generator_at
+from models.config import PATCH
+from models.discriminator import Discriminators, Seen
 from models.tokenizer_file import TOKENIZER_WEIGHTS, write_tokenizer
 from models.vqvae import VQVAE
 
@@ -51,7 +54,8 @@ class TokenizerSettings:
     continuous_share: float = 0.25  # of a batch is decoded without quantisation
     scale_dropout: float = 0.1  # share of the other rows that are decoded without their last scales
     max_dropped: int = 3  # scales that such a row loses at most
-    perceptual_weight: float = 1.0  # of LPIPS, where it can be had
+    perceptual_weight: float = 1.0  # of the perceptual distance, where it can be had
+    adversary: str = PATCH
     adversarial_weight: float = 0.1  # 0: no discriminator
     adversarial_start: float = 0.5  # share of the iterations without it
     revive_every: int = 25
@@ -80,7 +84,8 @@ class TokenizerStage:
 
     def __init__(self, model: VQVAE, crops: CropSource | LoadedCrops, validation: Tensor, settings: TokenizerSettings,
                  device: torch.device, perceptual: Perceptual | None = None, ranks: Ranks | None = None) -> None:
-        """`validation`: held-out crops (M, 3, S, S) in [0, 1]. `perceptual`: see `find_perceptual`; none by default.
+        """`validation`: held-out crops (M, 3, S, S) in [0, 1]. `perceptual`: see `find_perceptual`; none by default;
+        projected discriminators need its feature maps.
         ranks: processes that train it together: each must be given the same model and crops of its own
         (`LoadedCrops`). Gradients are averaged after the backward pass: one step calls several parts of the model, not
         one forward that DDP could wrap."""
@@ -89,9 +94,8 @@ class TokenizerStage:
         self.model = model.to(device, memory_format=torch.channels_last).train().requires_grad_(True)
         self.parameters = list(self.model.parameters())
         self.validation = validation[:settings.val_batch].to(device) * 2 - 1
-        used = perceptual is not None and perceptual.network is not None and settings.perceptual_weight > 0
-        self.perceptual = perceptual if used else None
-        self.perceptual_description = "none" if perceptual is None else perceptual.description
+        self.perceptual = perceptual or Perceptual()
+        self.perceptual.calibrate(self.validation)
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay, NO_DECAY),
                                            lr=settings.learning_rate, betas=settings.betas, fused=True)
@@ -105,7 +109,8 @@ class TokenizerStage:
                 AdversarySettings(settings.adversarial_weight, round(settings.adversarial_start * settings.max_iters),
                                   learning_rate=settings.learning_rate, weight_decay=settings.weight_decay,
                                   betas=settings.betas, clip=settings.clip, precision=settings.precision,
-                                  loss_scale=settings.loss_scale), device, conditional=False, ranks=self.ranks)
+                                  loss_scale=settings.loss_scale),
+                Discriminators(settings.adversary, self.perceptual.channels, conditional=False), device, self.ranks)
 
     def train_step(self, iteration: int) -> dict[str, float]:
         """One step on a fresh batch, and one of the discriminator once it takes part."""
@@ -121,12 +126,16 @@ class TokenizerStage:
                                                              self.ranks.sum_)
             decoded = self.model.decode_unclamped(torch.cat([latent[:continuous], quantized[continuous:]])).float()
         metrics = {"lr": settings.learning_rate * rate, "wait": wait, "samples": float(len(image))}
-        loss = self._loss(decoded, image, code_loss, iteration, metrics)
+        with autocast(self.device, settings.precision):
+            fake = self._look(decoded, iteration)
+            with torch.no_grad():
+                real = self._look(image, iteration)
+        loss = self._loss(fake, real, code_loss, iteration, metrics)
         self.scaler.scale(loss).backward()
         self.ranks.average_([parameter.grad for parameter in self.parameters if parameter.grad is not None])
         metrics["grad_norm"] = clipped_step(self.optimizer, self.parameters, settings.clip, self.scaler)
         if self._adversarial(iteration):
-            metrics["discriminator"] = self.adversary.step(decoded, image, None, rate)
+            metrics["discriminator"] = self.adversary.step(fake, real, None, rate)
         metrics["revived"] = float(self._revive(latent.detach(), iteration, rate, metrics["grad_norm"]))
         self.average.update(self.model, iteration)
         whole = kept == len(self.model.config.scales)
@@ -150,20 +159,30 @@ class TokenizerStage:
     def _adversarial(self, iteration: int) -> bool:
         return self.adversary is not None and self.adversary.takes_part(iteration)
 
-    def _loss(self, decoded: Tensor, image: Tensor, code_loss: Tensor, iteration: int,
-              metrics: dict[str, float]) -> Tensor:
+    def _look(self, pictures: Tensor, iteration: int) -> Seen:
+        """Pictures, with their feature maps where somebody needs them in this step."""
+        projected = self._adversarial(iteration) and self.settings.adversary != PATCH
+        distance = self._perceives and self.perceptual.lpips is None
+        return self.perceptual.look(pictures) if projected or distance else Seen(pictures)
+
+    @property
+    def _perceives(self) -> bool:
+        return self.perceptual.exists and self.settings.perceptual_weight > 0
+
+    def _loss(self, fake: Seen, real: Seen, code_loss: Tensor, iteration: int, metrics: dict[str, float]) -> Tensor:
         """All losses of the tokenizer together; each is told in `metrics`."""
+        decoded, image = fake.picture, real.picture
         pixel = F.l1_loss(decoded, image) + F.mse_loss(decoded, image)
         reconstruction = pixel
-        if self.perceptual is not None:
+        if self._perceives:
             with autocast(self.device, self.settings.precision):
-                perceptual = self.perceptual(decoded, image).float()
+                perceptual = self.perceptual.distance(fake, real).float()
             metrics["perceptual"] = perceptual.item()
             reconstruction = reconstruction + self.settings.perceptual_weight * perceptual
         loss = reconstruction + code_loss
         if self._adversarial(iteration):
-            loss = loss + self.adversary.loss(reconstruction, decoded, self.model.decoder.conv_out.weight, None,
-                                              metrics)
+            loss = loss + self.adversary.balanced_loss(reconstruction, fake, None, self.model.decoder.conv_out.weight,
+                                                       metrics)
         metrics |= {"loss": loss.item(), "pixel": pixel.item(), "codes": code_loss.item()}
         return loss
 

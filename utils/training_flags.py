@@ -10,11 +10,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from models.config import ADVERSARIES
+
 from .cli import OneLineParser, bounded
 from .flags import boolean, numbers
 from .schedule import CURVES
 
-SR, DECODER, CLASSES = STAGES = ("sr", "decoder", "c2i")
+SR, DECODER, DETAIL, CLASSES = STAGES = ("sr", "decoder", "detail", "c2i")
+GENERATING = (DECODER, DETAIL)  # stages that train on what the model itself generates
 FP16 = 1
 PRECISIONS = {0: "fp32", FP16: "fp16", 2: "bf16"}
 COMPILE_MODES = {0: None, 1: "reduce-overhead", 2: "max-autotune", 3: "default"}
@@ -44,7 +47,8 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
     parser = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
                            allow_abbrev=False)
     parser.add_argument("--config", metavar="YAML", help="flags from a file of `flag: value`; the command line wins")
-    parser.add_argument("--stage", choices=STAGES, default=SR, help="super-resolution, its decoder, class-to-image")
+    parser.add_argument("--stage", choices=STAGES, default=SR,
+                        help="super-resolution, its decoder, its detail branch, class-to-image")
     _add_model(parser.add_argument_group("model").add_argument)
     _add_data(parser.add_argument_group("data").add_argument)
     _add_course(parser.add_argument_group("course").add_argument)
@@ -71,6 +75,8 @@ def _add_model(add: Callable[..., Any]) -> None:
     add("--fidelity_blocks", type=bounded(int, 1), help="decoder stage: their residual blocks per level, likewise")
     add("--fidelity_pixels", type=bounded(int, 1), help="decoder stage: channels of its correction at full resolution, "
                                                         "likewise")
+    add("--detail_width", type=bounded(int, 4), help="detail stage: channels of its branch (--init's, or 64)")
+    add("--detail_blocks", type=bounded(int, 1), help="detail stage: residual blocks of it (--init's, or 10)")
 
 
 def _add_data(add: Callable[..., Any]) -> None:
@@ -126,8 +132,12 @@ def _add_optimisation(add: Callable[..., Any]) -> None:
     add("--error_rate", type=bounded(float, 0, 1), help="share of codes replaced by wrong ones in the inputs, at most")
     add("--scale_balance", type=bounded(float, 0, 1), help="share of the cross-entropy that weighs all scales alike")
     add("--ssim_weight", type=bounded(float, 0), help="decoder stage: weight of 1 - SSIM beside the pixel loss (0)")
-    add("--adversarial_weight", type=bounded(float, 0), help="decoder stage: weight of the adversarial loss (0.1)")
-    add("--adversarial_start", type=bounded(float, 0, 1), help="decoder stage: share of pixel loss alone (0.4)")
+    add("--pixel_weight", type=bounded(float, 0), help="detail stage: weight of L1 (0.5)")
+    add("--perceptual_weight", type=bounded(float, 0), help="detail stage: weight of the feature maps' distance (0.2)")
+    add("--adversary", choices=ADVERSARIES, help="detail stage: what judges: patches of pixels, feature maps, both")
+    add("--adversarial_weight", type=bounded(float, 0), help="detail stage: weight of the adversarial loss (0.1)")
+    add("--pool_size", type=bounded(int, 1), help="detail stage: generated samples that are drawn from (2400)")
+    add("--renew_every", type=bounded(int, 1), help="detail stage: iterations between four new samples of them (4)")
     add("--ema", type=bounded(float, 0, 1), help="decay of the moving average, the result (0.999; decoder 0.998)")
     add("--seed", type=int, default=0)
 
@@ -152,11 +162,12 @@ def _add_machine(add: Callable[..., Any]) -> None:
 _FRESH = ("preset", "depth", "pn", "patch_size", "saln", "vqvae", "ini", "hd", "aln", "alng")
 _CODES = ("ac", "twde", "ls", "wp", "wp0", "wpe", "sche", "opt", "afuse", "error_rate", "scale_balance")
 ONLY_IN: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (("ssim_weight", "adversarial_weight", "adversarial_start", "fidelity_width", "fidelity_blocks",
-      "fidelity_pixels"), (DECODER,)),
+    (("ssim_weight", "fidelity_width", "fidelity_blocks", "fidelity_pixels"), (DECODER,)),
+    (("detail_width", "detail_blocks", "pixel_weight", "perceptual_weight", "adversary", "adversarial_weight",
+      "pool_size", "renew_every"), (DETAIL,)),
     ((*_FRESH, *_CODES), (SR, CLASSES)),
     (("data_neg", "negative_share"), (SR,)),
-    (("crops", "light", "upsample", "group", "val_data"), (SR, DECODER)),
+    (("crops", "light", "upsample", "group", "val_data"), (SR, DECODER, DETAIL)),
 )
 
 
@@ -219,10 +230,12 @@ def idle_flag(args: argparse.Namespace) -> str | None:
         (not args.anorm, "--anorm=False cannot act: VARSR always normalises queries and keys"),
         (args.fuse, "--fuse=1 cannot act: attention is always PyTorch's fused kernel, no other library is used"),
         (args.fsdp and args.fp16 == FP16, "--fsdp has no loss scaler: give --fp16=2 (bf16) or 0"),
-        (args.fsdp and args.stage == DECODER, "--fsdp cannot act with --stage decoder, which trains on one device"),
-        (args.checkpointing and args.stage == DECODER, "--checkpointing cannot act with --stage decoder: leave it out"),
-        (args.workers > 0 and args.stage == DECODER,
-         "--workers cannot act with --stage decoder, which replays most of its samples: leave it out"),
+        (args.fsdp and args.stage in GENERATING,
+         f"--fsdp cannot act with --stage {args.stage}, which trains on one device"),
+        (args.checkpointing and args.stage in GENERATING,
+         f"--checkpointing cannot act with --stage {args.stage}: leave it out"),
+        (args.workers > 0 and args.stage in GENERATING,
+         f"--workers cannot act with --stage {args.stage}, which replays most of its samples: leave it out"),
     )
     return next((message for fault, message in checks if fault), None)
 

@@ -5,7 +5,7 @@ import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,12 +13,16 @@ from dataloader.class_crops import class_folders
 from models.varsr import VARSR
 
 from .decoder_stage import DecoderSettings, DecoderStage
+from .detail_stage import DetailSettings, DetailStage
+from .pairs import PairSource
+from .perceptual import find_perceptual
 from .precision import training_precision
 from .ranks import Ranks
 from .starting_model import build_model
 from .training_cli import class_pairs, held_out_pairs, photo_pairs
 from .training_flags import CLASSES, COMPILE_MODES, PRECISIONS, given
 from .transformer_stage import TransformerSettings, TransformerStage
+from .validation import Validation
 
 DEFAULT_ITERATIONS = 20000
 ZERO_WARMUP = 0.02  # what --wp=0 means in the published command line
@@ -29,17 +33,18 @@ SHARED_FIELDS = {"ema": "ema", "twd": "weight_decay"}
 TRANSFORMER_FIELDS = {**SHARED_FIELDS, "ac": "accumulation", "afuse": "fused", "ls": "label_smoothing",
                       "wp0": "warmup_start", "wpe": "final", "sche": "schedule", "error_rate": "error_rate",
                       "scale_balance": "scale_balance"}
-DECODER_FIELDS = {**SHARED_FIELDS, "ssim_weight": "ssim_weight", "adversarial_weight": "adversarial_weight",
-                  "adversarial_start": "adversarial_start"}
+DECODER_FIELDS = {**SHARED_FIELDS, "ssim_weight": "ssim_weight"}
+DETAIL_FIELDS = {**SHARED_FIELDS, **{name: name for name in (
+    "pixel_weight", "perceptual_weight", "adversary", "adversarial_weight", "pool_size", "renew_every")}}
 
 
 @dataclass(frozen=True)
 class Setup:
     """A stage that is ready to be made. Making it needs all ranks, so nothing can fail any more on one alone."""
 
-    settings: TransformerSettings | DecoderSettings
+    settings: TransformerSettings | DecoderSettings | DetailSettings
     model: VARSR
-    make: Callable[[], TransformerStage | DecoderStage]
+    make: Callable[[], TransformerStage | DecoderStage | DetailStage]
 
 
 def transformer_setup(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setup:
@@ -87,19 +92,42 @@ def _class_model(args: argparse.Namespace) -> VARSR:
 
 def decoder_setup(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setup:
     """The decoder on generated latents. Raises ValueError, OSError or CheckpointError for flags and files."""
+    parts = _generating_parts(args, device, ranks, DecoderSettings, DECODER_FIELDS)
+    return Setup(parts.settings, parts.model, lambda: DecoderStage(*parts, device))
+
+
+def detail_setup(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setup:
+    """The detail branch on restored pictures. Raises as `decoder_setup`, and where there is no perceptual network."""
+    parts, perceptual = _generating_parts(args, device, ranks, DetailSettings, DETAIL_FIELDS), find_perceptual(device)
+    if perceptual.features is None:
+        raise ValueError(f"--stage detail needs a perceptual network: {perceptual.description}")
+    return Setup(parts.settings, parts.model, lambda: DetailStage(*parts, perceptual, device))
+
+
+class GeneratingParts(NamedTuple):
+    """What a stage that trains on generated samples is made of."""
+
+    model: VARSR
+    pairs: PairSource
+    validation: Validation
+    settings: DecoderSettings | DetailSettings
+
+
+def _generating_parts(args: argparse.Namespace, device: torch.device, ranks: Ranks,
+                      kind: type[DecoderSettings | DetailSettings], fields: dict[str, str]) -> GeneratingParts:
     if ranks.world > 1:
-        raise ValueError("--stage decoder trains on one device: start it without torchrun")
-    batch = _batch_size(args, ranks, DecoderSettings.batch_size)
+        raise ValueError(f"--stage {args.stage} trains on one device: start it without torchrun")
+    batch = _batch_size(args, ranks, kind.batch_size)
     model = build_model(args)
     data = photo_pairs(args, model.config.image_size, batch, ranks)
-    changes = {**_fields(args, DECODER_FIELDS), "batch_size": batch, "precision": _precision(args, device),
+    changes = {**_fields(args, fields), "batch_size": batch, "precision": _precision(args, device),
                "seed": args.seed, "max_iters": _iterations(args, data.pictures, batch)}
     if args.tblr is not None:
         changes["learning_rate"] = args.tblr
-    settings = DecoderSettings(**changes)
+    settings = kind(**changes)
     _tune(args, model, device)
     validation = held_out_pairs(args, data.pairs, model.config.image_size, settings.val_batch, settings.precision)
-    return Setup(settings, model, lambda: DecoderStage(model, data.pairs, validation, settings, device))
+    return GeneratingParts(model, data.pairs, validation, settings)
 
 
 def _precision(args: argparse.Namespace, device: torch.device) -> str:

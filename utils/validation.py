@@ -5,6 +5,7 @@ user would have them, from the bicubic LR picture with the model's own sampling 
 """
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from models.config import GenerationConfig
 from models.quantizer import Quantized
 from models.varsr import CONDITIONAL_CLASS, VARSR, ScaleStep
 
@@ -19,6 +21,7 @@ from .held_out import HeldOut
 from .images import save_picture
 from .luminance import gray, luma
 from .metrics import gmsd, high_frequency, psnr_y, ssim_y
+from .perceptual import Perceptual
 from .precision import autocast
 from .resample import upsample
 from .sheet import SheetLayout, comparison_sheet
@@ -51,29 +54,46 @@ class Validation:
         self.bicubic = {f"{name}_bicubic": value for name, value in measure(self.guides, pairs.target).items()}
 
     @torch.no_grad()
-    def run(self, model: VARSR, sheet: Path | None = None) -> dict[str, float]:
+    def run(self, model: VARSR, sheet: Path | None = None, fidelity: float | None = None,
+            perceptual: Perceptual | None = None) -> dict[str, float]:
         """Means over the pairs: PSNR-Y, SSIM-Y and GMSD of the restored pictures and of bicubic enlargement,
         high-frequency energy as a share of the HR pictures', and the share of right codes of every scale's side
         ("accuracy_SIDE"; "forced_accuracy_SIDE" of the same scale when all codes before it are the right ones).
 
-        sheet: file for the columns LR, bicubic, ours, HR. The model is left as it was; nothing random is drawn from
-        global generators.
+        sheet: file for the columns LR, bicubic, ours, HR. fidelity: see `VARSR.decode`. perceptual: the distance
+        of restored and HR pictures that it sees is measured too. The model is left as it was; nothing random is drawn
+        from global generators.
         """
         restored, hits, forced = [], [], []
+        options = model.config.generation
+        if fidelity is not None:
+            options = dataclasses.replace(options, fidelity=fidelity)
         for part in torch.arange(len(self.guides)).split(self.settings.batch_size):
             target, guides = self.pairs.target[part].to(model.device), self.guides[part].to(model.device)
             with autocast(model.device, self.settings.precision):
                 wanted = model.vqvae.quantizer.encode(model.vqvae.encode(target * 2 - 1))
                 forced.append(_forced_hits(model, guides, wanted))
-                pictures, right = _generate(model, guides, [self.settings.seed + int(i) for i in part], wanted.codes)
+                seeds = [self.settings.seed + int(i) for i in part]
+                pictures, right = _generate(model, guides, options, seeds, wanted.codes)
             restored.append(pictures)
             hits.append(right)
         pictures = torch.cat(restored)
         if sheet is not None:
             self._write_sheet(pictures, sheet)
         sides = model.config.vqvae.scales
-        return {**measure(pictures, self.pairs.target), **self.bicubic, **_shares("accuracy", hits, sides),
+        values = measure(pictures, self.pairs.target)
+        if perceptual is not None:
+            values["perceptual"] = self._distance(pictures, perceptual, model.device)
+        return {**values, **self.bicubic, **_shares("accuracy", hits, sides),
                 **_shares("forced_accuracy", forced, sides)}
+
+    def _distance(self, pictures: Tensor, perceptual: Perceptual, device: torch.device) -> float:
+        """Mean over the pictures, in batches."""
+        total = 0.0
+        for part in torch.arange(len(pictures)).split(self.settings.batch_size):
+            seen = [perceptual.look(each[part].float().to(device) * 2 - 1) for each in (pictures, self.pairs.target)]
+            total += perceptual.distance(*seen).item() * len(part)
+        return total / len(pictures)
 
     def _write_sheet(self, restored: Tensor, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,13 +107,14 @@ class Validation:
         save_picture(comparison_sheet(rows, layout), path)
 
 
-def _generate(model: VARSR, guides: Tensor, seeds: list[int], wanted: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+def _generate(model: VARSR, guides: Tensor, options: GenerationConfig, seeds: list[int],
+              wanted: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Pictures restored from guides (B, 3, S, S) in [0, 1]; for each scale, which codes are the `wanted` ones."""
     hits: list[Tensor] = []
 
     def compare(step: ScaleStep) -> None:
         hits.append((step.codes == wanted[step.scale]).float().cpu())
-    pictures = model.generate(guides, seed=seeds, on_scale=compare)
+    pictures = model.generate(guides, options=options, seed=seeds, on_scale=compare)
     return pictures.float().cpu(), hits
 
 
