@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python test_varsr.py --input testset/sample/LR --output demo/VARPrediction --sheet demo/comparison.png
+	$(BIN)/python test_varsr.py --input testset/sample/LR --output demo/VARPrediction --sheet demo/comparison.png --sheet_pictures 6
 	@echo "Look at demo/comparison.png"
 
 test: $(VENV)/.installed-dev

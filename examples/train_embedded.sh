@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Train the embedded super-resolution model from photographs, all three stages, with one command:
+# Train the embedded super-resolution model from photographs, all four stages, with one command:
 #
-#     bash examples/train_embedded.sh trainset/photos runs/embedded
+#     bash examples/train_embedded.sh trainset/photos/list.txt runs/embedded
 #
-# The first argument is what --data takes: a folder, a text file, or packed crops (python -m dataloader.crop_pack). The
-# second is a folder for the runs; the model ends up in its `model` folder. Started again, every stage goes on from its
-# last state, and a finished one is over at once.
+# The perceptual networks must be there: pip install -r requirements-perceptual.txt. The first argument is what --data
+# takes: a folder, a text file, or packed crops (python -m dataloader.crop_pack). The second is a folder for the runs;
+# the model ends up in its `model` folder. Started again, every stage goes on from its last state, and a finished one
+# is over at once.
 #
 # Lengths and batches are laid out for about half an hour of one large GPU. All can be set from outside, e.g. for a CPU:
 #
-#     TOKENIZER_ITERS=2400 TOKENIZER_BATCH=12 SR_ITERS=2700 SR_BATCH=6 DECODER_ITERS=3600 DECODER_BATCH=8 WORKERS=0 \
-#         bash examples/train_embedded.sh trainset/photos runs/embedded
+#     TOKENIZER_ITERS=2400 TOKENIZER_BATCH=12 SR_ITERS=2700 SR_BATCH=6 DECODER_ITERS=3600 DECODER_BATCH=8 \
+#         DETAIL_ITERS=10000 DETAIL_BATCH=8 WORKERS=0 bash examples/train_embedded.sh trainset/photos/list.txt runs/embedded
 set -euo pipefail
 
 if [ $# -ne 2 ]; then
@@ -30,7 +31,8 @@ GROUP=${GROUP:-16}     # samples that are degraded together
 TOKENIZER_ITERS=${TOKENIZER_ITERS:-5000} TOKENIZER_BATCH=${TOKENIZER_BATCH:-64}
 SR_ITERS=${SR_ITERS:-8000} SR_BATCH=${SR_BATCH:-64}
 DECODER_ITERS=${DECODER_ITERS:-5000} DECODER_BATCH=${DECODER_BATCH:-32}
-ADVERSARIAL_ITERS=${ADVERSARIAL_ITERS:-1000}
+DETAIL_ITERS=${DETAIL_ITERS:-10000} DETAIL_BATCH=${DETAIL_BATCH:-32}
+DETAIL_POOL=${DETAIL_POOL:-2400}  # restored pictures that details are learned on
 
 photographs=(--data "$data" --val_data "$VAL_DATA" --device "$DEVICE" --seed "$SEED")
 degraded=(--light 0.3 --upsample bicubic --group "$GROUP")
@@ -42,10 +44,8 @@ degraded=(--light 0.3 --upsample bicubic --group "$GROUP")
     --tblr 1e-3 --wp 0.05 --wpe 0.02 --ema 0.998 --error_rate 0.6 --scale_balance 0.5 --negative_share 0.05
 "$PYTHON" train.py --stage decoder --init "$output/sr" "${photographs[@]}" "${degraded[@]}" \
     --output "$output/decoder" --max_iters "$DECODER_ITERS" --batch_size "$DECODER_BATCH" \
-    --tblr 8e-4 --ssim_weight 0.5 --adversarial_weight 0
-"$PYTHON" train.py --stage decoder --init "$output/decoder" "${photographs[@]}" "${degraded[@]}" \
-    --output "$output/adversarial" --max_iters "$ADVERSARIAL_ITERS" --batch_size "$DECODER_BATCH" \
-    --tblr 2e-4 --ssim_weight 0.5 --adversarial_weight 0.4 --adversarial_start 0.1
-"$PYTHON" -m utils.interpolate "$output/decoder" "$output/adversarial" "$output/mixed" --share 0.5
-"$PYTHON" -m utils.convert "$output/mixed" "$output/model" --dtype bf16
+    --tblr 8e-4 --ssim_weight 0.5
+"$PYTHON" train.py --stage detail --init "$output/decoder" "${photographs[@]}" "${degraded[@]}" \
+    --output "$output/detail" --max_iters "$DETAIL_ITERS" --batch_size "$DETAIL_BATCH" --pool_size "$DETAIL_POOL"
+"$PYTHON" -m utils.convert "$output/detail" "$output/model" --dtype bf16
 echo "the model is in $output/model: $PYTHON test_varsr.py --model $output/model"

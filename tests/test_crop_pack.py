@@ -18,6 +18,7 @@ from PIL import Image
 from dataloader.crop_pack import encode, main, write_shards
 from dataloader.listing import find_entries
 from models.varsr import VARSR
+from utils.features import REMEDY, packaged_weights
 
 ROOT = Path(__file__).parent.parent
 
@@ -78,16 +79,18 @@ def test_no_photographs_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(packaged_weights() is None, reason=f"the perceptual network is not installed: {REMEDY}")
 def test_the_embedded_training_runs_from_packs_to_a_model(photographs: Path, tmp_path: Path) -> None:
     assert pack(photographs, tmp_path / "packs", "--count", 6, "--size", 48) == 0
-    short = {f"{stage}_{what}": "2" for stage in ("TOKENIZER", "SR", "DECODER") for what in ("ITERS", "BATCH")}
+    short = {f"{stage}_{what}": "2" for stage in ("TOKENIZER", "SR", "DECODER", "DETAIL")
+             for what in ("ITERS", "BATCH")}
     run = subprocess.run(
         ["bash", str(ROOT / "examples/train_embedded.sh"), str(tmp_path / "packs"), str(tmp_path / "runs")],
-        env={**os.environ, **short, "ADVERSARIAL_ITERS": "2", "PRESET": "varsr-debug", "PYTHON": sys.executable,
+        env={**os.environ, **short, "DETAIL_POOL": "2", "PRESET": "varsr-debug", "PYTHON": sys.executable,
              "WORKERS": "0", "GROUP": "2", "DEVICE": "cpu", "VAL_DATA": str(photographs)},
         cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     model = VARSR.from_pretrained(tmp_path / "runs" / "model", dtype=torch.float32)
     assert model.config.name == "varsr-debug"
-    reports = [json.loads(line) for line in (tmp_path / "runs/adversarial/log.jsonl").read_text().splitlines()]
+    reports = [json.loads(line) for line in (tmp_path / "runs/detail/log.jsonl").read_text().splitlines()]
     assert any(line["event"] == "report" for line in reports)

@@ -72,7 +72,7 @@ class DetailSettings:
 class DetailStage:
     """See `loop.Stage`."""
 
-    best_metric = ("perceptual", -1.0)
+    best_metric = ("st_lpips", -1.0)  # without its weights there is no best one, just the last
 
     def __init__(self, model: VARSR, pairs: PairSource, validation: Validation, settings: DetailSettings,
                  perceptual: Perceptual, device: torch.device) -> None:

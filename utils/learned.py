@@ -84,18 +84,25 @@ class LearnedMetrics:
                 values[NIQE.column] = niqe(image, self.pristine)
             except ValueError as error:
                 log.debug("no NIQE: %s", error)
-        if self.st_lpips is not None and reference is not None:
-            try:
-                both = (picture[None].to(self.device) for picture in (image, reference))
-                values[ST_LPIPS.column] = self.st_lpips(*both).item()
-            except ValueError as error:
-                log.debug("no ST-LPIPS: %s", error)
+        if reference is not None:
+            values |= self.distance(image, reference)
         for metric, model in self.models.items():
             if metric.of_folders or (metric.needs_reference and reference is None):
                 continue
             pictures = [image, reference] if metric.needs_reference else [image]
             values[metric.column] = float(model(*(picture[None].to(self.device) for picture in pictures)))
         return values
+
+    def distance(self, image: Tensor, reference: Tensor) -> dict[str, float]:
+        """ST-LPIPS alone, by its column, of pictures (3, H, W) in [0, 1]; nothing where it cannot be had."""
+        if self.st_lpips is None:
+            return {}
+        try:
+            value = self.st_lpips(*(picture[None].to(self.device) for picture in (image, reference)))
+        except ValueError as error:
+            log.debug("no ST-LPIPS: %s", error)
+            return {}
+        return {ST_LPIPS.column: value.item()}
 
     def fid(self, results: Path, references: Path) -> float | None:
         """FID between two folders, or None where it cannot be computed."""

@@ -167,7 +167,7 @@ class TrainLoop:
         if self.ranks.is_main:
             log.info("iteration %d: %s", done, ", ".join(f"{k} {v:.4g}" for k, v in report.items()))
         name, sign = self.stage.best_metric
-        score = self.ranks.gather(sign * report.get(name, -math.inf))[0]
+        score = self.ranks.gather(sign * report[name] if name in report else -math.inf)[0]
         if not self.states.is_best(score):
             return False
         with self._out_of_room("the best model so far"):

@@ -44,6 +44,7 @@ def add_restoration_flags(parser: argparse.ArgumentParser, ext: str = "png") -> 
     add("--height", type=pixels, help="result height in pixels, instead of --scale")
     add("--longest", type=pixels, help="longest side of the result in pixels, instead of --scale")
     add("--sheet", type=Path, help="write a comparison sheet to this PNG")
+    add("--sheet_pictures", type=bounded(int, 1), metavar="N", help="N of the pictures on it, evenly chosen (all)")
     add("--log", "--log_file", type=Path, help="append a JSON line per picture (status, size, seconds) to this file; "
                                                "under torchrun --log_file, for torchrun takes --log for its own")
 
@@ -132,7 +133,7 @@ def _run_options(args: argparse.Namespace, settings: RestoreSettings, descriptio
         result=ResultOptions(strip_metadata=args.strip_metadata, quality=args.quality,
                              text=making_of(settings, description)),
         skip_existing=args.skip_existing or is_restart(), max_pixels=args.max_pixels or MAX_PIXELS, sheet=args.sheet,
-        log=args.log)
+        sheet_pictures=args.sheet_pictures, log=args.log)
 
 
 def _jobs(args: argparse.Namespace, testsets: Path) -> tuple[list[Job], dict[Path, str]]:

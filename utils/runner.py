@@ -28,7 +28,7 @@ from .report import METRICS_FILE, FileRecord, Report, append_log, mean_row, writ
 from .resample import SizeRequest
 from .restore import batch_size_for
 from .result_file import ResultFile, ResultOptions
-from .sheet import comparison_sheet
+from .sheet import comparison_sheet, evenly
 from .started import Started
 from .tiles import TiledPicture
 from .work_folder import WorkFolder
@@ -59,6 +59,7 @@ class RunOptions:
     skip_existing: bool = False
     max_pixels: int = MAX_PIXELS
     sheet: Path | None = None
+    sheet_pictures: int | None = None  # on the sheet, evenly chosen; None: all
     log: Path | None = None
     export_max: int = 0  # write the picture after each scale up to this side, and after the last one; 0: none
     label: str = "VARSR"
@@ -110,7 +111,7 @@ class Runner:
         if self.ranks.rank == 0:
             self._write_tables(report)
             if rows:
-                save_picture(comparison_sheet(rows), self.options.sheet)
+                save_picture(comparison_sheet(evenly(rows, self.options.sheet_pictures)), self.options.sheet)
         return report
 
     def _is_large(self, job: Job) -> bool:
@@ -281,7 +282,8 @@ class Runner:
             self.learned = self.learned or LearnedMetrics(self.model.device)
             self.report.rows[job.output] = {**fidelity(restored, reference),
                                             **self.learned.measure(restored, reference)}
-            self.report.baselines[job.output] = fidelity(bicubic, reference)
+            self.report.baselines[job.output] = {**fidelity(bicubic, reference),
+                                                 **self.learned.distance(bicubic, reference)}
             self.report.references[job.output] = job.reference
 
     def _export(self, started: Started) -> None:

@@ -1,4 +1,4 @@
-"""Comparison sheet: one row a picture, labelled columns, and a magnified detail below each."""
+"""Comparison sheet: each picture whole and in one magnified part, in labelled columns, several pictures a line."""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -10,72 +10,83 @@ from torch import Tensor
 
 from .images import to_pillow
 
-BACKGROUND, INK = "white", "black"
+BACKGROUND, INK, FRAME = "white", "black", "red"
 
 
 @dataclass(frozen=True)
 class SheetLayout:
-    """Sizes in pixels."""
+    """Sizes in pixels. Six pictures in three columns fit a screen of 1600x1200."""
 
-    column: int = 400  # width of a picture on the sheet
-    detail: int = 96  # side of the magnified square, in pixels of the picture
-    gap: int = 8
-    label: int = 26
-    font: int = 17
+    column: int = 258  # width of a picture on the sheet
+    whole: int = 186  # and its height at most
+    detail: int = 172  # height of the magnified part
+    magnification: int = 3
+    per_line: int = 2  # pictures beside each other
+    gap: int = 6
+    label: int = 22
+    font: int = 15
 
 
-def detail_corner(image: Tensor, side: int) -> tuple[int, int]:
-    """Top left corner of the square (of `side` pixels) with the most luma variance: where there is something to see."""
+def detail_corner(image: Tensor, height: int, width: int) -> tuple[int, int]:
+    """Top left corner of the part of that size with the most luma variance: where there is something to see."""
     luma = image.mean(0)[None, None]
-    side = min(side, *luma.shape[-2:])
-    step = max(side // 4, 1)
-    mean = torch.nn.functional.avg_pool2d(luma, side, step)
-    square = torch.nn.functional.avg_pool2d(luma.square(), side, step)
+    steps = max(height // 4, 1), max(width // 4, 1)
+    mean = torch.nn.functional.avg_pool2d(luma, (height, width), steps)
+    square = torch.nn.functional.avg_pool2d(luma.square(), (height, width), steps)
     best = int((square - mean.square()).flatten().argmax())
-    columns = mean.shape[-1]
-    return best // columns * step, best % columns * step
+    row, column = divmod(best, mean.shape[-1])
+    return row * steps[0], column * steps[1]
 
 
-def _row(pictures: Mapping[str, Tensor], layout: SheetLayout) -> Image.Image:
-    """One picture in every column, its detail below."""
+def _entry(pictures: Mapping[str, Tensor], layout: SheetLayout) -> Image.Image:
+    """One picture in every column, a detail of it below."""
     reference = next(reversed(pictures.values()))
     height, width = reference.shape[-2:]
-    shown_height = round(layout.column * height / width)
-    side = min(layout.detail, height, width)
-    top, left = detail_corner(reference, side)
-    size = ((layout.column + layout.gap) * len(pictures), shown_height + layout.column + 2 * layout.gap)
-    row = Image.new("RGB", size, BACKGROUND)
+    factor = min(layout.column / width, layout.whole / height)
+    shown = round(width * factor), round(height * factor)
+    part = (min(layout.column // layout.magnification, width), min(layout.detail // layout.magnification, height))
+    top, left = detail_corner(reference, part[1], part[0])
+    entry = Image.new("RGB", ((layout.column + layout.gap) * len(pictures) - layout.gap,
+                              layout.whole + layout.gap + layout.detail), BACKGROUND)
     for i, picture in enumerate(pictures.values()):
         x = i * (layout.column + layout.gap)
-        whole = to_pillow(picture)
-        detail = whole.crop((left, top, left + side, top + side))
-        shown = whole.resize((layout.column, shown_height), Image.Resampling.LANCZOS)
-        factor = layout.column / width
-        ImageDraw.Draw(shown).rectangle(
-            [left * factor, top * factor, (left + side) * factor, (top + side) * factor], outline="red")
-        row.paste(shown, (x, 0))
-        row.paste(detail.resize((layout.column, layout.column), Image.Resampling.NEAREST),
-                  (x, shown_height + layout.gap))
-    return row
+        pixels = to_pillow(picture)
+        whole = pixels.resize(shown, Image.Resampling.LANCZOS)
+        frame = [edge * factor for edge in (left, top, left + part[0], top + part[1])]
+        ImageDraw.Draw(whole).rectangle(frame, outline=FRAME)
+        entry.paste(whole, (x + (layout.column - shown[0]) // 2, (layout.whole - shown[1]) // 2))
+        detail = pixels.crop((left, top, left + part[0], top + part[1]))
+        detail = detail.resize([side * layout.magnification for side in part], Image.Resampling.NEAREST)
+        entry.paste(detail, (x + (layout.column - detail.width) // 2, layout.whole + layout.gap))
+    return entry
 
 
 def comparison_sheet(rows: Mapping[str, Mapping[str, Tensor]], layout: SheetLayout | None = None) -> Image.Image:
     """A sheet of pictures (3, H, W) in [0, 1]: {picture name: {column label: picture}}.
 
-    Columns of a row have one size; the last one (the reference, if any) decides where the detail is taken.
+    Columns of a picture have one size; the last one (the reference, if any) decides where the detail is taken.
     """
     layout = layout or SheetLayout()
     if not rows:
         raise ValueError("a comparison sheet needs at least one picture")
-    drawn = [_row(pictures, layout) for pictures in rows.values()]
-    sheet = Image.new("RGB", (max(row.width for row in drawn), sum(row.height + layout.label for row in drawn)),
-                      BACKGROUND)
-    font = ImageFont.load_default(size=layout.font)
-    pen, y = ImageDraw.Draw(sheet), 0
-    for (name, pictures), row in zip(rows.items(), drawn, strict=True):
-        for i, label in enumerate(pictures):
+    entries = {name: _entry(pictures, layout) for name, pictures in rows.items()}
+    step_x = max(entry.width for entry in entries.values()) + 2 * layout.gap
+    step_y = layout.label + layout.whole + layout.gap + layout.detail + layout.gap
+    lines, across = -(-len(entries) // layout.per_line), min(layout.per_line, len(entries))
+    sheet = Image.new("RGB", (across * step_x - 2 * layout.gap, lines * step_y - layout.gap), BACKGROUND)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=layout.font)
+    for place, (name, entry) in enumerate(entries.items()):
+        y, x = (index * step for index, step in zip(divmod(place, layout.per_line), (step_y, step_x)))
+        for i, label in enumerate(rows[name]):
             text = f"{name}: {label}" if i == 0 else label
-            pen.text((i * (layout.column + layout.gap) + 4, y + 3), text, fill=INK, font=font)
-        sheet.paste(row, (0, y + layout.label))
-        y += row.height + layout.label
+            pen.text((x + i * (layout.column + layout.gap) + 4, y + 2), text, fill=INK, font=font)
+        sheet.paste(entry, (x, y + layout.label))
     return sheet
+
+
+def evenly(rows: Mapping[str, Mapping[str, Tensor]], count: int | None) -> dict[str, Mapping[str, Tensor]]:
+    """`count` of the pictures, evenly spread; all for None or where there are no more."""
+    names = list(rows)
+    if count is None or count >= len(names):
+        return dict(rows)
+    return {names[i]: rows[names[i]] for i in (place * len(names) // count for place in range(count))}

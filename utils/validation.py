@@ -19,10 +19,12 @@ from models.varsr import CONDITIONAL_CLASS, VARSR, ScaleStep
 
 from .held_out import HeldOut
 from .images import save_picture
+from .learned import LearnedMetrics
 from .luminance import gray, luma
 from .metrics import gmsd, high_frequency, psnr_y, ssim_y
 from .perceptual import Perceptual
 from .precision import autocast
+from .protocols import ST_LPIPS
 from .resample import upsample
 from .sheet import SheetLayout, comparison_sheet
 
@@ -51,14 +53,16 @@ class Validation:
         self.settings, self.pairs = settings or ValidationSettings(), pairs
         scale = pairs.target.shape[-1] / pairs.lr.shape[-1]
         self.guides = torch.stack([upsample(lr, scale) for lr in pairs.lr.cpu()])  # bicubic, (M, 3, S, S)
-        self.bicubic = {f"{name}_bicubic": value for name, value in measure(self.guides, pairs.target).items()}
+        self.learned = LearnedMetrics(torch.device("cpu"), (ST_LPIPS,))
+        self.bicubic = {f"{name}_bicubic": value for name, value in self._measure(self.guides).items()}
 
     @torch.no_grad()
     def run(self, model: VARSR, sheet: Path | None = None, fidelity: float | None = None,
             perceptual: Perceptual | None = None) -> dict[str, float]:
-        """Means over the pairs: PSNR-Y, SSIM-Y and GMSD of the restored pictures and of bicubic enlargement,
-        high-frequency energy as a share of the HR pictures', and the share of right codes of every scale's side
-        ("accuracy_SIDE"; "forced_accuracy_SIDE" of the same scale when all codes before it are the right ones).
+        """Means over the pairs: PSNR-Y, SSIM-Y, GMSD and, with its weights here, ST-LPIPS of the restored pictures and
+        of bicubic enlargement, high-frequency energy as a share of the HR pictures', and the share of right codes of
+        every scale's side ("accuracy_SIDE"; "forced_accuracy_SIDE" of the same scale when all codes before it are the
+        right ones).
 
         sheet: file for the columns LR, bicubic, ours, HR. fidelity: see `VARSR.decode`. perceptual: the distance
         of restored and HR pictures that it sees is measured too. The model is left as it was; nothing random is drawn
@@ -81,11 +85,18 @@ class Validation:
         if sheet is not None:
             self._write_sheet(pictures, sheet)
         sides = model.config.vqvae.scales
-        values = measure(pictures, self.pairs.target)
+        values = self._measure(pictures)
         if perceptual is not None:
             values["perceptual"] = self._distance(pictures, perceptual, model.device)
         return {**values, **self.bicubic, **_shares("accuracy", hits, sides),
                 **_shares("forced_accuracy", forced, sides)}
+
+    def _measure(self, pictures: Tensor) -> dict[str, float]:
+        """`measure`, and the learned metrics that can be had here."""
+        rows = [self.learned.distance(*(each.float().cpu() for each in pair))
+                for pair in zip(pictures, self.pairs.target, strict=True)]
+        learned = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+        return {**measure(pictures, self.pairs.target), **learned}
 
     def _distance(self, pictures: Tensor, perceptual: Perceptual, device: torch.device) -> float:
         """Mean over the pictures, in batches."""
@@ -103,7 +114,8 @@ class Validation:
         for i in range(min(self.settings.sheet_rows, len(restored))):
             rows[str(i)] = {LR_COLUMN: enlarged[i], BICUBIC_COLUMN: self.guides[i], OUR_COLUMN: restored[i],
                             HR_COLUMN: self.pairs.target[i].cpu()}
-        layout = SheetLayout(column=SHEET_COLUMN, detail=min(size) // DETAIL_SHARE)
+        layout = SheetLayout(column=SHEET_COLUMN, whole=SHEET_COLUMN, detail=SHEET_COLUMN, per_line=1,
+                             magnification=max(SHEET_COLUMN * DETAIL_SHARE // min(size), 1))
         save_picture(comparison_sheet(rows, layout), path)
 
 
