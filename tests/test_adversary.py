@@ -52,7 +52,7 @@ def test_the_hinge_loss_by_hand() -> None:
     assert hinge_loss([real], [fake]).item() == pytest.approx(first)
     sure = torch.tensor([2.0]), torch.tensor([-2.0])
     assert hinge_loss([real, sure[0]], [fake, sure[1]]).item() == pytest.approx(first / 2)  # the mean of both
-    assert generator_loss([fake, torch.tensor([4.0])]).item() == pytest.approx(-(-1 + 4) / 2)
+    assert generator_loss([fake, torch.tensor([4.0])], [1.0, 0.25]).item() == pytest.approx(-(-1 + 4 / 4))
 
 
 @pytest.mark.parametrize("conditional", [False, True])
@@ -72,7 +72,9 @@ def test_it_learns_to_tell_noise_from_flat_pictures(kind: str, conditional: bool
 def test_who_judges() -> None:
     seen = look(torch.rand(2, 3, 16, 16))
     assert [len(Discriminators(kind, CHANNELS, False)(seen)) for kind in (PATCH, PROJECTED, BOTH)] == [1, 2, 3]
-    logits = Discriminators(BOTH, CHANNELS, False)(seen)
+    judges = Discriminators(BOTH, CHANNELS, False)
+    assert judges.weights == [1, 1 / 3, 1] and Discriminators(PATCH, (), False).weights == [1]
+    logits = judges(seen)
     assert [tuple(each.shape[2:]) for each in logits] == [(16, 16), (8, 8), (2, 2)]
     with pytest.raises(ValueError, match="choose one of patch, projected, both"):
         Discriminators("all", CHANNELS, False)

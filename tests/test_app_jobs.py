@@ -31,6 +31,7 @@ from utils.app_jobs import (
     stream,
 )
 from utils.class_pictures import ClassPicture, draw
+from utils.fidelity import with_detail
 from utils.images import read_image
 
 PLENTY = 10 ** 7
@@ -140,6 +141,24 @@ def test_fast_is_the_fast_of_the_script(model: VARSR, weights: Path, source: Pat
     assert tile_script.main([str(flag) for flag in flags]) == 0
     torch.testing.assert_close(fast, read_image(source.parent / "x.png"), atol=1.1 / 255, rtol=0)
     assert (fast - plain).abs().max() > 2 / 255
+
+
+def test_fidelity_is_the_fidelity_of_the_script(source: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    detailed = with_detail(small_model(), 8, 1)
+    detailed.save_pretrained(tmp_path / "detailed")
+    made = {}
+    for fidelity in (0.0, 0.5, 1.0):
+        request = RestoreRequest(source, fidelity=fidelity)
+        news = told(lambda tell, request=request: restore_file(detailed, "", request, tmp_path / "out", PLENTY, tell))
+        flags = ("-i", source, "-o", tmp_path / "x.png", "--model", tmp_path / "detailed", "--fidelity", fidelity,
+                 "--dtype", "fp32")
+        assert tile_script.main([str(flag) for flag in flags]) == 0
+        made[fidelity] = news[-1].pictures[1]
+        torch.testing.assert_close(made[fidelity], read_image(tmp_path / "x.png"), atol=1.1 / 255, rtol=0)
+    assert (made[0.0] - made[1.0]).abs().max() > 2 / 255
+    own = told(lambda tell: restore_file(detailed, "", RestoreRequest(source), tmp_path / "out", PLENTY, tell))
+    torch.testing.assert_close(own[-1].pictures[1], made[0.0], atol=0, rtol=0)
 
 
 def test_every_scale_and_window_is_told(model: VARSR, source: Path) -> None:

@@ -69,6 +69,12 @@ def test_blur_is_farther_than_a_little_light() -> None:
     assert distances[0] > distances[1] > distances[2] == 0
 
 
+def test_the_distance_by_hand() -> None:
+    maps, others = [torch.zeros(1, 2, 4, 4), torch.ones(1, 3, 2, 2)], [torch.ones(1, 2, 4, 4), torch.zeros(1, 3, 2, 2)]
+    assert map_distance(maps, others).item() == pytest.approx(1)
+    assert map_distance(maps, [others[0], maps[1]]).item() == pytest.approx(1 / 1.6)  # the second counts 0.6
+
+
 def test_without_weights_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object, **settings: object) -> None:
         assert settings["pretrained"]

@@ -48,7 +48,7 @@ class Adversary:
         """The adversarial loss of what was drawn, without its weight; tells `metrics`."""
         self.discriminators.requires_grad_(False)
         with autocast(self.device, self.settings.precision):
-            loss = generator_loss(self.discriminators(fake, condition))
+            loss = generator_loss(self.discriminators(fake, condition), self.discriminators.weights)
         metrics["adversarial"] = loss.item()
         return loss
 

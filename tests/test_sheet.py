@@ -1,0 +1,60 @@
+"""The comparison sheet: what is on it, where, and that it fits a screen."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from utils.sheet import SheetLayout, comparison_sheet, detail_corner, evenly
+
+SCREEN = 1600, 1200
+
+
+def flat(level: float, height: int = 60, width: int = 80) -> Tensor:
+    return torch.full((3, height, width), level)
+
+
+def columns(height: int = 60, width: int = 80) -> dict[str, Tensor]:
+    return {"bicubic": flat(0.2, height, width), "VARSR": flat(0.5, height, width), "HR": flat(0.8, height, width)}
+
+
+@pytest.mark.parametrize("size", [(512, 512), (448, 640), (640, 448), (100, 900), (40, 30)])
+def test_six_pictures_fit_a_screen(size: tuple[int, int]) -> None:
+    sheet = comparison_sheet({str(i): columns(*size) for i in range(6)})
+    assert sheet.width <= SCREEN[0] and sheet.height <= SCREEN[1]
+
+
+def test_every_column_shows_its_picture_whole_and_magnified() -> None:
+    layout = SheetLayout()
+    pixels = np.asarray(comparison_sheet({"one": columns()}))
+    for place, level in enumerate((51, 128, 204)):
+        middle = place * (layout.column + layout.gap) + layout.column // 2
+        for row in (layout.label + layout.whole // 2, layout.label + layout.whole + layout.gap + layout.detail // 2):
+            assert abs(pixels[row, middle].astype(int) - level).max() <= 1
+
+
+def test_pictures_lie_beside_and_below_each_other() -> None:
+    one, two, three = (comparison_sheet({str(i): columns() for i in range(count)}).size for count in (1, 2, 3))
+    assert two[0] > 1.9 * one[0] and two[1] == one[1]
+    assert three[0] == two[0] and three[1] > 1.9 * two[1]
+    alone = comparison_sheet({str(i): columns() for i in range(3)}, SheetLayout(per_line=1))
+    assert alone.width == one[0] and alone.height > 2.9 * one[1]
+
+
+def test_the_detail_is_where_something_can_be_seen() -> None:
+    picture = flat(0.5, 64, 96)
+    picture[:, 40:56, 60:90:2] = 1.0
+    top, left = detail_corner(picture, 16, 24)
+    assert 32 <= top <= 48 and 54 <= left <= 72
+
+
+def test_pictures_are_chosen_evenly() -> None:
+    rows = {str(i): columns() for i in range(10)}
+    assert list(evenly(rows, 5)) == ["0", "2", "4", "6", "8"]
+    assert list(evenly(rows, None)) == list(evenly(rows, 10)) == list(evenly(rows, 99)) == list(rows)
+
+
+def test_an_empty_sheet_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one picture"):
+        comparison_sheet({})
