@@ -124,7 +124,7 @@ def _train(args, device, ranks) -> int:
     loop = LoopConfig(Path(args.output), args.max_iters, log_every=args.log_every, report_every=args.val_every,
                       save_every=args.save_every, keep=args.keep, resume=args.resume == "auto")
     record = {"model": dataclasses.asdict(stage.model.config), "init": args.init, "data": args.data,
-              "ranks": ranks.world, "perceptual": stage.perceptual.description, **dataclasses.asdict(stage.settings)}
+              "ranks": ranks.world, "perceptual": stage.distance, **dataclasses.asdict(stage.settings)}
     return run_stage(stage, loop, record, WandBSettings(args.exp_name) if args.wandb_flag else None, ranks)
 
 

@@ -174,4 +174,4 @@ def test_without_pyiqa_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch)
     assert metrics.measure(*pair()) == {} and metrics.fid(Path(), Path()) is None
     assert "pyiqa" in metrics.missing["lpips"] and REMEDY in metrics.missing["niqe"]
     lines = metrics.missing_lines()
-    assert len(lines) == 2 and lines[0].startswith("lpips, dists, musiq")
+    assert len(lines) == 3 and lines[0].startswith("st_lpips") and lines[1].startswith("lpips, dists, musiq")

@@ -19,6 +19,8 @@ import train
 from models.config import PRESETS
 from models.tokenizer_file import write_tokenizer
 from models.varsr import VARSR
+from utils.features import REMEDY, packaged_weights
+from utils.perceptual import Perceptual
 from utils.training_flags import build_parser, parse
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,6 +85,9 @@ def test_the_published_command_line_is_understood() -> None:
     (("--stage=decoder", "--error_rate=0.1"), "--error_rate cannot act with --stage decoder"),
     (("--stage=c2i", "--light=0.5"), "--light cannot act with --stage c2i"),
     (("--adversarial_weight=1",), "--adversarial_weight cannot act with --stage sr"),
+    (("--stage=decoder", "--detail_width=8"), "--detail_width cannot act with --stage decoder"),
+    (("--stage=detail", "--workers=2"), "--workers cannot act with --stage detail"),
+    (("--stage=detail", "--adversary=all"), "invalid choice: 'all'"),
     (("--fsdp", "--fp16=1"), "--fsdp has no loss scaler"), (("--nonsense",), "--nonsense"),
     (("--device=cpu", "--tf32=True"), "--tf32 cannot act on a CPU"), (("--patch_size=16",), "down-samples by 8"),
     (("--bs=3", "--ac=2", "--device=cpu"), "multiple of 2"), (("--config=/no/such.yaml",), "/no/such.yaml"),
@@ -167,7 +172,7 @@ def test_the_published_line_needs_the_published_tokenizer(place: Path, tmp_path:
 def test_larger_lr_features_keep_the_pictures(place: Path, tmp_path: Path) -> None:
     before = VARSR.from_pretrained(place / "model")
     base = ("--stage", "decoder", "--data", place / "pictures", "--device", "cpu", "--max_iters", 1, "--tblr", 1e-9,
-            "--fp16", 0, "--adversarial_weight", 0, "--batch_size", 2)
+            "--fp16", 0, "--batch_size", 2)
     for init, output, *larger in (
             (place / "model", "a", "--fidelity_width", 8, "--fidelity_blocks", 1),
             (tmp_path / "a", "b", "--fidelity_blocks", 3, "--fidelity_pixels", 4),
@@ -178,6 +183,35 @@ def test_larger_lr_features_keep_the_pictures(place: Path, tmp_path: Path) -> No
     assert after.vqvae.fidelity.pixels.conv_in.out_channels == 4
     lr = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(after.generate(lr), before.generate(lr), atol=1e-4, rtol=0)
+
+
+def detail_line(place: Path, output: Path, *more: object) -> list[str]:
+    return [str(flag) for flag in (
+        "--stage", "detail", "--init", place / "model", "--data", place / "pictures", "--output", output,
+        "--batch_size", 2, "--pool_size", 4, "--fp16", 0, "--log_every", 1, "--device", "cpu", "--save_every", 1, *more)]
+
+
+@pytest.mark.skipif(packaged_weights() is None, reason=f"the perceptual network is not installed: {REMEDY}")
+def test_a_detail_branch_is_added_and_all_else_kept(place: Path, tmp_path: Path) -> None:
+    shape = ("--detail_width", 8, "--detail_blocks", 1)
+    assert train.main(detail_line(place, tmp_path / "run", *shape, "--max_iters", 3)) == 0
+    before, after = VARSR.from_pretrained(place / "model"), VARSR.from_pretrained(tmp_path / "run")
+    assert (after.config.vqvae.detail_width, after.config.vqvae.detail_blocks) == (8, 1)
+    for name, value in before.state_dict().items():
+        assert torch.equal(after.state_dict()[name], value), name
+    # another round goes on with the branch
+    assert train.main(detail_line(tmp_path, tmp_path / "again", "--init", tmp_path / "run", "--max_iters", 1,
+                                  "--data", place / "pictures", "--tblr", 1e-12)) == 0
+    again = VARSR.from_pretrained(tmp_path / "again").vqvae.detail
+    torch.testing.assert_close(again.conv_in.weight, after.vqvae.detail.conv_in.weight, atol=1e-6, rtol=0)
+
+
+def test_the_detail_stage_names_what_it_needs(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                              capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr("utils.training_setup.find_perceptual", lambda device: Perceptual(description="none, get one"))
+    assert "none, get one" in refusal(capsys, *detail_line(place, tmp_path / "run", "--max_iters", 1))
+    assert "continues from a trained" in refusal(capsys, "--stage", "detail", "--data", place / "pictures", "--output",
+                                                 tmp_path / "run", "--device", "cpu")
 
 
 def test_lr_features_of_another_decoder_start_silent(place: Path, tmp_path: Path,

@@ -169,6 +169,11 @@ class TokenizerStage:
     def _perceives(self) -> bool:
         return self.perceptual.exists and self.settings.perceptual_weight > 0
 
+    @property
+    def distance(self) -> str:
+        """Which perceptual distance it trains on."""
+        return self.perceptual.description if self._perceives else "none"
+
     def _loss(self, fake: Seen, real: Seen, code_loss: Tensor, iteration: int, metrics: dict[str, float]) -> Tensor:
         """All losses of the tokenizer together; each is told in `metrics`."""
         decoded, image = fake.picture, real.picture
