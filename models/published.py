@@ -317,7 +317,7 @@ def to_published(config: VARSRConfig, tensors: Mapping[str, Tensor]) -> Publishe
     """The inverse of `from_published`: both parts in published names, with the buffers that published files carry.
 
     Raises CheckpointError for a model with parts that the published format does not know (shared modulation,
-    fidelity features).
+    fidelity features, a detail branch).
     """
     own = {name: tensor for name, tensor in tensors.items() if not name.startswith("vqvae.")}
     transformer = _export(own)

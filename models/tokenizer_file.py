@@ -19,7 +19,7 @@ from .weights_file import read_safetensors, replacing, write_safetensors
 TOKENIZER_WEIGHTS = "vqvae.safetensors"
 CONFIG_KEY = "vqvae_config"
 CODE_USAGE = "quantizer.code_usage"
-FIDELITY = "fidelity."  # features of the LR picture, which a tokenizer of its own does not see
+BESIDE_LR = ("fidelity.", "detail.")  # parts that look at the LR picture, which a tokenizer of its own does not see
 LISTED_NAMES = 3
 
 
@@ -59,7 +59,7 @@ def load_tokenizer(source: str | PathLike, fallback: VQVAEConfig | None = None,
     """A tokenizer to go on training with, float32 on the CPU: a file of `write_tokenizer`, or what `load_vqvae` takes.
 
     fallback: configuration of a file that carries none. scales: other sides of the token maps than the file's; the
-    largest one and the down-sampling give the picture's size. Features of an LR picture are left out.
+    largest one and the down-sampling give the picture's size. What looks at an LR picture is left out.
     Raises FileNotFoundError or CheckpointError.
     """
     path = Path(source)
@@ -74,9 +74,9 @@ def load_tokenizer(source: str | PathLike, fallback: VQVAEConfig | None = None,
     if scales is not None and tuple(scales) != config.scales:
         config = dataclasses.replace(config, scales=tuple(scales))
         tensors[CODE_USAGE] = torch.zeros(len(config.scales), config.vocab_size)
-    model = VQVAE(dataclasses.replace(config, fidelity_width=0, fidelity_pixels=0))
+    model = VQVAE(dataclasses.replace(config, fidelity_width=0, fidelity_pixels=0, detail_width=0))
     own = model.state_dict()
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(FIDELITY)}
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(BESIDE_LR)}
     faults = [name for name in {*own, *tensors}
               if name not in own or name not in tensors or own[name].shape != tensors[name].shape]
     if faults:

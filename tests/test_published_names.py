@@ -71,6 +71,7 @@ def test_every_name_maps_back_to_itself():
             assert published_name(ours) == name
     assert our_name("blocks.0.attn.something") is None
     assert published_name("vqvae.fidelity.conv_in.weight") is None
+    assert published_name("vqvae.detail.conv_in.weight") is None
 
 
 @pytest.mark.parametrize(("case", "kind"), [("sr", True), ("c2i", False)])

@@ -57,12 +57,12 @@ def test_a_published_file_and_a_model_folder(tmp_path: Path) -> None:
     assert same(load_tokenizer(tmp_path / "model"), model.vqvae)
 
 
-def test_features_of_the_lr_picture_are_left_out(tmp_path: Path) -> None:
+def test_what_looks_at_the_lr_picture_is_left_out(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    with_features = VQVAE(dataclasses.replace(DEBUG, fidelity_width=8))
-    write_tokenizer(with_features, tmp_path / "vqvae.safetensors")
+    looking = VQVAE(dataclasses.replace(DEBUG, fidelity_width=8, detail_width=8))
+    write_tokenizer(looking, tmp_path / "vqvae.safetensors")
     loaded = load_tokenizer(tmp_path / "vqvae.safetensors")
-    assert loaded.config == DEBUG and loaded.fidelity is None
+    assert loaded.config == DEBUG and loaded.fidelity is None and loaded.detail is None
 
 
 def test_files_without_a_configuration(tmp_path: Path, odd: VQVAE) -> None:
