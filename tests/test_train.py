@@ -188,7 +188,7 @@ def test_larger_lr_features_keep_the_pictures(place: Path, tmp_path: Path) -> No
 def detail_line(place: Path, output: Path, *more: object) -> list[str]:
     return [str(flag) for flag in (
         "--stage", "detail", "--init", place / "model", "--data", place / "pictures", "--output", output,
-        "--batch_size", 2, "--pool_size", 4, "--fp16", 0, "--log_every", 1, "--device", "cpu", "--save_every", 1, *more)]
+        "--batch_size", 2, "--pool_size", 4, "--fp16", 0, "--log_every", 1, "--device", "cpu", *more)]
 
 
 @pytest.mark.skipif(packaged_weights() is None, reason=f"the perceptual network is not installed: {REMEDY}")
