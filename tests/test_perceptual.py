@@ -1,4 +1,4 @@
-"""LPIPS where its weights are, else feature maps, a reason where neither is to be had, and no download of LPIPS."""
+"""LPIPS where its weights are, else ST-LPIPS, else feature maps, a reason where none is to be had; no download."""
 from __future__ import annotations
 
 import urllib.request
@@ -11,6 +11,7 @@ import torch
 from utils import perceptual
 from utils.features import NoFeatures, packaged_weights
 from utils.perceptual import Perceptual, find_perceptual
+from utils.st_lpips import STLPIPS, VGG16, find_weights
 
 CPU = torch.device("cpu")
 
@@ -40,14 +41,42 @@ def test_lpips_with_a_network_from_the_cache(cache: Path) -> None:
     value = loss.distance(loss.look(a), loss.look(b))
     assert value.item() == pytest.approx(lpips.LPIPS(net="squeeze", verbose=False)(a, b).mean().item(), rel=1e-5)
     value.backward()
-    assert a.grad.abs().sum() > 0 and not any(p.requires_grad for p in loss.lpips.parameters())
+    assert a.grad.abs().sum() > 0 and not any(p.requires_grad for p in loss.judge.parameters())
     assert loss.distance(loss.look(b), loss.look(b)).item() == 0 < value.item()
 
 
-@pytest.mark.skipif(packaged_weights() is None, reason="the network is not installed")
-def test_feature_maps_without_lpips(cache: Path) -> None:
+@pytest.mark.skipif(find_weights(VGG16) is None, reason="ST-LPIPS' weights are not installed")
+def test_st_lpips_without_lpips(cache: Path) -> None:
     found = find_perceptual(CPU)
-    assert found.exists and found.lpips is None and "EfficientNet" in found.description
+    assert found.description == "ST-LPIPS (VGG16)"
+    a, b = torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    seen = [found.look(each * 2 - 1) for each in (a, b)]
+    expected = STLPIPS(find_weights(VGG16), VGG16)(a, b).mean()
+    torch.testing.assert_close(found.distance(*seen), expected)
+    torch.testing.assert_close(found.judged(*seen, side=100), expected)  # larger than the pictures
+
+
+def test_the_judge_may_see_a_random_part() -> None:
+    seen_sides = []
+
+    class Judge(torch.nn.Module):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            seen_sides.append(tuple(a.shape[-2:]))
+            assert torch.equal(a, b)  # the same part of both
+            return a.mean((1, 2, 3))
+    eyes, picture = Perceptual(judge=Judge()), torch.rand(2, 3, 24, 40)
+    seen, generator = eyes.look(picture), torch.Generator().manual_seed(0)
+    values = {eyes.judged(seen, seen, 16, generator).item() for _ in range(8)}
+    assert seen_sides == [(16, 16)] * 8 and len(values) > 4
+    assert eyes.judged(seen, seen, 32).item() != eyes.judged(seen, seen).item() == pytest.approx(picture.mean().item())
+    assert seen_sides[-2:] == [(24, 32), (24, 40)]
+
+
+@pytest.mark.skipif(packaged_weights() is None, reason="the network is not installed")
+def test_feature_maps_without_a_judge(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perceptual, "find_weights", lambda _: None)
+    found = find_perceptual(CPU)
+    assert found.exists and found.judge is None and "EfficientNet" in found.description
     assert found.channels == (16, 24, 40, 112)
     a, b = torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     found.calibrate(b)
@@ -61,6 +90,7 @@ def test_none_and_the_reason(cache: Path, monkeypatch: pytest.MonkeyPatch) -> No
     def missing(_: torch.device) -> None:
         raise NoFeatures("no weights here")
     monkeypatch.setattr(perceptual, "load_features", missing)
+    monkeypatch.setattr(perceptual, "find_weights", lambda _: None)
     found = find_perceptual(CPU)
     assert not found.exists and found.channels == () and "no weights here" in found.description
     picture = torch.rand(1, 3, 32, 32)

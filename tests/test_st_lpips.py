@@ -9,12 +9,14 @@ from torch import Tensor
 
 from utils import learned
 from utils.learned import LearnedMetrics
-from utils.st_lpips import REMEDY, STLPIPS, find_weights
+from utils.st_lpips import ALEXNET, REMEDY, STLPIPS, VGG16, Architecture, find_weights
 
-# (height, width), a number of the formula, and the value of stlpips_pytorch 0.0.2: LPIPS(net="alex",
+# (height, width), a number of the formula, and the values of stlpips_pytorch 0.0.2: LPIPS(net="alex" and "vgg",
 # variant="shift_tolerant")(a, b, normalize=True)
-VALUES = [((64, 64), 0, 0.0015614416915923357), ((96, 130), 1, 0.0017738700844347477),
-          ((33, 47), 2, 0.004127411171793938), ((128, 128), 3, 0.003167565679177642)]
+VALUES = [((64, 64), 0, 0.0015614416915923357, 0.007412611041218042),
+          ((96, 130), 1, 0.0017738700844347477, 0.00835436675697565),
+          ((33, 47), 2, 0.004127411171793938, 0.014874947257339954),
+          ((128, 128), 3, 0.003167565679177642, 0.014528586529195309)]
 needs_weights = pytest.mark.skipif(find_weights() is None, reason=f"ST-LPIPS' weights are not installed: {REMEDY}")
 
 
@@ -26,11 +28,24 @@ def pair(size: tuple[int, int], number: int) -> tuple[Tensor, Tensor]:
 
 
 @needs_weights
-@pytest.mark.parametrize(("size", "number", "expected"), VALUES)
-def test_it_equals_the_package(size: tuple[int, int], number: int, expected: float) -> None:
-    metric, (a, b) = STLPIPS(find_weights()), pair(size, number)
-    assert metric(a, b).item() == pytest.approx(expected, rel=1e-4)
+@pytest.mark.parametrize("architecture", [ALEXNET, VGG16])
+@pytest.mark.parametrize(("size", "number", "alexnet", "vgg16"), VALUES)
+def test_it_equals_the_package(size: tuple[int, int], number: int, alexnet: float, vgg16: float,
+                               architecture: Architecture) -> None:
+    metric, (a, b) = STLPIPS(find_weights(architecture), architecture), pair(size, number)
+    assert metric(a, b).item() == pytest.approx(alexnet if architecture is ALEXNET else vgg16, rel=1e-4)
     assert metric(a, a).item() == 0
+
+
+@needs_weights
+def test_it_can_be_trained_on() -> None:
+    metric, (a, b) = STLPIPS(find_weights(VGG16), VGG16), pair((64, 64), 0)
+    a.requires_grad_()
+    metric(a, b).sum().backward()
+    with torch.no_grad():
+        nearer = a - 0.003 * a.grad / a.grad.abs().max()
+        assert metric(nearer, b) < metric(a, b)
+    assert not any(parameter.requires_grad for parameter in metric.parameters())
 
 
 @needs_weights

@@ -95,8 +95,15 @@ class Convolutions(torch.nn.Module):
         return [first, self.layers[1](first.relu())]
 
 
-def perceptual() -> Perceptual:
-    return Perceptual(FeatureNetwork(Convolutions()), description="two layers")
+class Squares(torch.nn.Module):
+    """A judge."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).square().mean(dim=(1, 2, 3))
+
+
+def perceptual(judge: torch.nn.Module | None = None) -> Perceptual:
+    return Perceptual(FeatureNetwork(Convolutions()), judge, description="two layers")
 
 
 def detail_stage(**changes) -> DetailStage:
@@ -104,7 +111,7 @@ def detail_stage(**changes) -> DetailStage:
     settings = DetailSettings(**{"batch_size": 4, "fresh": 2, "renew_every": 2, "pool_size": 8, "max_iters": 40,
                                  "warmup_iters": 2, "precision": "fp32", "learning_rate": 2e-3, **changes})
     model = with_detail(fresh_model(), 8, 1)
-    return DetailStage(model, PairSource(blobs, blur), validation(), settings, perceptual(), CPU)
+    return DetailStage(model, PairSource(blobs, blur), validation(), settings, perceptual(Squares()), CPU)
 
 
 STAGES = {"tokenizer": tokenizer_stage, "adversarial": lambda: tokenizer_stage(adversarial_start=0.0),
@@ -160,17 +167,18 @@ def test_the_detail_stage_trains_the_branch_alone(adversary: str) -> None:
     before = {name: value.clone() for name, value in stage.model.state_dict().items()}
     seen = {name: value.clone() for name, value in stage.perceptual.features.state_dict().items()}
     metrics = stage.train_step(0)
-    assert {"pixel", "perceptual", "adversarial", "discriminator"} <= metrics.keys()
+    assert {"pixel", "perceptual", "maps", "adversarial", "discriminator"} <= metrics.keys()
     assert {name.split(".")[1] for name, value in stage.model.state_dict().items()
             if not torch.equal(value, before[name])} == {"detail"}
     assert all(torch.equal(value, seen[name]) for name, value in stage.perceptual.features.state_dict().items())
 
 
 def test_the_detail_loss_is_the_sum_of_its_parts() -> None:
-    weights = {"pixel_weight": 2.0, "perceptual_weight": 0.3, "adversarial_weight": 0.7}
+    weights = {"pixel_weight": 2.0, "perceptual_weight": 0.3, "map_weight": 0.4, "adversarial_weight": 0.7}
     step = detail_stage(**weights).train_step(0)
-    expected = sum(weights[f"{name}_weight"] * step[name] for name in ("pixel", "perceptual"))
-    assert step["loss"] == pytest.approx(expected + 0.7 * step["adversarial"], rel=1e-5)
+    parts = {"pixel": "pixel", "perceptual": "perceptual", "maps": "map", "adversarial": "adversarial"}
+    expected = sum(weights[f"{weight}_weight"] * step[name] for name, weight in parts.items())
+    assert step["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_pool_of_details_holds_what_the_model_makes() -> None:
@@ -227,12 +235,9 @@ def test_half_precision_takes_the_same_steps() -> None:
     assert losses["fp16"] == pytest.approx(losses["fp32"], rel=0.01)
 
 
-@pytest.mark.parametrize("kind", ["maps", "lpips"])
+@pytest.mark.parametrize("kind", ["maps", "judge"])
 def test_the_perceptual_loss_is_weighed_in(kind: str) -> None:
-    class Squares(torch.nn.Module):
-        def forward(self, a: Tensor, b: Tensor) -> Tensor:
-            return (a - b).square().mean(dim=(1, 2, 3), keepdim=True)
-    eyes = perceptual() if kind == "maps" else Perceptual(lpips=Squares())
+    eyes = perceptual() if kind == "maps" else Perceptual(judge=Squares())
     plain = tokenizer_stage(adversarial_weight=0.0).train_step(0)
     weighed = tokenizer_stage(eyes, perceptual_weight=3.0, adversarial_weight=0.0).train_step(0)
     assert weighed["pixel"] == plain["pixel"] and weighed["perceptual"] > 0

@@ -21,6 +21,7 @@ from models.varsr import VARSR
 
 from .adversary import Adversary, AdversarySettings
 from .decoder_stage import averaged, generate
+from .features import map_distance
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
 from .pairs import PairSource
 from .perceptual import Perceptual
@@ -49,7 +50,9 @@ class DetailSettings:
     clip: float = 1.0
     warmup_iters: int = 50
     pixel_weight: float = 1.0  # of L1
-    perceptual_weight: float = 0.3  # of the distance of feature maps
+    perceptual_weight: float = 0.15  # of the judge's distance, where there is one (`Perceptual`)
+    perceptual_side: int = 96  # of the part of the pictures that it sees: it is the dearest of all networks here
+    map_weight: float = 0.15  # of the distance of feature maps
     adversary: str = BOTH
     adversarial_weight: float = 0.015
     patch_width: int = 24  # of the patch discriminator
@@ -61,10 +64,10 @@ class DetailSettings:
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that no training can have."""
-        for name in ("pixel_weight", "perceptual_weight", "adversarial_weight"):
+        for name in ("pixel_weight", "perceptual_weight", "map_weight", "adversarial_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        for name in ("batch_size", "pool_size", "fresh", "renew_every"):
+        for name in ("batch_size", "pool_size", "fresh", "renew_every", "perceptual_side"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
@@ -155,9 +158,14 @@ class DetailStage:
     def _loss(self, restored: Seen, real: Seen, condition: Seen, iteration: int, metrics: dict[str, float]) -> Tensor:
         settings = self.settings
         pixel = F.l1_loss(restored.picture, real.picture)
-        perceptual = self.perceptual.distance(restored, real)
-        metrics |= {"pixel": pixel.item(), "perceptual": perceptual.item()}
-        loss = settings.pixel_weight * pixel + settings.perceptual_weight * perceptual
+        maps = map_distance(restored.maps, real.maps)
+        metrics |= {"pixel": pixel.item(), "maps": maps.item()}
+        loss = settings.pixel_weight * pixel + settings.map_weight * maps
+        if self.perceptual.judge is not None and settings.perceptual_weight > 0:
+            with autocast(self.device, settings.precision):
+                judged = self.perceptual.judged(restored, real, settings.perceptual_side, self.generator).float()
+            metrics["perceptual"] = judged.item()
+            loss = loss + settings.perceptual_weight * judged
         if self.adversary.takes_part(iteration):
             loss = loss + settings.adversarial_weight * self.adversary.loss(restored, condition, metrics)
         return loss

@@ -162,7 +162,7 @@ class TokenizerStage:
     def _look(self, pictures: Tensor, iteration: int) -> Seen:
         """Pictures, with their feature maps where somebody needs them in this step."""
         projected = self._adversarial(iteration) and self.settings.adversary != PATCH
-        distance = self._perceives and self.perceptual.lpips is None
+        distance = self._perceives and self.perceptual.judge is None
         return self.perceptual.look(pictures) if projected or distance else Seen(pictures)
 
     @property
