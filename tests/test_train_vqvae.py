@@ -152,6 +152,7 @@ def test_flags_as_the_published_command_lines_write_them() -> None:
 def test_two_processes_take_the_same_steps(photos: Path, tmp_path: Path) -> None:
     """But for what belongs to a row's place in its batch (rows that stay continuous or lose scales)."""
     same = (*SHAPE, "--continuous_share", 0, "--scale_dropout", 0, "--max_iters", 20, "--adversarial_start", 0.5,
+            "--adversary", "patch",
             "--revive_every", 100, "--log_every", 1)
     assert run(photos, tmp_path / "alone", *same, "--batch_size", 4, "--workers", 1) == 0
     finished = torchrun(flags(photos, tmp_path / "two", *same, "--batch_size", 2))

@@ -51,8 +51,8 @@ class DetailSettings:
     warmup_iters: int = 50
     pixel_weight: float = 1.0  # of L1
     perceptual_weight: float = 0.15  # of the judge's distance, where there is one (`Perceptual`)
-    perceptual_side: int = 96  # of the part of the pictures that it sees: it is the dearest of all networks here
-    map_weight: float = 0.15  # of the distance of feature maps
+    perceptual_side: int = 64  # of the part of the pictures that it sees: it is the dearest of all networks here
+    map_weight: float = 0.2  # of the distance of feature maps
     adversary: str = BOTH
     adversarial_weight: float = 0.015
     patch_width: int = 24  # of the patch discriminator

@@ -134,7 +134,7 @@ def _add_optimisation(add: Callable[..., Any]) -> None:
     add("--ssim_weight", type=bounded(float, 0), help="decoder stage: weight of 1 - SSIM beside the pixel loss (0)")
     add("--pixel_weight", type=bounded(float, 0), help="detail stage: weight of L1 (1)")
     add("--perceptual_weight", type=bounded(float, 0), help="detail stage: weight of the judged distance (0.15)")
-    add("--map_weight", type=bounded(float, 0), help="detail stage: weight of the feature maps' distance (0.15)")
+    add("--map_weight", type=bounded(float, 0), help="detail stage: weight of the feature maps' distance (0.2)")
     add("--adversary", choices=ADVERSARIES, help="detail stage: what judges: patches of pixels, feature maps, both")
     add("--adversarial_weight", type=bounded(float, 0), help="detail stage: weight of the adversarial loss (0.015)")
     add("--pool_size", type=bounded(int, 1), help="detail stage: generated samples that are drawn from (2400)")
