@@ -19,7 +19,7 @@ SLOPE = 0.2  # of the leaky ReLU
 NARROWEST_HEAD, WIDEST_HEAD = 24, 64
 # Each map lies deeper in the network than the one before, and its judge's gradient at the pixels is two to three times
 # larger (measured); unweighed, the deepest decides alone, and is fooled by hatching that no person takes for texture.
-PULL = 1 / 2
+PULL = 1 / 3
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def test_who_judges() -> None:
     seen = look(torch.rand(2, 3, 16, 16))
     assert [len(Discriminators(kind, CHANNELS, False)(seen)) for kind in (PATCH, PROJECTED, BOTH)] == [1, 2, 3]
     judges = Discriminators(BOTH, CHANNELS, False)
-    assert judges.weights == [1, 1 / 2, 1] and Discriminators(PATCH, (), False).weights == [1]
+    assert judges.weights == [1, 1 / 3, 1] and Discriminators(PATCH, (), False).weights == [1]
     logits = judges(seen)
     assert [tuple(each.shape[2:]) for each in logits] == [(16, 16), (8, 8), (2, 2)]
     with pytest.raises(ValueError, match="choose one of patch, projected, both"):

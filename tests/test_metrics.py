@@ -17,7 +17,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from utils.fsim import fsim
 from utils.images import read_image
 from utils.learned import LearnedMetrics
-from utils.luminance import eight_bit, luma, smooth_luma
+from utils.luminance import eight_bit, luma, smooth_chroma, smooth_luma
 from utils.measuring import full_reference
 from utils.metrics import gmsd, mean_ssim, ms_ssim, psnr, psnr_y, ssim, ssim_y
 from utils.niqe_parameters import REMEDY, Pristine, find_parameters, load_parameters
@@ -44,6 +44,12 @@ def numpy_y(image: torch.Tensor) -> np.ndarray:
 def test_luma_is_studio_range_bt601() -> None:
     image, _ = pair()
     np.testing.assert_allclose(luma(image).numpy(), numpy_y(image), atol=1e-3)
+
+
+def test_chroma_is_bt601s() -> None:
+    image, _ = pair()
+    expected = (rgb2ycbcr(image.permute(1, 2, 0).double().numpy())[..., 1:] - 128) / 224  # studio range: 16..240
+    np.testing.assert_allclose(smooth_chroma(image).permute(1, 2, 0).numpy(), expected, atol=1e-3)
 
 
 def test_psnr_equals_scikit_image() -> None:

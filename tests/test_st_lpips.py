@@ -45,6 +45,9 @@ def test_it_can_be_trained_on() -> None:
     with torch.no_grad():
         nearer = a - 0.003 * a.grad / a.grad.abs().max()
         assert metric(nearer, b) < metric(a, b)
+    black = torch.zeros(1, 3, 64, 64, requires_grad=True)  # cells that answer nothing at all
+    metric(black, b).sum().backward()
+    assert black.grad.isfinite().all()
     assert not any(parameter.requires_grad for parameter in metric.parameters())
 
 

@@ -174,9 +174,11 @@ def test_the_detail_stage_trains_the_branch_alone(adversary: str) -> None:
 
 
 def test_the_detail_loss_is_the_sum_of_its_parts() -> None:
-    weights = {"pixel_weight": 2.0, "perceptual_weight": 0.3, "map_weight": 0.4, "adversarial_weight": 0.7}
+    weights = {"pixel_weight": 2.0, "chroma_weight": 3.0, "perceptual_weight": 0.3, "map_weight": 0.4,
+               "adversarial_weight": 0.7}
     step = detail_stage(**weights).train_step(0)
-    parts = {"pixel": "pixel", "perceptual": "perceptual", "maps": "map", "adversarial": "adversarial"}
+    parts = {"pixel": "pixel", "chroma": "chroma", "perceptual": "perceptual", "maps": "map",
+             "adversarial": "adversarial"}
     expected = sum(weights[f"{weight}_weight"] * step[name] for name, weight in parts.items())
     assert step["loss"] == pytest.approx(expected, rel=1e-5)
 

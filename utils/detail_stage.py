@@ -1,7 +1,7 @@
 """Last training stage: the detail branch learns to make faithful pictures look like photographs.
 
-All of the model but the branch (models/detail.py) is frozen. Its pictures and the perceptual network's maps of what
-does not change, HR and LR picture, are computed once for each sample of a pool. Losses: pixels, feature maps, and
+All of the model but the branch (models/detail.py) is frozen. Its pictures and the feature maps of what does not change,
+HR and LR picture, are computed once for each sample of a pool. Losses: pixels, a perceptual distance, feature maps, and
 discriminators that see the LR picture too.
 """
 from __future__ import annotations
@@ -22,6 +22,7 @@ from models.varsr import VARSR
 from .adversary import Adversary, AdversarySettings
 from .decoder_stage import averaged, generate
 from .features import map_distance
+from .luminance import smooth_chroma
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
 from .pairs import PairSource
 from .perceptual import Perceptual
@@ -42,21 +43,22 @@ class DetailSettings:
     fresh: int = 4  # samples that are generated anew at a time ...
     renew_every: int = 4  # ... each so many iterations
     max_iters: int = 10000
-    learning_rate: float = 4e-4
+    learning_rate: float = 3e-4
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.99)
-    discriminator_rate: float = 4e-4
+    discriminator_rate: float = 1e-4
     discriminator_betas: tuple[float, float] = (0.5, 0.99)
     clip: float = 1.0
     warmup_iters: int = 50
     pixel_weight: float = 1.0  # of L1
+    chroma_weight: float = 4.0  # of L1 of Cb and Cr besides: invented detail is light and dark, in colour it is noise
     perceptual_weight: float = 0.15  # of the judge's distance, where there is one (`Perceptual`)
     perceptual_side: int = 64  # of the part of the pictures that it sees: it is the dearest of all networks here
     map_weight: float = 0.2  # of the distance of feature maps
     adversary: str = BOTH
-    adversarial_weight: float = 0.015
+    adversarial_weight: float = 0.01
     patch_width: int = 24  # of the patch discriminator
-    ema: float = 0.998
+    ema: float = 0.999
     precision: str = "bf16"
     loss_scale: float = 2.0 ** 11  # initial, fp16 only
     seed: int = 0
@@ -64,7 +66,7 @@ class DetailSettings:
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that no training can have."""
-        for name in ("pixel_weight", "perceptual_weight", "map_weight", "adversarial_weight"):
+        for name in ("pixel_weight", "chroma_weight", "perceptual_weight", "map_weight", "adversarial_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name in ("batch_size", "pool_size", "fresh", "renew_every", "perceptual_side"):
@@ -158,9 +160,10 @@ class DetailStage:
     def _loss(self, restored: Seen, real: Seen, condition: Seen, iteration: int, metrics: dict[str, float]) -> Tensor:
         settings = self.settings
         pixel = F.l1_loss(restored.picture, real.picture)
+        chroma = F.l1_loss(smooth_chroma((restored.picture + 1) / 2), smooth_chroma((real.picture + 1) / 2))
         maps = map_distance(restored.maps, real.maps)
-        metrics |= {"pixel": pixel.item(), "maps": maps.item()}
-        loss = settings.pixel_weight * pixel + settings.map_weight * maps
+        metrics |= {"pixel": pixel.item(), "chroma": chroma.item(), "maps": maps.item()}
+        loss = settings.pixel_weight * pixel + settings.chroma_weight * chroma + settings.map_weight * maps
         if self.perceptual.judge is not None and settings.perceptual_weight > 0:
             with autocast(self.device, settings.precision):
                 judged = self.perceptual.judged(restored, real, settings.perceptual_side, self.generator).float()

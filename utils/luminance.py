@@ -10,6 +10,7 @@ from torch import Tensor
 PEAK = 255.0
 # BT.601 studio range: Y in 16..235 from R, G, B in [0, 1]
 LUMA_WEIGHTS, LUMA_OFFSET = (65.481, 128.553, 24.966), 16.0
+BLUE_RANGE, RED_RANGE = 1.772, 1.402  # of B - Y and R - Y, twice 1 - 0.114 and 1 - 0.299
 YIQ_WEIGHTS = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))  # Zhang et al. 2011
 
 
@@ -31,6 +32,14 @@ def full_range_luma(image: Tensor) -> Tensor:
 def smooth_luma(image: Tensor) -> Tensor:
     """Full-range Y (..., H, W) in 0..255 of RGB (..., 3, H, W) in [0, 1], not rounded: gradients go through."""
     return _weighted(image * PEAK, YIQ_WEIGHTS[0])
+
+
+def smooth_chroma(image: Tensor) -> Tensor:
+    """Cb and Cr (..., 2, H, W) in -1/2..1/2 of RGB (..., 3, H, W) in [0, 1] (BT.601), not rounded: gradients go
+    through."""
+    red, _, blue = image.unbind(-3)
+    y = _weighted(image, YIQ_WEIGHTS[0])
+    return torch.stack([(blue - y) / BLUE_RANGE, (red - y) / RED_RANGE], dim=-3)
 
 
 def gray(image: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ PACKAGE = "stlpips_pytorch"
 REMEDY = "`pip install -r requirements-perceptual.txt`"
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of pictures in [-1, 1], as LPIPS has them
 SMALLEST_NORM = 1e-10
+SMALLEST_SQUARE = 1e-20  # under the root, whose slope at 0 is not finite
 MIN_SIDE = 32  # pixels; below, nothing is left at the last layers
 
 
@@ -123,4 +124,4 @@ class STLPIPS(nn.Module):
 
 def _unit(x: Tensor) -> Tensor:
     """Each cell's channels as a vector of length 1."""
-    return x / (x.square().sum(1, keepdim=True).sqrt() + SMALLEST_NORM)
+    return x / ((x.square().sum(1, keepdim=True) + SMALLEST_SQUARE).sqrt() + SMALLEST_NORM)

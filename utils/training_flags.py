@@ -133,10 +133,11 @@ def _add_optimisation(add: Callable[..., Any]) -> None:
     add("--scale_balance", type=bounded(float, 0, 1), help="share of the cross-entropy that weighs all scales alike")
     add("--ssim_weight", type=bounded(float, 0), help="decoder stage: weight of 1 - SSIM beside the pixel loss (0)")
     add("--pixel_weight", type=bounded(float, 0), help="detail stage: weight of L1 (1)")
+    add("--chroma_weight", type=bounded(float, 0), help="detail stage: weight of L1 of the colours besides (4)")
     add("--perceptual_weight", type=bounded(float, 0), help="detail stage: weight of the judged distance (0.15)")
     add("--map_weight", type=bounded(float, 0), help="detail stage: weight of the feature maps' distance (0.2)")
     add("--adversary", choices=ADVERSARIES, help="detail stage: what judges: patches of pixels, feature maps, both")
-    add("--adversarial_weight", type=bounded(float, 0), help="detail stage: weight of the adversarial loss (0.015)")
+    add("--adversarial_weight", type=bounded(float, 0), help="detail stage: weight of the adversarial loss (0.01)")
     add("--pool_size", type=bounded(int, 1), help="detail stage: generated samples that are drawn from (2400)")
     add("--renew_every", type=bounded(int, 1), help="detail stage: iterations between four new samples of them (4)")
     add("--ema", type=bounded(float, 0, 1), help="decay of the moving average, the result (0.999; decoder 0.998)")
@@ -164,8 +165,8 @@ _FRESH = ("preset", "depth", "pn", "patch_size", "saln", "vqvae", "ini", "hd", "
 _CODES = ("ac", "twde", "ls", "wp", "wp0", "wpe", "sche", "opt", "afuse", "error_rate", "scale_balance")
 ONLY_IN: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("ssim_weight", "fidelity_width", "fidelity_blocks", "fidelity_pixels"), (DECODER,)),
-    (("detail_width", "detail_blocks", "pixel_weight", "perceptual_weight", "map_weight", "adversary",
-      "adversarial_weight", "pool_size", "renew_every"), (DETAIL,)),
+    (("detail_width", "detail_blocks", "pixel_weight", "chroma_weight", "perceptual_weight", "map_weight",
+      "adversary", "adversarial_weight", "pool_size", "renew_every"), (DETAIL,)),
     ((*_FRESH, *_CODES), (SR, CLASSES)),
     (("data_neg", "negative_share"), (SR,)),
     (("crops", "light", "upsample", "group", "val_data"), (SR, DECODER, DETAIL)),

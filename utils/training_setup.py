@@ -35,7 +35,8 @@ TRANSFORMER_FIELDS = {**SHARED_FIELDS, "ac": "accumulation", "afuse": "fused", "
                       "scale_balance": "scale_balance"}
 DECODER_FIELDS = {**SHARED_FIELDS, "ssim_weight": "ssim_weight"}
 DETAIL_FIELDS = {**SHARED_FIELDS, **{name: name for name in (
-    "pixel_weight", "perceptual_weight", "map_weight", "adversary", "adversarial_weight", "pool_size", "renew_every")}}
+    "pixel_weight", "chroma_weight", "perceptual_weight", "map_weight", "adversary", "adversarial_weight", "pool_size",
+    "renew_every")}}
 
 
 @dataclass(frozen=True)
