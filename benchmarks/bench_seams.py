@@ -7,6 +7,7 @@ how far the results agree. docs/large_images.md explains the figures.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -76,12 +77,15 @@ def agreement(picture: Tensor, shifted: Tensor, overlap: float) -> float:
     return psnr_y(same_place[:, inside, inside], shifted[:, inside, inside])
 
 
-def measure(model: VARSR) -> dict[str, float]:
-    """All figures of a model."""
-    lr, settings = mosaic(), RestoreSettings(model.config.generation)
+def measure(model: VARSR, fidelity: float | None = None) -> dict[str, float]:
+    """All figures of a model, by default at its own fidelity."""
+    options = model.config.generation
+    if fidelity is not None:
+        options = dataclasses.replace(options, fidelity=fidelity)
+    lr, settings = mosaic(), RestoreSettings(options)
     picture, shifted = both_grids(model, lr, settings)
-    other_seed = restore(model, lr, RestoreSettings(model.config.generation, seed=1))
-    plain = RestoreSettings(model.config.generation, overlap=0.0)
+    other_seed = restore(model, lr, dataclasses.replace(settings, seed=1))
+    plain = dataclasses.replace(settings, overlap=0.0)
     hard, hard_shifted = both_grids(model, lr[:, :LR_SIDE // 2, :LR_SIDE // 2], plain)
     return {"border_ratio": border_ratio(model, picture, shifted, settings.overlap),
             "border_ratio_without_overlap": border_ratio(model, hard, hard_shifted, plain.overlap),
@@ -97,11 +101,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", default=str(ROOT / "checkpoints" / "varsr-tiny"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="auto", choices=["auto", *DTYPES])
+    parser.add_argument("--fidelity", type=float, help="the model's own by default")
     parser.add_argument("--output", help="write the figures and the machine's description as JSON")
     args = parser.parse_args(argv)
     device = torch.device(args.device)
     dtype = choose_dtype(args.dtype, device)
-    figures = measure(VARSR.from_pretrained(args.model, dtype=dtype, device=device).for_inference())
+    figures = measure(VARSR.from_pretrained(args.model, dtype=dtype, device=device).for_inference(),
+                      args.fidelity)
     for name, value in figures.items():
         print(f"{name:<32}{value:>8.3f}")
     if args.output:

@@ -1,6 +1,7 @@
 """Seams of the embedded model's 2048x2048 results, measured on a mosaic of all sample pictures."""
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,12 @@ from benchmarks.bench_seams import LR_SIDE, agreement, border_ratio, both_grids,
 from models.varsr import VARSR
 from utils.cli import choose_dtype
 from utils.generation import RestoreSettings
+from utils.metrics import psnr_y
+from utils.restore import restore
 
 ROOT = Path(__file__).resolve().parent.parent
 BORDER_TOLERANCE = 0.03
+SEED_MARGIN = 1.5  # dB that another grid may change more than another seed
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +28,7 @@ def tiny() -> VARSR:
 
 @pytest.mark.slow
 def test_borders_of_windows_do_not_show(tiny: VARSR) -> None:
-    settings = RestoreSettings(tiny.config.generation)
+    settings = RestoreSettings(dataclasses.replace(tiny.config.generation, fidelity=1.0))
     picture, shifted = both_grids(tiny, mosaic(), settings)
     assert abs(border_ratio(tiny, picture, shifted, settings.overlap) - 1) < BORDER_TOLERANCE
     # docs/large_images.md: less than two gray levels, though not as little as another seed
@@ -32,7 +36,18 @@ def test_borders_of_windows_do_not_show(tiny: VARSR) -> None:
 
 
 @pytest.mark.slow
+def test_they_do_not_show_in_what_is_added_to_it_either(tiny: VARSR) -> None:
+    """Detail answers to small differences with large ones, so another grid is held to what another seed changes."""
+    settings, lr = RestoreSettings(tiny.config.generation), mosaic()[:, :LR_SIDE // 2, :LR_SIDE // 2]
+    assert tiny.config.generation.fidelity < 1
+    picture, shifted = both_grids(tiny, lr, settings)
+    assert abs(border_ratio(tiny, picture, shifted, settings.overlap) - 1) < BORDER_TOLERANCE
+    other_seed = restore(tiny, lr, dataclasses.replace(settings, seed=1))
+    assert agreement(picture, shifted, settings.overlap) > psnr_y(picture, other_seed) - SEED_MARGIN
+
+
+@pytest.mark.slow
 def test_without_overlap_they_do(tiny: VARSR) -> None:
-    settings = RestoreSettings(tiny.config.generation, overlap=0.0)
+    settings = RestoreSettings(dataclasses.replace(tiny.config.generation, fidelity=1.0), overlap=0.0)
     picture, shifted = both_grids(tiny, mosaic()[:, :LR_SIDE // 2, :LR_SIDE // 2], settings)
     assert abs(border_ratio(tiny, picture, shifted, settings.overlap) - 1) > 2 * BORDER_TOLERANCE
