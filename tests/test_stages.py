@@ -196,6 +196,12 @@ def test_the_pool_of_details_holds_what_the_model_makes() -> None:
             torch.testing.assert_close(fields[f"{name}_map{i}"].float(), each, atol=5e-3, rtol=5e-3)
 
 
+def test_a_state_without_samples_fills_its_pool_anew() -> None:
+    stage, again = detail_stage(), detail_stage()
+    again.load_state_dict(stage.state_dict())
+    assert again.train_step(0) == stage.train_step(0)
+
+
 def test_the_pool_of_details_is_renewed_slowly() -> None:
     stage = detail_stage(renew_every=3)
     added = []

@@ -198,7 +198,8 @@ class DetailStage:
         self.scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"])
         self.pool.load_state_dict(state["pool"])
-        self._restore_maps()
+        if len(self.pool):
+            self._restore_maps()
 
     def _restore_maps(self) -> None:
         """Compute the maps of the pool's pictures again, which states leave out."""
