@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from utils.cli import OneLineParser, add_model_flags, bounded, set_up_logging
+from utils.cli import add_model_flags
+from utils.flags import OneLineParser, bounded, set_up_logging
 
 MEGAPIXELS = 16.0
 MEGABYTES = 50

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from utils.cli import OneLineParser, bounded, set_up_logging
+from utils.flags import OneLineParser, bounded, set_up_logging
 from utils.protocols import PROTOCOLS
 
 

@@ -9,16 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from utils.cli import (
-    OneLineParser,
-    add_compile_flag,
-    add_model_flags,
-    add_sampling_flags,
-    bounded,
-    generation_options,
-    load_model,
-    set_up_logging,
-)
+from utils.cli import add_compile_flag, add_model_flags, add_sampling_flags, generation_options, load_model
+from utils.flags import OneLineParser, bounded, set_up_logging
 
 DEFAULT_CLASSES = 8
 

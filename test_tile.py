@@ -11,8 +11,8 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from utils.cli import OneLineParser
 from utils.fastvar_run import add_fastvar_flags, fastvar_config, plan_lines
+from utils.flags import OneLineParser
 from utils.restoration import add_restoration_flags, run_restoration
 
 

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from utils.cli import OneLineParser
+from utils.flags import OneLineParser
 from utils.restoration import add_restoration_flags, run_restoration
 
 

@@ -10,8 +10,8 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from utils.cli import OneLineParser, bounded
 from utils.fastvar_run import FastVARComparison, add_fastvar_flags, fastvar_config, plan_lines
+from utils.flags import OneLineParser, bounded
 from utils.restoration import add_restoration_flags, run_restoration
 
 

@@ -20,7 +20,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(build_parser(__doc__), sys.argv[1:] if argv is None else argv)
     import torch
 
-    from utils.training_cli import training_device, training_ranks
+    from utils.device import training_device
+    from utils.training_cli import training_ranks
 
     torch.manual_seed(args.seed)
     try:

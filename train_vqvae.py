@@ -13,8 +13,7 @@ import sys
 from pathlib import Path
 
 from models.config import ADVERSARIES
-from utils.cli import bounded
-from utils.flags import boolean, numbers
+from utils.flags import boolean, bounded, numbers
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -93,7 +92,8 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     import torch
 
-    from utils.training_cli import training_device, training_ranks
+    from utils.device import training_device
+    from utils.training_cli import training_ranks
 
     torch.manual_seed(args.seed)
     try:

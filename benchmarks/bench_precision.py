@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.subject import SAMPLES
-from utils.cli import DTYPES, EIGHT_BIT
+from utils.flags import DTYPES, EIGHT_BIT
+
+from .subject import SAMPLES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +38,8 @@ def load(source: str, name: str) -> VARSR:
     import torch
 
     from models.varsr import VARSR
-    from utils.cli import choose_dtype, make_fast
+    from utils.cli import make_fast
+    from utils.device import choose_dtype
     model = VARSR.from_pretrained(source, dtype=choose_dtype(name, torch.device("cpu")))
     return make_fast(model, name if name in EIGHT_BIT else None)
 
@@ -69,8 +71,9 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     import torch
 
-    from benchmarks.machine import describe
     from utils.metrics import psnr_y
+
+    from .machine import describe
     exact = load(args.model, "fp32")
     lr = windows(exact.config.image_size, exact.config.generation.scale)
     pictures, codes = restored(exact, lr)

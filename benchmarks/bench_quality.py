@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.subject import ROOT
+from .subject import ROOT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,8 +66,9 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
 
-    from benchmarks.machine import describe
-    from utils.allocator import keep_freed_memory
+    from utils.memory import keep_freed_memory
+
+    from .machine import describe
     keep_freed_memory()
     sets = [sample_set(args.results), *([crops(Path(args.held_out), args.count)] if args.held_out else [])]
     methods = {BICUBIC: bicubic} | {name: restorer(name, args) for name in args.model}
@@ -118,7 +119,8 @@ def restorer(source: str, args: argparse.Namespace) -> Callable[[Tensor], Tensor
     import torch
 
     from models.varsr import VARSR
-    from utils.cli import choose_dtype, make_fast
+    from utils.cli import make_fast
+    from utils.device import choose_dtype
     from utils.generation import RestoreSettings
     from utils.restore import restore
     device = torch.device(args.device)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.cli import DTYPES
+from utils.flags import DTYPES
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "testset" / "sample" / "HR"
@@ -57,14 +57,16 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
 
     import torch
 
-    from benchmarks.machine import peak_memory
     from models.varsr import VARSR
-    from utils.allocator import keep_freed_memory
-    from utils.cli import choose_dtype, make_fast
+    from utils.cli import make_fast
+    from utils.device import choose_dtype
     from utils.generation import RestoreSettings
     from utils.inputs import Job
+    from utils.memory import keep_freed_memory
     from utils.resample import SizeRequest
     from utils.runner import Runner, RunOptions
+
+    from .machine import peak_memory
 
     device = torch.device(args.device)
     keep_freed_memory()  # as the scripts do
@@ -98,8 +100,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     import torch
 
-    from benchmarks.machine import describe
-    from benchmarks.random_weights import NARROW, write_random
+    from .machine import describe
+    from .random_weights import NARROW, write_random
     with tempfile.TemporaryDirectory() as folder:
         if args.narrow:
             args.model = str(Path(folder) / NARROW)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.cli import DTYPES, EIGHT_BIT
+from utils.flags import DTYPES, EIGHT_BIT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,10 +63,12 @@ def load_subject(args: argparse.Namespace) -> tuple[VARSR, float]:
     """
     import torch
 
-    from benchmarks.machine import synchronize
     from models.varsr import VARSR
-    from utils.allocator import keep_freed_memory
-    from utils.cli import choose_dtype, make_fast
+    from utils.cli import make_fast
+    from utils.device import choose_dtype
+    from utils.memory import keep_freed_memory
+
+    from .machine import synchronize
     keep_freed_memory()
     device = torch.device(args.device)
     dtype = choose_dtype(args.dtype, device)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from utils.cli import OneLineParser, bounded
+from utils.flags import OneLineParser, bounded
 
 from .dataset import PhotoCrops
 

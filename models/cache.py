@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .mapped import return_freed_memory
+from utils.memory import return_freed_memory
 
 LARGE = 256 * 2 ** 20  # bytes; half a gigabyte and more at the published size
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from utils.files import replacing
+
 from .config import VARSRConfig
 from .hub import (
     CONFIG_FILE,
@@ -45,7 +47,7 @@ from .published import (
 from .unpickle import CheckpointError, load_pickle
 from .varsr import FULL_PRECISION, VARSR
 from .vqvae import VQVAE
-from .weights_file import DTYPE_NAMES, finite, read_safetensors, replacing, write_safetensors
+from .weights_file import DTYPE_NAMES, finite, read_safetensors, write_safetensors
 
 __all__ = ["CheckpointError", "LooseTensors", "export_published", "load_loose", "load_pretrained", "load_vqvae",
            "require_complete", "require_kind", "save_pretrained", "write_folder", "write_published"]

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import platform
 from os import PathLike
 from pathlib import Path
 
 from torch import Tensor
 
 SUFFIX = ".safetensors"
-GLIBC = "glibc"
 MAPS = Path("/proc/self/maps")  # Linux; elsewhere nothing is released, and the system reclaims pages under pressure
 
 
@@ -45,9 +43,3 @@ class MappedFile:
             if end > start:
                 advise = ctypes.CDLL(None).madvise
                 advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), ctypes.c_int(mmap.MADV_DONTNEED))
-
-
-def return_freed_memory() -> None:
-    """Give freed memory back where small pieces that are still in use hold it (glibc; other systems do as they do)."""
-    if platform.libc_ver()[0] == GLIBC:
-        ctypes.CDLL(None).malloc_trim(0)

@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.memory import return_freed_memory
+
 from .eight_bit import LEVELS, TINY, Float8Linear, Int8Linear
-from .mapped import MappedFile, return_freed_memory
+from .mapped import MappedFile
 
 INT8, FP8 = "int8", "fp8"  # what linears can be held in, beside the model's own type
 ZERO = 128  # where unsigned 8-bit activations have their zero

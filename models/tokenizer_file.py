@@ -10,11 +10,13 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from utils.files import replacing
+
 from .checkpoint import load_vqvae
 from .config import VQVAEConfig
 from .unpickle import CheckpointError
 from .vqvae import VQVAE
-from .weights_file import read_safetensors, replacing, write_safetensors
+from .weights_file import read_safetensors, write_safetensors
 
 TOKENIZER_WEIGHTS = "vqvae.safetensors"
 CONFIG_KEY = "vqvae_config"

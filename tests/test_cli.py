@@ -9,9 +9,9 @@ import torch
 from conftest import small_model
 
 from models.packed import packing_works
-from utils import precision
+from utils import device as precision
 from utils.cli import make_fast
-from utils.precision import cpu_computes_bf16, training_precision, warn_of_imitation
+from utils.device import cpu_computes_bf16, training_precision, warn_of_imitation
 
 
 @pytest.mark.parametrize(("vendor", "flags", "expected"), [

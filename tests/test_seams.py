@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.bench_seams import LR_SIDE, agreement, border_ratio, both_grids, mosaic
 from models.varsr import VARSR
-from utils.cli import choose_dtype
+from utils.device import choose_dtype
 from utils.generation import RestoreSettings
 from utils.metrics import psnr_y
 from utils.restore import restore

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from models.discriminator import Discriminators, Seen, adaptive_weight, generator_loss, hinge_loss
 
+from .device import autocast
 from .optim import clipped_step, parameter_groups, set_rates
-from .precision import autocast
 from .ranks import Ranks
 
 

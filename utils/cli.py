@@ -3,14 +3,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
+from .device import choose_device, choose_dtype
+from .flags import DTYPES, EIGHT_BIT, automatic, bounded
+
+if TYPE_CHECKING:
     from models.config import GenerationConfig
     from models.varsr import VARSR
 
@@ -20,36 +21,6 @@ CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 # What is used without --model, by super-resolution or not: the published file if it is there, else our own model.
 PUBLISHED = {True: CHECKPOINTS / "VARSR.pth", False: CHECKPOINTS / "VARSR_C2I.pth"}
 EMBEDDED = {True: CHECKPOINTS / "varsr-tiny", False: CHECKPOINTS / "varsr-tiny-c2i"}
-EIGHT_BIT = ("int8", "fp8")  # of the transformer and refiner; the rest is as "auto"
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
-
-def bounded(kind: type, low: float | None = None, high: float | None = None, open_low: bool = False,
-            open_high: bool = False) -> Callable[[str], float]:
-    """An argparse type that refuses values outside [low, high] (ends excluded if open) and says which are valid."""
-    def parse(text: str) -> float:
-        value = kind(text)
-        below = low is not None and (value <= low if open_low else value < low)
-        above = high is not None and (value >= high if open_high else value > high)
-        if below or above or value != value:
-            left = "any" if low is None else f"{'more than' if open_low else 'at least'} {low:g}"
-            right = "" if high is None else f" and {'less than' if open_high else 'at most'} {high:g}"
-            raise argparse.ArgumentTypeError(f"{text} is out of range: must be {left}{right}")
-        return value
-    parse.__name__ = kind.__name__
-    return parse
-
-
-def automatic(text: str) -> int | str:
-    """An argparse type for a positive number, or "auto"."""
-    return text if text == "auto" else bounded(int, 1)(text)
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors are one line, with exit code 1 as for every other mistake in the input."""
-
-    def error(self, message: str) -> None:
-        self.exit(1, f"{self.prog}: {message}\n")
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -101,31 +72,6 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
         help="colours after the LR picture (default: %(default)s)")
 
 
-def choose_device(name: str) -> torch.device:
-    """A device by name; "auto" is the GPU if there is one. Raises ValueError where it does not exist."""
-    import torch
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The type of activations by a name of --dtype; "auto" is the fastest that the device computes in."""
-    import torch
-
-    from .precision import computes_bf16
-    if name not in ("auto", *EIGHT_BIT):
-        return getattr(torch, DTYPES[name])
-    if computes_bf16(device):
-        return torch.bfloat16
-    return torch.float16 if device.type == "cuda" else torch.float32
-
-
 def load_model(args: argparse.Namespace, super_resolution: bool = True) -> tuple[VARSR, str]:
     """The model of a kind that the flags ask for, and a line that says which it is.
 
@@ -134,8 +80,8 @@ def load_model(args: argparse.Namespace, super_resolution: bool = True) -> tuple
     from models.checkpoint import require_kind
     from models.varsr import VARSR
 
-    from .allocator import keep_freed_memory
-    from .precision import warn_of_imitation
+    from .device import warn_of_imitation
+    from .memory import keep_freed_memory
     device = choose_device(args.device)
     eight_bit = args.dtype if args.dtype in EIGHT_BIT else None
     check_eight_bit(device, eight_bit)
@@ -197,10 +143,3 @@ def restore_settings(args: argparse.Namespace, model: VARSR, tiled: bool = False
     return RestoreSettings(generation, seed=args.seed, color_fix=args.color_fix,
                            batch_size=None if args.batch_size == "auto" else args.batch_size,
                            overlap=args.tile_overlap, fastvar=fast_pruning(model.config) if args.fast else None)
-
-
-def set_up_logging() -> None:
-    """Log lines as plain text on stderr, beside the progress bar."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("httpx", "huggingface_hub", "PIL"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)

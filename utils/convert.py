@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .cli import DTYPES
+from .flags import DTYPES
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from models.varsr import VARSR
 
+from .device import autocast
 from .luminance import smooth_luma
 from .metrics import mean_ssim
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
 from .pairs import Pairs, PairSource
-from .precision import autocast
 from .progress import timed
 from .sample_pool import SamplePool, from_bytes, to_bytes
 from .schedule import Schedule, short_warmup

@@ -21,12 +21,12 @@ from models.varsr import VARSR
 
 from .adversary import Adversary, AdversarySettings
 from .decoder_stage import averaged, generate
+from .device import autocast
 from .features import map_distance
 from .luminance import smooth_chroma
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
 from .pairs import PairSource
 from .perceptual import Perceptual
-from .precision import autocast
 from .sample_pool import SamplePool, from_bytes, to_bytes
 from .schedule import Schedule, short_warmup
 from .validation import Validation

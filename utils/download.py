@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from models.hub import PUBLISHED_REPO
 
-from .cli import CHECKPOINTS, OneLineParser
+from .cli import CHECKPOINTS
+from .flags import OneLineParser
 from .hub_files import HubError, HubFile, fault, fetch, list_files, remember, remembered
 
 WEIGHTS = ("*.pth", "*.safetensors")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from .cli import choose_device
+from .device import choose_device
 from .evaluation import Evaluation, Evaluator, Folders, find_folders
 from .evaluation_files import console_table, versions, write_manifest, write_tables, write_text
 from .html_report import render_report

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .cli import bounded
+from .flags import bounded
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .cli import DTYPES, OneLineParser, bounded
+from .flags import DTYPES, OneLineParser, bounded
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -99,15 +99,6 @@ class Ranks:
         return value
 
 
-def local_device(rank: int | None = None) -> str:
-    """The device of "auto" for this process: its own GPU of this machine, else the CPU."""
-    import torch
-    if not torch.cuda.is_available():
-        return "cpu"
-    local = int(os.environ.get("LOCAL_RANK", 0)) if rank is None else rank
-    return f"cuda:{local % torch.cuda.device_count()}" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else "cuda"
-
-
 def is_restart() -> bool:
     """Whether torchrun has started this group again after a failure."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from models.vqvae import VQVAE
 
+from .device import autocast
 from .luminance import luma
 from .metrics import ssim
-from .precision import autocast
 
 PEAK_TO_PEAK = 2.0  # of pictures in [-1, 1]
 CONTINUOUS = "continuous"  # column of the latent that was not quantised

@@ -8,15 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .cli import (
-    add_compile_flag,
-    add_generation_flags,
-    add_model_flags,
-    bounded,
-    load_model,
-    restore_settings,
-    set_up_logging,
-)
+from .cli import add_compile_flag, add_generation_flags, add_model_flags, load_model, restore_settings
+from .flags import bounded, set_up_logging
 
 if TYPE_CHECKING:
     from models.varsr import VARSR

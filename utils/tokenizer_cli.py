@@ -15,11 +15,11 @@ from models.config import BOTH, PATCH, PRESETS, VQVAEConfig
 from models.tokenizer_file import load_tokenizer
 from models.vqvae import VQVAE
 
+from .device import training_precision
 from .held_out import SEED, windows
 from .loaded_pairs import LoadedCrops
 from .pairs import CropSource
 from .perceptual import Perceptual, find_perceptual
-from .precision import training_precision
 from .ranks import Ranks
 from .schedule import short_warmup
 from .starting_model import preset_config

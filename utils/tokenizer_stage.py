@@ -24,12 +24,12 @@ from models.tokenizer_file import TOKENIZER_WEIGHTS, write_tokenizer
 from models.vqvae import VQVAE
 
 from .adversary import Adversary, AdversarySettings
+from .device import autocast
 from .grid import write_grid
 from .loaded_pairs import LoadedCrops
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
 from .pairs import CropSource
 from .perceptual import Perceptual
-from .precision import autocast
 from .progress import timed
 from .ranks import Ranks
 from .reconstruction import psnr, reconstruct

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.weights_file import replacing
+from .files import replacing
 
 log = logging.getLogger(__name__)
 

@@ -18,14 +18,15 @@ from dataloader.listing import find_entries
 from dataloader.loader import BatchLoader, SampleSource, WithLostClasses, WithNegatives
 from dataloader.published_crops import PublishedCrops
 
-from .allocator import keep_freed_memory
+from .device import training_device
 from .held_out import held_out
 from .loaded_pairs import LoadedPairs
 from .loop import LoopConfig, Stage, TrainingDiverged, TrainLoop
+from .memory import keep_freed_memory
 from .pairs import ClassSource, PairSource
 from .parallel import BACKEND
 from .progress import bar_text
-from .ranks import Ranks, local_device
+from .ranks import Ranks
 from .training_flags import SR, crops_of, given
 from .training_log import TrainingLog, WandBSettings, open_log
 from .validation import Validation, ValidationSettings
@@ -35,18 +36,6 @@ log = logging.getLogger(__name__)
 NEGATIVE_SHARE = 0.1
 DEFAULT_DATA, DEFAULT_NEGATIVES = "trainset", "trainset_neg"
 MIRRORED, UPRIGHT = 2, 1  # symmetries of random crops
-
-
-def training_device(name: str) -> torch.device:
-    """"auto" is the GPU of this process if there is one, else the CPU. Raises ValueError for a device without use."""
-    device = torch.device(local_device() if name == "auto" else name)
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError(f"--device {name}: PyTorch sees no GPU here, use --device cpu")
-        if device.index is None:
-            device = torch.device("cuda", torch.cuda.current_device())
-        torch.cuda.set_device(device)
-    return device
 
 
 def training_ranks(device: torch.device) -> Ranks:

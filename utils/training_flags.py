@@ -12,8 +12,7 @@ from typing import Any
 
 from models.config import ADVERSARIES
 
-from .cli import OneLineParser, bounded
-from .flags import boolean, numbers
+from .flags import OneLineParser, boolean, bounded, numbers
 from .schedule import CURVES
 
 SR, DECODER, DETAIL, CLASSES = STAGES = ("sr", "decoder", "detail", "c2i")

@@ -14,9 +14,9 @@ from models.varsr import VARSR
 
 from .decoder_stage import DecoderSettings, DecoderStage
 from .detail_stage import DetailSettings, DetailStage
+from .device import training_precision
 from .pairs import PairSource
 from .perceptual import find_perceptual
-from .precision import training_precision
 from .ranks import Ranks
 from .starting_model import build_model
 from .training_cli import class_pairs, held_out_pairs, photo_pairs

@@ -9,12 +9,12 @@ import torch
 
 from models.varsr import VARSR
 
+from .device import autocast
 from .grid import write_grid
 from .loaded_pairs import LoadedPairs
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
 from .pairs import ClassSource, Pairs, PairSource
 from .parallel import Parallel, ShardedAverage
-from .precision import autocast
 from .progress import timed
 from .ranks import Ranks
 from .refiner_draws import refiner_draws

@@ -17,13 +17,13 @@ from models.config import GenerationConfig
 from models.quantizer import Quantized
 from models.varsr import CONDITIONAL_CLASS, VARSR, ScaleStep
 
+from .device import autocast
 from .held_out import HeldOut
 from .images import save_picture
 from .learned import LearnedMetrics
 from .luminance import gray, luma
 from .metrics import gmsd, high_frequency, psnr_y, ssim_y
 from .perceptual import Perceptual
-from .precision import autocast
 from .protocols import ST_LPIPS
 from .resample import upsample
 from .sheet import SheetLayout, comparison_sheet

@@ -1,10 +1,13 @@
-"""Types of numbers: what a device computes in, and the training scripts' autocast contexts."""
+"""Devices and types of numbers: which there are, what each computes in, and autocast contexts for training."""
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import torch
+
+from .flags import DTYPES, EIGHT_BIT
 
 AUTOCAST_DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 BF16_TILES, BF16_VECTORS = "amx_bf16", "avx512_bf16"  # of /proc/cpuinfo
@@ -56,3 +59,45 @@ def warn_of_imitation(device: torch.device, dtype: torch.dtype | None) -> None:
     if works and hasattr(torch.ops.mkldnn, works) and not getattr(torch.ops.mkldnn, works)():
         log.warning("this processor only imitates %s, which is slow: fp32 is the faster type here",
                     str(dtype).removeprefix("torch."))
+
+
+def choose_device(name: str) -> torch.device:
+    """A device by name; "auto" is the GPU if there is one. Raises ValueError where it does not exist."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The type of activations by a name of --dtype; "auto" is the fastest that the device computes in."""
+
+    if name not in ("auto", *EIGHT_BIT):
+        return getattr(torch, DTYPES[name])
+    if computes_bf16(device):
+        return torch.bfloat16
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def local_device(rank: int | None = None) -> str:
+    """The device of "auto" for this process: its own GPU of this machine, else the CPU."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    local = int(os.environ.get("LOCAL_RANK", 0)) if rank is None else rank
+    return f"cuda:{local % torch.cuda.device_count()}" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else "cuda"
+
+
+def training_device(name: str) -> torch.device:
+    """"auto" is the GPU of this process if there is one, else the CPU. Raises ValueError for a device without use."""
+    device = torch.device(local_device() if name == "auto" else name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"--device {name}: PyTorch sees no GPU here, use --device cpu")
+        if device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        torch.cuda.set_device(device)
+    return device
