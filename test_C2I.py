@@ -55,8 +55,9 @@ def _draw_all(args, model, labels, options) -> int:
     """Draw, write each picture when it is done, then the contact sheet; the number of pictures."""
     from tqdm import tqdm
 
-    from utils.class_pictures import ClassPicture, ContactSheet, class_title, draw
-    from utils.images import save_picture, write_image
+    from pictures.rgb import save_picture, write_image
+    from pictures.sheets import ContactSheet
+    from utils.class_pictures import ClassPicture, class_title, draw
     wanted = [ClassPicture(label, index) for label in labels for index in range(args.n)]
     sheet = ContactSheet()
     drawn = draw(model, wanted, options, args.seed, args.batch_size)

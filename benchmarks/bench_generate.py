@@ -53,7 +53,7 @@ def stage_work(config, options, fastvar, batch: int, weight_size: int, key_size:
 
     Convolutions and the refiner are bound by operations: their bytes are left out.
     """
-    from ..benchmarks import flops
+    from . import flops
     scales = config.vqvae.scales
     rows = [batch * (2 if options.cfg > 0 and k >= options.cfg_from_scale else 1) for k in range(len(scales))]
     head = sum(count * flops.head_flops(config, k) for k, count in enumerate(rows))

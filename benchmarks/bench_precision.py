@@ -48,8 +48,8 @@ def windows(size: int, scale: float) -> Tensor:
     """The middle of every sample picture, enlarged to the model's window: (B, 3, S, S) in [0, 1]."""
     import torch
 
-    from utils.images import read_image
-    from utils.resample import TensorSource, result_size, upsample_region
+    from pictures.bicubic import TensorSource, result_size, upsample_region
+    from pictures.rgb import read_image
     parts = []
     for path in sorted(SAMPLES.iterdir()):
         source = TensorSource(read_image(path))

@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def sample_set(results: Iterable[Path] = ()) -> Set:
     """The pairs of the repository, and folders of results for them."""
-    from utils.images import read_image
+    from pictures.rgb import read_image
     folder = ROOT / "testset" / "sample"
     names = sorted(path.name for path in (folder / "LR").iterdir())
     return Set("sample set", [read_image(folder / "LR" / name) for name in names],
@@ -110,7 +110,7 @@ def crops(folder: Path, count: int) -> Set:
 
 def bicubic(lr: Tensor) -> Tensor:
     """The picture enlarged."""
-    from utils.resample import upsample
+    from pictures.bicubic import upsample
     return upsample(lr, SCALE)
 
 
@@ -133,8 +133,8 @@ def quality(pictures: Iterable[Tensor], references: list[Tensor]) -> dict[str, f
     """Means over the pictures, as they are saved: rounded to 8 bits."""
     import torch
 
+    from pictures.luma import eight_bit, gray, luma
     from utils.learned import LearnedMetrics
-    from utils.luminance import eight_bit, gray, luma
     from utils.metrics import gmsd, high_frequency, psnr_y, ssim_y
     from utils.no_reference import piqe
     from utils.protocols import NIQE, ST_LPIPS

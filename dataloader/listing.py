@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from utils.formats import SUFFIXES
+from pictures.formats import SUFFIXES
 
 log = logging.getLogger(__name__)
 

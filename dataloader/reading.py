@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from utils.formats import ImageError
-from utils.picture import read_picture
+from pictures.formats import ImageError
+from pictures.picture import read_picture
 
 from .listing import Entry
 

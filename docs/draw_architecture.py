@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
 from models.varsr import VARSR, ScaleStep
-from utils.images import read_image
-from utils.resample import TensorSource, result_size, upsample_region
+from pictures.bicubic import TensorSource, result_size, upsample_region
+from pictures.rgb import read_image
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "testset" / "sample" / "LR" / "cat.png"

@@ -11,7 +11,8 @@ from os import PathLike
 import torch
 from torch import Tensor
 
-from .checkpoint import CheckpointError, LooseTensors, load_loose
+from .checkpoint import LooseTensors, load_loose
+from .unpickle import CheckpointError
 from .varsr import VARSR
 from .weights_file import finite
 

@@ -16,6 +16,7 @@ from PIL import Image
 import app
 import test_tile as tile_script
 from models.varsr import VARSR
+from pictures.rgb import read_image
 from utils import cli
 from utils.app_jobs import (
     Cancelled,
@@ -32,7 +33,6 @@ from utils.app_jobs import (
 )
 from utils.class_pictures import ClassPicture, draw
 from utils.fidelity import with_detail
-from utils.images import read_image
 
 PLENTY = 10 ** 7
 

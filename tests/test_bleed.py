@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from utils import bleed as module
-from utils.bleed import bleed
+from pictures import alpha as module
+from pictures.alpha import bleed
 
 
 @settings(max_examples=40, deadline=None)

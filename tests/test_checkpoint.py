@@ -18,18 +18,11 @@ from recipe import SMALL, config_weights, write_published_checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.checkpoint import (
-    CheckpointError,
-    export_published,
-    load_pretrained,
-    load_vqvae,
-    require_kind,
-    save_pretrained,
-)
+from models.checkpoint import export_published, load_pretrained, load_vqvae, require_kind, save_pretrained
 from models.config import PRESETS
 from models.hub import parse_hub_id
 from models.mapped import MappedFile
-from models.unpickle import load_pickle
+from models.unpickle import CheckpointError, load_pickle
 from models.varsr import FULL_PRECISION, VARSR
 
 

@@ -16,7 +16,8 @@ from dataloader.class_set import main as sort_classes
 from dataloader.sources import read_photo_list
 from models.config import ConfigError, VARSRConfig
 from models.varsr import VARSR
-from utils.class_pictures import SHEET_ROWS, ContactSheet, parse_classes
+from pictures.sheets import SHEET_ROWS, ContactSheet
+from utils.class_pictures import parse_classes
 from utils.pairs import ClassSource
 
 CPU = torch.device("cpu")

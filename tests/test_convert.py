@@ -11,10 +11,10 @@ from conftest import small_class_model, small_model
 from recipe import SMALL, config_weights, write_published_checkpoint
 from safetensors.torch import load_file
 
-from models.checkpoint import CheckpointError, load_vqvae
+from models.checkpoint import load_vqvae
 from models.config import GenerationConfig
 from models.transfer import transfer_weights
-from models.unpickle import load_pickle
+from models.unpickle import CheckpointError, load_pickle
 from models.varsr import FULL_PRECISION, VARSR
 from train import main as train
 from utils.convert import main

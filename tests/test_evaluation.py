@@ -16,8 +16,8 @@ from PIL import Image
 
 import evaluate as script
 import test_varsr
+from pictures.rgb import write_image
 from utils.bootstrap import estimate
-from utils.images import write_image
 from utils.protocols import PROTOCOLS
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from PIL import ExifTags, Image
 
-from utils import exif
+from pictures import exif
 
 MAKER_NOTE, ARTIST = bytes(range(256)), "Ärtist é".encode()
 

@@ -9,9 +9,9 @@ import test_varsr
 import test_varsr_fastvar
 from models.config import PRESETS
 from models.varsr import VARSR
+from pictures.rgb import read_image
 from utils.cli import restore_settings
 from utils.fast import fast_pruning
-from utils.images import read_image
 from utils.restore import restore
 
 

@@ -9,12 +9,12 @@ import torch
 from models.config import PRESETS
 from models.initialization import initialize
 from models.varsr import VARSR
+from pictures.bicubic import TensorSource
 from utils import finishing
 from utils import render as rendering
 from utils.batching import BatchSize
 from utils.merging import merged_latent
 from utils.render import render
-from utils.resample import TensorSource
 from utils.tiles import TiledPicture
 
 PART = 64  # smaller than in use, so that a small picture has several

@@ -8,10 +8,10 @@ import torch
 
 from models.config import GenerationConfig
 from models.varsr import VARSR
+from pictures.bicubic import TensorSource
 from utils.batching import BatchSize, automatic_batch_size, free_memory, is_out_of_memory, window_bytes
 from utils.generation import RestoreSettings, generate_windows
 from utils.latents import FileLatents, Flags
-from utils.resample import TensorSource
 from utils.tiles import TiledPicture
 
 SETTINGS = RestoreSettings(GenerationConfig(cfg=1.0, top_k=4))

@@ -12,7 +12,7 @@ import torch
 from metric_pairs import pair
 
 import evaluate as script
-from utils.images import write_image
+from pictures.rgb import write_image
 from utils.svg_plots import distribution, nice_ticks
 
 EVIL = "<img src=x onerror=alert(1)>'\"&"  # as a method's name

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.images import ImageError, read_image, to_pillow, write_image
+from pictures.formats import ImageError
+from pictures.rgb import read_image, to_pillow, write_image
 
 
 def pixels(height: int = 6, width: int = 9) -> np.ndarray:

@@ -14,10 +14,10 @@ from reference.make_metric_values import PAIRS, pyiqa_metrics
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from pictures.luma import eight_bit, luma, smooth_chroma, smooth_luma
+from pictures.rgb import read_image
 from utils.fsim import fsim
-from utils.images import read_image
 from utils.learned import LearnedMetrics
-from utils.luminance import eight_bit, luma, smooth_chroma, smooth_luma
 from utils.measuring import full_reference
 from utils.metrics import gmsd, mean_ssim, ms_ssim, psnr, psnr_y, ssim, ssim_y
 from utils.niqe_parameters import REMEDY, Pristine, find_parameters, load_parameters

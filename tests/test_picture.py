@@ -14,9 +14,8 @@ import tifffile
 from conftest import color_profile
 from PIL import Image, ImageCms, ImageOps
 
-from utils.formats import AVIF, ImageError
-from utils.picture import frame_count, read_picture
-from utils.vips import vips
+from pictures.formats import AVIF, ImageError, vips
+from pictures.picture import frame_count, read_picture
 
 RNG = np.random.default_rng(0)
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
@@ -319,7 +318,7 @@ def test_no_permission(tmp_path: Path) -> None:
 @pytest.mark.parametrize("package, suffix", [("pillow_heif", "heic"), ("pillow_jxl", "jxl")])
 def test_formats_of_plugins(tmp_path: Path, package: str, suffix: str) -> None:
     pytest.importorskip(package)
-    from utils.formats import SUFFIXES, register_plugins
+    from pictures.formats import SUFFIXES, register_plugins
     register_plugins()
     smooth = np.dstack((*np.meshgrid(np.arange(0, 128, 2), np.arange(0, 128, 2)), np.full((64, 64), 90)))
     Image.fromarray(smooth.astype(np.uint8)).save(tmp_path / f"a.{suffix}", quality=95)

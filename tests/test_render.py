@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from models.varsr import VARSR
+from pictures.bicubic import TensorSource
 from utils.batching import BatchSize
 from utils.color import wavelet_color_fix
 from utils.merging import merged_latent
 from utils.render import render, with_context
-from utils.resample import TensorSource
 from utils.tiles import TiledPicture
 
 

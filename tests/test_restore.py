@@ -8,8 +8,9 @@ import torch
 
 from models.config import GenerationConfig
 from models.varsr import VARSR
-from utils.resample import upsample
-from utils.restore import RestoreSettings, restore
+from pictures.bicubic import upsample
+from utils.generation import RestoreSettings
+from utils.restore import restore
 from utils.tiles import place_seed, refiner_noise
 from utils.windows import Window
 

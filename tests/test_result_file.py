@@ -19,10 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from utils import encode, result_file
-from utils.formats import AVIF, HEIF, JPEG_XL, ImageError
-from utils.picture import Metadata, Picture, read_picture
-from utils.result_file import ResultFile, ResultOptions
+from pictures import file_writer as encode
+from pictures import result_file
+from pictures.formats import AVIF, HEIF, JPEG_XL, ImageError
+from pictures.picture import Metadata, Picture, read_picture
+from pictures.result_file import ResultFile, ResultOptions
 
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"></x:xmpmeta>'
 OPTIONAL = [suffix[1:] for suffix in (*AVIF[:1], *HEIF[:1], *JPEG_XL)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from utils.sheet import SheetLayout, comparison_sheet, detail_corner, evenly
+from pictures.sheets import SheetLayout, comparison_sheet, detail_corner, evenly
 
 SCREEN = 1600, 1200
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import pictures.result_file
 import test_tile as script
 import utils.large
-import utils.result_file
 from utils.work_folder import WorkFolder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -128,14 +128,14 @@ def test_a_full_disk_costs_one_picture(run, tmp_path: Path, monkeypatch: pytest.
                                        capsys: pytest.CaptureFixture) -> None:
     for name in "ab":
         noise(tmp_path / "in" / f"{name}.png")
-    encode = utils.result_file.encode
+    encode = pictures.file_writer.encode
 
     def full(store: object, path: Path, *rest: object) -> None:
         if path.name.startswith(".a"):
             path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         encode(store, path, *rest)
-    monkeypatch.setattr(utils.result_file, "encode", full)
+    monkeypatch.setattr(pictures.result_file, "encode", full)
     assert run("-i", tmp_path / "in", "-o", tmp_path / "out") == 1
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["b.png"]
     assert "a.png" in (told := capsys.readouterr().out) and "No space left" in told

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from models.varsr import VARSR
-from utils.resample import TensorSource, upsample
+from pictures.bicubic import TensorSource, upsample
 from utils.tiles import TiledPicture, refiner_noise
 from utils.windows import Window
 

@@ -9,9 +9,9 @@ import torch
 from conftest import small_class_model, small_model
 from recipe import SMALL, config_weights
 
-from models.checkpoint import CheckpointError
 from models.config import PRESETS, VARSRConfig, published_size
 from models.transfer import CLASSES, LEVELS, START, transfer_weights
+from models.unpickle import CheckpointError
 from models.varsr import VARSR
 
 

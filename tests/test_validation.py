@@ -11,8 +11,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from models.varsr import VARSR
+from pictures.luma import gray, luma
 from utils.held_out import HeldOut
-from utils.luminance import gray, luma
 from utils.metrics import gmsd, high_frequency, psnr_y, ssim_y
 from utils.validation import Validation, ValidationSettings, measure
 

@@ -13,20 +13,21 @@ from torch import Tensor
 
 from models.fastvar import FastVARConfig
 from models.varsr import VARSR, ScaleStep
+from pictures.bicubic import MAX_SCALE, SizeRequest, enlarged
+from pictures.picture import Picture, read_picture
+from pictures.result_file import ResultFile, ResultOptions
+from pictures.rgb import read_image, save_picture
+from pictures.sheets import ContactSheet
 
-from .app_preview import Preview, enlarged
-from .class_pictures import ClassPicture, ContactSheet, class_title, draw
+from .app_preview import Preview
+from .class_pictures import ClassPicture, class_title, draw
 from .cli import EMBEDDED, PUBLISHED, load_model
 from .fast import fast_generation, fast_pruning
 from .generation import RestoreSettings, Work, generate_windows
-from .images import read_image, save_picture
 from .inputs import AUTO, OutputNames
-from .picture import Picture, read_picture
 from .render import COLOR_FIXES, render
-from .resample import MAX_SCALE, SizeRequest
 from .restoration import making_of
 from .restore import batch_size_for
-from .result_file import ResultFile, ResultOptions
 from .tiles import TiledPicture
 
 FAILURES = (ValueError, OSError, RuntimeError, MemoryError)

@@ -15,6 +15,8 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read once, when gr
 import gradio as gr
 
 from models.config import VARSRConfig
+from pictures.formats import SUFFIXES
+from pictures.rgb import read_image, to_pillow
 
 from .app_jobs import (
     FAILURES,
@@ -36,8 +38,6 @@ from .app_jobs import (
 from .app_preview import fitted
 from .class_pictures import class_title
 from .cli import CHECKPOINTS
-from .formats import SUFFIXES
-from .images import read_image, to_pillow
 from .render import COLOR_FIXES
 
 EXAMPLES = CHECKPOINTS.parent / "testset" / "sample" / "LR"

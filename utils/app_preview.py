@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.varsr import VARSR
+from pictures.bicubic import upsample_region
 
-from .resample import PictureSource, upsample_region
 from .tiles import TiledPicture
 from .windows import Window
 
@@ -22,11 +22,6 @@ def shrunk(size: tuple[int, int], longest: int) -> tuple[int, int]:
     """(height, width) made to fit `longest` pixels a side, never enlarged."""
     factor = min(1.0, longest / max(size))
     return max(round(size[0] * factor), 1), max(round(size[1] * factor), 1)
-
-
-def enlarged(source: PictureSource, size: tuple[int, int]) -> Tensor:
-    """The LR picture, bicubically at a result's size, in [0, 1]: what the result is compared with."""
-    return upsample_region(source, size, 0, 0, *size)
 
 
 def fitted(picture: Tensor, longest: int = VIEW_SIDE) -> Tensor:

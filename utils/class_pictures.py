@@ -1,4 +1,4 @@
-"""Drawing pictures of classes: which, in what order, under which seeds, and the contact sheet."""
+"""Drawing pictures of classes: which, in what order, under which seeds."""
 from __future__ import annotations
 
 import zlib
@@ -8,17 +8,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from models.config import GenerationConfig, VARSRConfig
 from models.varsr import VARSR, ScaleStep
 
-from .images import to_pillow
-
 ALL = "all"
-LABEL_HEIGHT, GAP, FONT_SIZE, THUMBNAIL = 22, 4, 14, 192  # pixels of the contact sheet
-SHEET_ROWS = 64  # classes on it at most
 OnScale = Callable[[Sequence["ClassPicture"], ScaleStep], None]
 
 
@@ -85,31 +80,3 @@ def draw(model: VARSR, wanted: Sequence[ClassPicture], options: GenerationConfig
         pictures = model.generate(labels=labels, options=options, seed=[item.seed(seed) for item in batch],
                                   on_scale=report)
         yield from zip(batch, pictures.float().cpu(), strict=True)
-
-
-class ContactSheet:
-    """One row of thumbnails a class under its title; classes after the first 64 are left out."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, list[Image.Image]] = {}
-
-    def add(self, title: str, picture: Tensor) -> None:
-        """Add a picture (3, S, S) in [0, 1] to its class's row."""
-        if title not in self.rows and len(self.rows) == SHEET_ROWS:
-            return
-        thumbnail = to_pillow(picture)
-        thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
-        self.rows.setdefault(title, []).append(thumbnail)
-
-    def render(self) -> Image.Image:
-        """The sheet."""
-        size = next(iter(self.rows.values()))[0].height
-        width = max(len(pictures) for pictures in self.rows.values()) * (size + GAP)
-        sheet = Image.new("RGB", (width, len(self.rows) * (size + GAP + LABEL_HEIGHT)), "white")
-        pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=FONT_SIZE)
-        for row, (title, pictures) in enumerate(self.rows.items()):
-            top = row * (size + GAP + LABEL_HEIGHT)
-            pen.text((GAP, top + GAP), title, fill="black", font=font)
-            for column, picture in enumerate(pictures):
-                sheet.paste(picture, (column * (size + GAP), top + LABEL_HEIGHT))
-        return sheet

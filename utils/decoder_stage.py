@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.varsr import VARSR
+from pictures.luma import smooth_luma
 
 from .device import autocast
-from .luminance import smooth_luma
 from .metrics import mean_ssim
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
 from .pairs import Pairs, PairSource

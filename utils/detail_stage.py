@@ -18,12 +18,12 @@ from torch import Tensor
 from models.config import BOTH
 from models.discriminator import Discriminators, Seen
 from models.varsr import VARSR
+from pictures.luma import smooth_chroma
 
 from .adversary import Adversary, AdversarySettings
 from .decoder_stage import averaged, generate
 from .device import autocast
 from .features import map_distance
-from .luminance import smooth_chroma
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
 from .pairs import PairSource
 from .perceptual import Perceptual

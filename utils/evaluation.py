@@ -12,12 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pictures.bicubic import TensorSource, upsample_region
+from pictures.folders import InputError, pictures_in
+from pictures.formats import ImageError
+from pictures.rgb import read_image
+
 from .bootstrap import Estimate, estimate
-from .images import ImageError, read_image
-from .inputs import InputError, pictures_in
 from .measuring import Measurer
 from .protocols import Protocol
-from .resample import TensorSource, upsample_region
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,11 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 
+from pictures.folders import pictures_in
+
 from .bootstrap import CONFIDENCE, RESAMPLES, SEED, Estimate
 from .evaluation import Evaluation
 from .files import replacing
-from .inputs import pictures_in
 
 VALUES_FILE, SUMMARY_FILE, MANIFEST_FILE = "metrics.csv", "summary.csv", "manifest.json"
 VERSIONS_OF = ("torch", "torchvision", "numpy", "pillow", "pyiqa", "mmagic", "basicsr")

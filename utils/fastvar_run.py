@@ -86,7 +86,8 @@ class FastVARComparison:
             restore(self.model, torch.zeros(3, side, side), each, size=(side, side))
 
     def __call__(self, started: Started) -> dict[str, Tensor]:
-        from .images import read_image
+        from pictures.rgb import read_image
+
         from .metrics import psnr_y
         from .restore import restore
         picture, record, tiled = started.picture, started.record, started.tiled

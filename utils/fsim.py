@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .luminance import yiq
+from pictures.luma import yiq
+
 from .metrics import require_comparable
 
 # Similarity constants for phase congruency, gradient and the two chroma planes; exponent of the chroma part

@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .images import ImageError, read_image
-from .inputs import HR_FOLDER, LR_FOLDER, matching_reference, pictures_in
+from pictures.folders import HR_FOLDER, LR_FOLDER, matching_reference, pictures_in
+from pictures.formats import ImageError
+from pictures.rgb import read_image
+
 from .pairs import Degrader, Sampler
 
 log = logging.getLogger(__name__)

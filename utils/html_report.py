@@ -13,10 +13,12 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
+from pictures.formats import ImageError
+from pictures.rgb import read_image, to_pillow
+
 from .bootstrap import CONFIDENCE, RESAMPLES, SEED, Estimate
 from .evaluation import BICUBIC, Evaluation, Partners, enlarged
 from .evaluation_files import number
-from .images import ImageError, read_image, to_pillow
 from .protocols import Metric
 from .svg_plots import colour, distribution
 

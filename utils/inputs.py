@@ -7,16 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from .images import SUFFIXES
+from pictures.folders import LR_FOLDER, RESULT_FOLDER, InputError, matching_reference, pictures_in
+from pictures.formats import SUFFIXES
 
-LR_FOLDER, HR_FOLDER, RESULT_FOLDER = "LR", "HR", "VARPrediction"
 AUTO = "auto"
 # What `--ext auto` writes for a source; kinds that are not listed become PNG.
 SAME_KIND = {".png": ".png", ".jpg": ".jpg", ".jpeg": ".jpg", ".webp": ".webp", ".tif": ".tif", ".tiff": ".tif"}
-
-
-class InputError(ValueError):
-    """There is nothing to work on; the message names the place that was searched."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +44,6 @@ class OutputNames:
         """File name of a source's result."""
         ending = SAME_KIND.get(source.suffix.lower(), ".png") if self.ext == AUTO else f".{self.ext}"
         return f"{source.stem}{self.suffix}{ending}"
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """Picture files directly in a folder, sorted by name."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
 
 
 def collect(pattern: str, recursive: bool = False) -> Found:
@@ -114,14 +105,6 @@ def per_frame(job: Job, frames: int) -> list[Job]:
         return [job]
     return [replace(job, frame=i, output=job.output.with_stem(f"{job.output.stem}_frame{i + 1:04d}"))
             for i in range(frames)]
-
-
-def matching_reference(source: Path) -> Path | None:
-    """The HR picture of an LR picture: the same stem in the folder `HR` beside its own."""
-    folder = source.parent.parent / HR_FOLDER
-    if source.parent.name != LR_FOLDER or not folder.is_dir():
-        return None
-    return next((p for p in pictures_in(folder) if p.stem == source.stem), None)
 
 
 def default_jobs(root: Path, names: OutputNames | None = None) -> list[Job]:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from pictures.luma import eight_bit, gray, luma
+
 from .fsim import fsim
 from .learned import LearnedMetrics
-from .luminance import eight_bit, gray, luma
 from .metrics import gmsd, ms_ssim, psnr, require_comparable, ssim
 from .no_reference import piqe
 from .protocols import Metric, Protocol

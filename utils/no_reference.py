@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .luminance import PEAK, full_range_luma, gray
+from pictures.luma import PEAK, full_range_luma, gray
+
 from .metrics import gaussian_taps, smooth
 from .niqe_parameters import Pristine
 

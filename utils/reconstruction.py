@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from models.vqvae import VQVAE
+from pictures.luma import luma
 
 from .device import autocast
-from .luminance import luma
 from .metrics import ssim
 
 PEAK_TO_PEAK = 2.0  # of pictures in [-1, 1]

@@ -116,10 +116,11 @@ def making_of(settings: RestoreSettings, description: str) -> tuple[tuple[str, s
 
 
 def _run_options(args: argparse.Namespace, settings: RestoreSettings, description: str) -> RunOptions:
-    from .picture import MAX_PIXELS
+    from pictures.bicubic import SizeRequest
+    from pictures.picture import MAX_PIXELS
+    from pictures.result_file import ResultOptions
+
     from .ranks import is_restart
-    from .resample import SizeRequest
-    from .result_file import ResultOptions
     from .runner import RunOptions
     return RunOptions(
         size=SizeRequest(settings.generation.scale, args.width, args.height, args.longest),
@@ -131,7 +132,9 @@ def _run_options(args: argparse.Namespace, settings: RestoreSettings, descriptio
 
 def _jobs(args: argparse.Namespace, testsets: Path) -> tuple[list[Job], dict[Path, str]]:
     """The jobs, and what could not even be listed."""
-    from .inputs import InputError, OutputNames, collect, default_jobs, jobs_for
+    from pictures.folders import InputError
+
+    from .inputs import OutputNames, collect, default_jobs, jobs_for
     names = OutputNames(args.suffix, args.ext)
     if args.input is None:
         if args.output is not None:
@@ -145,9 +148,10 @@ def _jobs(args: argparse.Namespace, testsets: Path) -> tuple[list[Job], dict[Pat
 
 def _frames(jobs: list[Job]) -> list[Job]:
     """A job for every frame; files that cannot be read stay one job, which will say why."""
-    from .images import ImageError
+    from pictures.formats import ImageError
+    from pictures.picture import frame_count
+
     from .inputs import per_frame
-    from .picture import frame_count
     every = []
     for job in jobs:
         try:

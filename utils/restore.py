@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 
 from models.varsr import VARSR
+from pictures.bicubic import TensorSource, result_size
 
 from .batching import BatchSize, automatic_batch_size
 from .generation import Progress, RestoreSettings, generate_windows
 from .render import COLOR_FIXES, render
-from .resample import TensorSource, result_size
 from .tiles import TiledPicture
 
 

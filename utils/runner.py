@@ -13,22 +13,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.varsr import VARSR
+from pictures.bicubic import SizeRequest
+from pictures.formats import ImageError
+from pictures.picture import MAX_PIXELS, Picture, frame_count, read_picture
+from pictures.result_file import ResultFile, ResultOptions
+from pictures.rgb import read_image, save_picture
+from pictures.sheets import comparison_sheet, evenly
 
 from .generation import Progress, RestoreSettings, generate_windows
-from .images import ImageError, read_image, save_picture
 from .inputs import Job
 from .large import restore_large
 from .latents import LatentStore
 from .learned import LearnedMetrics
 from .metrics import SSIM_SIDE, psnr_y, ssim_y
-from .picture import MAX_PIXELS, Picture, frame_count, read_picture
 from .ranks import Ranks
 from .render import render
 from .report import METRICS_FILE, FileRecord, Report, append_log, mean_row, write_table
-from .resample import SizeRequest
 from .restore import batch_size_for
-from .result_file import ResultFile, ResultOptions
-from .sheet import comparison_sheet, evenly
 from .started import Started
 from .tiles import TiledPicture
 from .work_folder import WorkFolder

@@ -3,10 +3,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pictures.picture import Picture
+from pictures.result_file import ResultFile
+
 from .inputs import Job
-from .picture import Picture
 from .report import FileRecord
-from .result_file import ResultFile
 from .tiles import TiledPicture
 
 

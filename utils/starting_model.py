@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from models.checkpoint import CheckpointError, LooseTensors, load_loose
+from models.checkpoint import LooseTensors, load_loose
 from models.config import PRESETS, VARSRConfig, published_size
 from models.initialization import InitConfig, initialize
 from models.tokenizer_file import load_tokenizer
 from models.transfer import Transfer, transfer_weights
+from models.unpickle import CheckpointError
 from models.varsr import VARSR
 from models.vqvae import VQVAE
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from models.config import VARSRConfig
 from models.varsr import RefinerNoise
+from pictures.bicubic import PictureSource, upsample_region
 
 from .latents import LatentStore
-from .resample import PictureSource, upsample_region
 from .windows import MIN_OVERLAP, Window, WindowGrid
 
 DECODING_OVERLAP = 0.5  # of neighbouring decoded windows

@@ -22,10 +22,10 @@ from models.config import PATCH
 from models.discriminator import Discriminators, Seen
 from models.tokenizer_file import TOKENIZER_WEIGHTS, write_tokenizer
 from models.vqvae import VQVAE
+from pictures.sheets import write_grid
 
 from .adversary import Adversary, AdversarySettings
 from .device import autocast
-from .grid import write_grid
 from .loaded_pairs import LoadedCrops
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
 from .pairs import CropSource

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from models.varsr import VARSR
+from pictures.sheets import write_grid
 
 from .device import autocast
-from .grid import write_grid
 from .loaded_pairs import LoadedPairs
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
 from .pairs import ClassSource, Pairs, PairSource

@@ -16,17 +16,17 @@ from torch import Tensor
 from models.config import GenerationConfig
 from models.quantizer import Quantized
 from models.varsr import CONDITIONAL_CLASS, VARSR, ScaleStep
+from pictures.bicubic import upsample
+from pictures.luma import gray, luma
+from pictures.rgb import save_picture
+from pictures.sheets import SheetLayout, comparison_sheet
 
 from .device import autocast
 from .held_out import HeldOut
-from .images import save_picture
 from .learned import LearnedMetrics
-from .luminance import gray, luma
 from .metrics import gmsd, high_frequency, psnr_y, ssim_y
 from .perceptual import Perceptual
 from .protocols import ST_LPIPS
-from .resample import upsample
-from .sheet import SheetLayout, comparison_sheet
 
 Metric = Callable[[Tensor, Tensor], float]
 METRICS: dict[str, Metric] = {"psnr_y": psnr_y, "ssim_y": ssim_y,

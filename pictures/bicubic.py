@@ -90,3 +90,8 @@ class SizeRequest:
             raise ValueError(f"{source.width}x{source.height} to {size[1]}x{size[0]} is a scale of "
                              f"{min(factors):.3g} to {max(factors):.3g}: must be from 1 to {MAX_SCALE:g}")
         return size
+
+
+def enlarged(source: PictureSource, size: tuple[int, int]) -> Tensor:
+    """The LR picture, bicubically at a result's size, in [0, 1]: what the result is compared with."""
+    return upsample_region(source, size, 0, 0, *size)

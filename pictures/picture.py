@@ -15,11 +15,10 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from .bleed import bleed
-from .decode import Decoded, decode, is_tiff, open_picture, pages, usable_profile
-from .formats import ImageError
-from .profile import is_srgb, to_srgb
-from .vips import reason, vips
+from .alpha import bleed
+from .file_reader import Decoded, decode, is_tiff, open_picture, pages, usable_profile
+from .formats import ImageError, reason, vips
+from .icc import is_srgb, to_srgb
 
 log = logging.getLogger(__name__)
 

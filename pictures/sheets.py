@@ -1,16 +1,20 @@
-"""Comparison sheet: each picture whole and in one magnified part, in labelled columns, several pictures a line."""
+"""Sheets of pictures: comparisons for people, plain grids of training, contact sheets of classes."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .images import to_pillow
+from .rgb import to_pillow
 
 BACKGROUND, INK, FRAME = "white", "black", "red"
+
+LABEL_HEIGHT, GAP, FONT_SIZE, THUMBNAIL = 22, 4, 14, 192  # pixels of the contact sheet
+SHEET_ROWS = 64  # classes on it at most
 
 
 @dataclass(frozen=True)
@@ -90,3 +94,41 @@ def evenly(rows: Mapping[str, Mapping[str, Tensor]], count: int | None) -> dict[
     if count is None or count >= len(names):
         return dict(rows)
     return {names[i]: rows[names[i]] for i in (place * len(names) // count for place in range(count))}
+
+
+def write_grid(path: Path, rows: Sequence[Tensor], gap: int = 2) -> None:
+    """Write a PNG of rows of pictures; each row is (M, 3, H, W) in [0, 1], all of one size."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    padded = [torch.nn.functional.pad(row.float().cpu(), (0, gap, 0, gap), value=1.0) for row in rows]
+    lines = [torch.cat(list(row), dim=2) for row in padded]  # (3, H, M*W)
+    sheet = torch.cat(lines, dim=1)
+    pixels = sheet.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(path)
+
+
+class ContactSheet:
+    """One row of thumbnails a class under its title; classes after the first 64 are left out."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[Image.Image]] = {}
+
+    def add(self, title: str, picture: Tensor) -> None:
+        """Add a picture (3, S, S) in [0, 1] to its class's row."""
+        if title not in self.rows and len(self.rows) == SHEET_ROWS:
+            return
+        thumbnail = to_pillow(picture)
+        thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
+        self.rows.setdefault(title, []).append(thumbnail)
+
+    def render(self) -> Image.Image:
+        """The sheet."""
+        size = next(iter(self.rows.values()))[0].height
+        width = max(len(pictures) for pictures in self.rows.values()) * (size + GAP)
+        sheet = Image.new("RGB", (width, len(self.rows) * (size + GAP + LABEL_HEIGHT)), "white")
+        pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=FONT_SIZE)
+        for row, (title, pictures) in enumerate(self.rows.items()):
+            top = row * (size + GAP + LABEL_HEIGHT)
+            pen.text((GAP, top + GAP), title, fill="black", font=font)
+            for column, picture in enumerate(pictures):
+                sheet.paste(picture, (column * (size + GAP), top + LABEL_HEIGHT))
+        return sheet

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .formats import FORMATS, INTERPRETATIONS, vips
 from .tiff import LONG8, SHORT, Entry, Layout, directory_bytes
-from .vips import FORMATS, INTERPRETATIONS, vips
 
 STRIP_BYTES = 4 * 2 ** 20
 LAYOUT = Layout("<" if sys.byteorder == "little" else ">", big=True)

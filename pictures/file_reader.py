@@ -12,10 +12,9 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from . import exif as exif_block
-from .formats import ImageError, register_plugins
-from .profile import profile_channels, to_srgb
+from .formats import ImageError, register_plugins, vips
+from .icc import profile_channels, to_srgb
 from .tiff import DAMAGED
-from .vips import vips
 
 log = logging.getLogger(__name__)
 

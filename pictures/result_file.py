@@ -14,12 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .encode import Labels, encode
-from .formats import KINDS, WRITABLE, ImageError
+from .file_writer import Labels, encode
+from .formats import KINDS, WRITABLE, ImageError, reason, vips
+from .icc import from_srgb, is_srgb
 from .picture import Metadata, Picture
-from .pixel_store import PixelStore
-from .profile import from_srgb, is_srgb
-from .vips import reason, vips
+from .scratch import PixelStore
 
 log = logging.getLogger(__name__)
 

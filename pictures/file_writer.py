@@ -11,10 +11,9 @@ from pathlib import Path
 from PIL import Image
 
 from . import exif as exif_block
-from .formats import AVIF, JPEG, TIFF, register_plugins
+from .formats import AVIF, JPEG, TIFF, register_plugins, vips
 from .picture import Metadata
-from .pixel_store import PixelStore
-from .vips import vips
+from .scratch import PixelStore
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ImageCms
 
-from .vips import FORMATS, INTERPRETATIONS, vips
+from .formats import FORMATS, INTERPRETATIONS, vips
 
 CHANNELS = {"GRAY": 1, "RGB": 3, "CMYK": 4}  # colour spaces of profiles that are understood
 SAMPLES = 9  # a side of the grid of colours on which a profile is compared with sRGB

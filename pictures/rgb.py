@@ -13,10 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .formats import SUFFIXES, ImageError
+from .formats import ImageError
 from .picture import MAX_PIXELS, read_picture
-
-__all__ = ["SUFFIXES", "ImageError", "read_image", "save_picture", "to_pillow", "write_image"]
 
 LEVELS_8 = 255.0
 JPEG_QUALITY = 95
