@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from models.checkpoint import write_folder
 from models.config import PRESETS, VARSRConfig
 from models.varsr import VARSR
+from models.weights.save import write_folder
 
 WEIGHT_STD = 0.02
 NARROW = "narrow"

@@ -47,5 +47,5 @@ degraded=(--light 0.3 --upsample bicubic --group "$GROUP")
     --tblr 8e-4 --ssim_weight 0.5
 "$PYTHON" train.py --stage detail --init "$output/decoder" "${photographs[@]}" "${degraded[@]}" \
     --output "$output/detail" --max_iters "$DETAIL_ITERS" --batch_size "$DETAIL_BATCH" --pool_size "$DETAIL_POOL"
-"$PYTHON" -m utils.convert "$output/detail" "$output/model" --dtype bf16
+"$PYTHON" -m models.weights.convert "$output/detail" "$output/model" --dtype bf16
 echo "the model is in $output/model: $PYTHON test_varsr.py --model $output/model"

@@ -1,4 +1,7 @@
-"""Multi-head attention with normalised queries and keys, rotary positions and a learned temperature per head."""
+"""Multi-head attention with normalised queries and keys, rotary positions and a learned temperature per head.
+
+With it the rotations of the positions, and the cache of keys and values of one generation.
+"""
 from __future__ import annotations
 
 import math
@@ -9,13 +12,101 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cache import LayerCache
-from .rope import rotate
+from utils.memory import return_freed_memory
+
+LARGE = 256 * 2 ** 20  # bytes; half a gigabyte and more at the published size
 
 MAX_LOG_SCALE = math.log(100.0)  # bound of the learned attention temperature
 INITIAL_LOG_SCALE = math.log(4.0)
 NORM_FLOOR = 1e-12  # as F.normalize
 QUERY_CHUNK = 512  # queries whose scores fit the cache of one CPU core
+
+
+def grid_angles(side: int, head_dim: int, base: float, extent: float) -> Tensor:
+    """Angles of an n x n grid, row-major: (n*n, head_dim/2) float32; the first half of the pairs turns with the
+    row, the second with the column."""
+    quarter = head_dim // 4
+    frequencies = base ** (-4.0 * torch.arange(quarter, dtype=torch.float32) / head_dim)
+    positions = torch.arange(side, dtype=torch.float32) * (extent / side)
+    along = positions[:, None] * frequencies  # (n, head_dim/4)
+    rows = along[:, None, :].expand(side, side, quarter)
+    columns = along[None, :, :].expand(side, side, quarter)
+    return torch.cat([rows, columns], dim=-1).reshape(side * side, 2 * quarter)
+
+
+def rope_table(scales: Sequence[int], prefix_side: int, head_dim: int, base: float,
+               extent: float) -> Tensor:
+    """Cosines and sines (tokens, head_dim/2, 2) of the whole sequence: prefix grid (side 0: none), then every scale."""
+    sides = ([prefix_side] if prefix_side else []) + list(scales)
+    angles = torch.cat([grid_angles(side, head_dim, base, extent) for side in sides])
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)
+
+
+def rotate(x: Tensor, rotations: Tensor) -> Tensor:
+    """Rotate neighbouring channel pairs of x (..., head_dim), float32, by (..., head_dim/2, 2) cosines and sines."""
+    pairs = x.unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # the compiler knows real numbers only
+        (a, b), (cos, sin) = pairs.unbind(-1), rotations.unbind(-1)
+        return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
+    return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotations)).flatten(-2)
+
+
+class LayerCache:
+    """Keys and values of one block: (B, H, length, head_dim) each. Fewer rows than B may be in use."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
+        self.filled = 0
+        self.is_closed = False
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new tokens (B, H, L, head_dim) and return everything stored so far and them, if possible as views.
+
+        Raises ValueError when the cache is full: it was made for a shorter sequence.
+        """
+        rows, old = len(keys), self.filled
+        if self.is_closed:
+            return (torch.cat([self.keys[:rows, :, :old], keys], dim=2),
+                    torch.cat([self.values[:rows, :, :old], values], dim=2))
+        end = old + keys.shape[2]
+        if end > self.keys.shape[2]:
+            raise ValueError(f"cache of {self.keys.shape[2]} tokens cannot take {end}: one cache serves one generation")
+        self.keys[:rows, :, old:end] = keys
+        self.values[:rows, :, old:end] = values
+        self.filled = end
+        return self.keys[:rows, :, :end], self.values[:rows, :, :end]
+
+    def branch(self, rows: int) -> None:
+        """Let the next `rows` rows go on from what the first `rows` have stored."""
+        for stored in (self.keys, self.values):
+            stored[rows:2 * rows, :, :self.filled] = stored[:rows, :, :self.filled]
+
+
+class KVCache:
+    """One `LayerCache` a block.
+
+    All in one allocation: so large a block goes back to the system as a whole before the decoder needs memory. On a CPU
+    a large one has the system take back what came before it in pieces and would lie beside it: around the first level,
+    which holds the prefix, and before the last. At every level that would cost a generation 4 % of its time.
+    """
+
+    def __init__(self, depth: int, batch: int, heads: int, length: int, head_dim: int, dtype: torch.dtype,
+                 device: torch.device) -> None:
+        memory = torch.empty(depth, 2, batch, heads, length, head_dim, dtype=dtype, device=device)
+        self.is_large = device.type == "cpu" and memory.nbytes >= LARGE
+        self.layers = [LayerCache(keys, values) for keys, values in memory]
+
+    def branch(self, rows: int) -> None:
+        """See `LayerCache.branch`."""
+        for layer in self.layers:
+            layer.branch(rows)
+
+    def start_level(self, level: int, last: bool) -> None:
+        """To be called before every level. Of the last one's tokens, a third of all, nothing is stored: none follow."""
+        if self.is_large and (level <= 1 or last):
+            return_freed_memory()
+        for layer in self.layers:
+            layer.is_closed = last
 
 
 class Attention(nn.Module):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cache import LayerCache
+from .attention import LayerCache
 
 # Tokens (B, K, C) and their places (B, K), or None for all of them, to what is added to them (B, K, C).
 Update = Callable[[Tensor, Tensor | None], Tensor]

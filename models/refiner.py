@@ -1,18 +1,124 @@
-"""Diffusion refiner (VARSR, section 3.4): samples what the last scale's codes could not say, token by token."""
+"""The refiner of the quantisation residual: a diffusion process in the latent's cells, and its small denoising network.
+"""
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import RefinerConfig
-from .diffusion import GaussianDiffusion
+
+MAX_BETA = 0.999
+COSINE_OFFSET = 0.008
+DATA_BIN = 1 / 255  # half width of a bin of the discretised likelihood at t = 0
+DATA_EDGE = 0.999  # beyond it the outermost bins reach to infinity
+LOG_FLOOR = 1e-12
 
 NORM_EPS = 1e-6
 TIME_CHANNELS = 256
 MAX_PERIOD = 10000.0
+
+
+def cosine_alphas(steps: int) -> np.ndarray:
+    """Cumulative ᾱ_t of t = 0..steps-1, with every β clipped at 0.999."""
+    def alpha_bar(time: np.ndarray) -> np.ndarray:
+        return np.cos((time + COSINE_OFFSET) / (1 + COSINE_OFFSET) * math.pi / 2) ** 2
+    edges = alpha_bar(np.arange(steps + 1) / steps)
+    return np.cumprod(1 - np.minimum(1 - edges[1:] / edges[:-1], MAX_BETA))
+
+
+class GaussianDiffusion:
+    """A diffusion over the given `timesteps` of a cosine schedule of `train_steps` steps."""
+
+    def __init__(self, train_steps: int, timesteps: np.ndarray | None = None) -> None:
+        self.timesteps = np.arange(train_steps) if timesteps is None else timesteps
+        alphas = cosine_alphas(train_steps)[self.timesteps]
+        before = np.append(1.0, alphas[:-1])
+        betas = 1 - alphas / before
+        posterior = betas * (1 - before) / (1 - alphas)
+        self.tables = {name: torch.from_numpy(values).float() for name, values in {
+            "sqrt_alpha": np.sqrt(alphas),
+            "sqrt_noise": np.sqrt(1 - alphas),
+            "x0_from_x": np.sqrt(1 / alphas),
+            "x0_from_noise": np.sqrt(1 / alphas - 1),
+            "mean_from_x0": betas * np.sqrt(before) / (1 - alphas),
+            "mean_from_x": (1 - before) * np.sqrt(1 - betas) / (1 - alphas),
+            "log_beta": np.log(betas),
+            "log_posterior": np.log(np.append(posterior[1], posterior[1:])),  # β̃_0 is 0: use its neighbour
+        }.items()}
+
+    @classmethod
+    def respaced(cls, train_steps: int, sampling_steps: int) -> GaussianDiffusion:
+        """The same process in fewer, evenly spread steps that include the first and the last."""
+        return cls(train_steps, np.round(np.linspace(0, train_steps - 1, sampling_steps)).astype(int))
+
+    def _at(self, name: str, index: Tensor | int, device: torch.device) -> Tensor | float:
+        if isinstance(index, int):
+            return self.tables[name][index].item()  # a number of the host: sampling waits for no copy
+        return self.tables[name].to(device)[index, None]
+
+    def add_noise(self, x0: Tensor, index: Tensor, noise: Tensor) -> Tensor:
+        """x_t of the forward process; x0, noise: (M, c), index: (M,)."""
+        return self._at("sqrt_alpha", index, x0.device) * x0 + self._at("sqrt_noise", index, x0.device) * noise
+
+    def posterior_mean(self, x0: Tensor, x: Tensor, index: Tensor | int) -> Tensor:
+        """Mean of q(x_{t-1} | x_t, x0)."""
+        return self._at("mean_from_x0", index, x.device) * x0 + self._at("mean_from_x", index, x.device) * x
+
+    def predicted_x0(self, x: Tensor, noise: Tensor, index: Tensor | int) -> Tensor:
+        """x0 that x_t and the predicted noise imply."""
+        return self._at("x0_from_x", index, x.device) * x - self._at("x0_from_noise", index, x.device) * noise
+
+    def log_variance(self, raw: Tensor, index: Tensor | int) -> Tensor:
+        """The network's variance output (-1..1) between the posterior's log-variance and log β."""
+        share = (raw + 1) / 2
+        low, high = self._at("log_posterior", index, raw.device), self._at("log_beta", index, raw.device)
+        return share * high + (1 - share) * low
+
+    def step(self, x: Tensor, noise: Tensor, raw_variance: Tensor, index: int, fresh: Tensor | None) -> Tensor:
+        """x_{t-1} from x_t; x0 clipped to [-1, 1]; `fresh` noise, none at step 0."""
+        x0 = self.predicted_x0(x, noise, index).clamp(-1, 1)
+        mean = self.posterior_mean(x0, x, index)
+        if index == 0 or fresh is None:
+            return mean
+        return mean + torch.exp(0.5 * self.log_variance(raw_variance, index)) * fresh
+
+    def training_loss(self, x0: Tensor, x: Tensor, index: Tensor, noise: Tensor, predicted: Tensor,
+                      raw_variance: Tensor) -> Tensor:
+        """MSE of ε plus the variational bound that trains the variance; per token (M,).
+
+        In the bound the ε output is detached: it must not be pulled by it.
+        """
+        mse = (predicted - noise).square().mean(-1)
+        return mse + self._bound(x0, x, index, predicted.detach(), raw_variance)
+
+    def _bound(self, x0: Tensor, x: Tensor, index: Tensor, predicted: Tensor, raw_variance: Tensor) -> Tensor:
+        """KL(q || p) in bits per channel, or the discretised negative log-likelihood at t = 0."""
+        true_mean = self.posterior_mean(x0, x, index)
+        true_log_variance = self._at("log_posterior", index, x.device)
+        mean = self.posterior_mean(self.predicted_x0(x, predicted, index), x, index)
+        log_variance = self.log_variance(raw_variance, index)
+        kl = 0.5 * (log_variance - true_log_variance - 1 + torch.exp(true_log_variance - log_variance)
+                    + (true_mean - mean).square() * torch.exp(-log_variance))
+        likelihood = -discretized_log_likelihood(x0, mean, 0.5 * log_variance)
+        return torch.where(index == 0, likelihood.mean(-1), kl.mean(-1)) / math.log(2)
+
+
+def _normal_cdf(x: Tensor) -> Tensor:
+    """tanh approximation of the standard normal's distribution function, which the published loss uses."""
+    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3)))
+
+
+def discretized_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """Log-probability of the bin of width 2/255 around x under a Gaussian (Ho et al., section 3.3)."""
+    inverse_std = torch.exp(-log_std)
+    upper = _normal_cdf(inverse_std * (x - mean + DATA_BIN))
+    lower = _normal_cdf(inverse_std * (x - mean - DATA_BIN))
+    inside = torch.where(x > DATA_EDGE, 1 - lower, upper - lower)
+    return torch.where(x < -DATA_EDGE, upper, inside).clamp(min=LOG_FLOOR).log()
 
 
 def time_features(times: Tensor) -> Tensor:

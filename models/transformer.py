@@ -12,11 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import Attention
-from .cache import KVCache, LayerCache
+from .attention import Attention, KVCache, LayerCache, rope_table
 from .config import PrefixConfig, TransformerConfig, VQVAEConfig
 from .fastvar import ATTENTION, FEED_FORWARD, TokenPruner, Update
-from .rope import rope_table
 
 NORM_EPS = 1e-6
 MODULATIONS = 6  # gamma1, gamma2, scale1, scale2, shift1, shift2

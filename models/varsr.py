@@ -2,11 +2,9 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -15,11 +13,10 @@ from torch import Tensor, nn
 
 from .config import GenerationConfig, VARSRConfig
 from .fastvar import FastVARConfig, TokenPruner
-from .graphs import GenerationGraphs
-from .model_card import CardFacts, model_card
-from .packed import linear_kind, pack_linears
 from .refiner import DiffusionRefiner
 from .sampling import Noise, guide, gumbel_mixture, sample_codes, to_device
+from .speed.graphs import GenerationGraphs
+from .speed.packed import linear_kind, pack_linears
 from .transformer import VARTransformer
 from .vqvae import VQVAE
 
@@ -82,7 +79,7 @@ class VARSR(nn.Module):
 
         Raises FileNotFoundError or CheckpointError with the file and the remedy.
         """
-        from .checkpoint import load_pretrained
+        from .weights.load import load_pretrained
         config, tensors = load_pretrained(source, dtype=dtype, revision=revision, cache_dir=cache_dir,
                                           local_files_only=local_files_only)
         return cls.from_tensors(config, tensors, dtype, device)
@@ -137,27 +134,6 @@ class VARSR(nn.Module):
         self.vqvae.decoder.compile()
         self.graphs = GenerationGraphs() if self.device.type == "cuda" else None
         return self
-
-    def save_pretrained(self, folder: str | PathLike, dtype: torch.dtype | None = None) -> None:
-        """Write `config.json` and `model.safetensors`. Raises ValueError for a packed model."""
-        if self.is_packed:
-            raise ValueError("this model is packed for one processor: load it again to save it")
-        from .checkpoint import save_pretrained
-        save_pretrained(self, folder, dtype)
-
-    def push_to_hub(self, repo: str, facts: CardFacts, *, dtype: torch.dtype | None = None, private: bool = False,
-                    token: str | None = None, message: str = "Add the model", endpoint: str | None = None) -> str:
-        """Upload the model with a card to the hub repository `owner/name`; returns the commit's address.
-
-        See `hub.upload_model` for the other arguments and the errors. `from_pretrained(repo)` loads it again.
-        """
-        from .hub import CARD_FILE, upload_model
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, dtype)
-            parameters = sum(parameter.numel() for parameter in self.parameters())
-            card = model_card(self.config, parameters, facts, repo)
-            (Path(folder) / CARD_FILE).write_text(card, encoding="utf-8")
-            return upload_model(folder, repo, private=private, token=token, message=message, endpoint=endpoint)
 
     def channels_last(self) -> VARSR:
         """Lay the tokenizer's convolutions out as the CPU and tensor cores like them.

@@ -11,12 +11,45 @@ from torch import Tensor, nn
 
 from .config import VQVAEConfig
 from .detail import DetailBranch
-from .fidelity import FidelityEncoder, PixelCorrection
-from .linear_path import LinearPath
+from .lr_features import FidelityEncoder, PixelCorrection
 from .quantizer import MultiScaleQuantizer
+
+RGB = 3
 
 NORM_EPS = 1e-6
 CODE_PICTURES = 128  # of those that a tokenizer is fitted to, whose cells codes start on
+
+
+class LinearPath(nn.Module):
+    """Analysis (B, 3, H, W) in [-1, 1] to (B, c, H/f, W/f), and synthesis back. Both are zero until `fit`."""
+
+    def __init__(self, factor: int, channels: int) -> None:
+        super().__init__()
+        self.analysis = nn.Conv2d(RGB, channels, factor, stride=factor)
+        self.synthesis = nn.ConvTranspose2d(channels, RGB, factor, stride=factor)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    @torch.no_grad()
+    def fit(self, pictures: Tensor) -> None:
+        """Take the principal components of the blocks of pictures (B, 3, H, W) in [-1, 1]: of all linear maps to that
+        many channels those that lose least.
+
+        One factor for all channels gives the latent a mean square of 1, and keeps its distances those of the pixels.
+        """
+        weight = self.analysis.weight
+        channels, factor = weight.shape[0], weight.shape[-1]
+        blocks = F.unfold(pictures.double(), factor, stride=factor).transpose(1, 2).flatten(0, 1)  # (M, 3 f^2)
+        mean = blocks.unflatten(1, (RGB, -1)).mean((0, 2))  # (3,), all that a transposed convolution's bias can hold
+        blocks = blocks - mean.repeat_interleave(factor ** 2)
+        variances, directions = torch.linalg.eigh(blocks.T @ blocks / len(blocks))
+        components = directions[:, -channels:].flip(1).T  # (c, 3 f^2), the largest variance first
+        scale = variances[-channels:].mean().sqrt()
+        shaped = components.view(-1, RGB, factor, factor)
+        weight.copy_(shaped / scale)
+        self.analysis.bias.copy_(-(components @ mean.repeat_interleave(factor ** 2)) / scale)
+        self.synthesis.weight.copy_(shaped * scale)
+        self.synthesis.bias.copy_(mean)
 
 
 def _norm(channels: int, groups: int) -> nn.GroupNorm:

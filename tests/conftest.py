@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from models.weights.save import save_pretrained
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from models.config import PRESETS
@@ -69,7 +71,7 @@ def pictures(model: VARSR) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    small_model().save_pretrained(folder)
+    save_pretrained(small_model(), folder)
     return folder
 
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from models.config import PRESETS, PrefixConfig, RefinerConfig, TransformerConfig, VARSRConfig, VQVAEConfig
-from models.published import to_published
 from models.varsr import VARSR
+from models.weights.published import to_published
 
 REFERENCE = Path(__file__).parent / "reference"
 CASES = REFERENCE / "cases"

@@ -16,6 +16,8 @@ from PIL import Image
 import app
 import test_tile as tile_script
 from models.varsr import VARSR
+from models.weights.save import save_pretrained
+from models.weights.surgery import with_detail
 from pictures.rgb import read_image
 from utils import cli
 from utils.app_jobs import (
@@ -32,7 +34,6 @@ from utils.app_jobs import (
     stream,
 )
 from utils.class_pictures import ClassPicture, draw
-from utils.fidelity import with_detail
 
 PLENTY = 10 ** 7
 
@@ -146,7 +147,7 @@ def test_fast_is_the_fast_of_the_script(model: VARSR, weights: Path, source: Pat
 def test_fidelity_is_the_fidelity_of_the_script(source: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     detailed = with_detail(small_model(), 8, 1)
-    detailed.save_pretrained(tmp_path / "detailed")
+    save_pretrained(detailed, tmp_path / "detailed")
     made = {}
     for fidelity in (0.0, 0.5, 1.0):
         request = RestoreRequest(source, fidelity=fidelity)
@@ -231,7 +232,7 @@ def test_cancelled_classes_leave_no_file(tmp_path: Path) -> None:
 
 def test_one_model_is_in_memory_at_a_time(weights: Path, tmp_path: Path) -> None:
     models = Models("cpu", "fp32")
-    small_model(seed=1).save_pretrained(tmp_path / "other")
+    save_pretrained(small_model(seed=1), tmp_path / "other")
     first = models.get(str(weights))
     assert models.get(str(weights)) is first and str(weights) in first[1]
     other, _ = models.get(str(tmp_path / "other"))

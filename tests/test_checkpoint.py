@@ -18,12 +18,13 @@ from recipe import SMALL, config_weights, write_published_checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.checkpoint import export_published, load_pretrained, load_vqvae, require_kind, save_pretrained
 from models.config import PRESETS
-from models.hub import parse_hub_id
-from models.mapped import MappedFile
-from models.unpickle import CheckpointError, load_pickle
 from models.varsr import FULL_PRECISION, VARSR
+from models.weights.hub import parse_hub_id
+from models.weights.load import load_pretrained, load_vqvae, require_kind
+from models.weights.safetensors_file import MappedFile
+from models.weights.save import export_published, save_pretrained
+from models.weights.unpickle import CheckpointError, load_pickle
 
 
 @pytest.fixture
@@ -255,7 +256,7 @@ def test_an_error_page_is_no_weight_file(tmp_path: Path):
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
 def test_safetensors_round_trip(tmp_path: Path, small: VARSR, dtype: torch.dtype | None):
-    small.save_pretrained(tmp_path / "model", dtype)
+    save_pretrained(small, tmp_path / "model", dtype)
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
     loaded = VARSR.from_pretrained(tmp_path / "model")
     assert loaded.config == SMALL
@@ -266,25 +267,25 @@ def test_safetensors_round_trip(tmp_path: Path, small: VARSR, dtype: torch.dtype
 
 def test_our_writer_is_what_the_library_writes(tmp_path: Path, small: VARSR):
     state = {name: tensor.bfloat16() for name, tensor in small.transformer.state_dict().items()}
-    small.save_pretrained(tmp_path, torch.bfloat16)
+    save_pretrained(small, tmp_path, torch.bfloat16)
     read = load_file(tmp_path / "model.safetensors")
     assert read.keys() == small.state_dict().keys()
     assert all(torch.equal(read[f"transformer.{name}"], tensor) for name, tensor in state.items())
 
 
 def test_channels_last_models_save_as_others(tmp_path: Path, small: VARSR):
-    small.save_pretrained(tmp_path / "a")
-    small.channels_last().save_pretrained(tmp_path / "b")
+    save_pretrained(small, tmp_path / "a")
+    save_pretrained(small.channels_last(), tmp_path / "b")
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
 
 
 def test_a_failed_write_leaves_the_old_model(tmp_path: Path, small: VARSR):
-    small.save_pretrained(tmp_path)
+    save_pretrained(small, tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()
     with torch.no_grad():
         small.transformer.head.bias[0] = 1e6
     with pytest.raises(CheckpointError, match="'transformer.head.bias' is not finite as torch.float16: use bf16"):
-        small.save_pretrained(tmp_path, torch.float16)
+        save_pretrained(small, tmp_path, torch.float16)
     assert (tmp_path / "model.safetensors").read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -292,7 +293,7 @@ def test_a_failed_write_leaves_the_old_model(tmp_path: Path, small: VARSR):
 def test_broken_folders(tmp_path: Path, small: VARSR):
     with pytest.raises(FileNotFoundError, match="holds no model"):
         load_pretrained(tmp_path)
-    small.save_pretrained(tmp_path)
+    save_pretrained(small, tmp_path)
     weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
     whole, text = weights.read_bytes(), config.read_text()
     weights.write_bytes(whole[:-100])
@@ -347,7 +348,7 @@ def cached(cache: Path, repo: str, folder: Path) -> None:
 
 
 def test_hub_model_from_a_real_cache_offline(tmp_path: Path, small: VARSR):
-    small.save_pretrained(tmp_path / "model")
+    save_pretrained(small, tmp_path / "model")
     cached(tmp_path / "cache", "someone/small", tmp_path / "model")
     loaded = VARSR.from_pretrained("someone/small", cache_dir=tmp_path / "cache", local_files_only=True)
     assert torch.equal(loaded.transformer.head.weight, small.transformer.head.weight)

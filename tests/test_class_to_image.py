@@ -16,6 +16,7 @@ from dataloader.class_set import main as sort_classes
 from dataloader.sources import read_photo_list
 from models.config import ConfigError, VARSRConfig
 from models.varsr import VARSR
+from models.weights.save import save_pretrained
 from pictures.sheets import SHEET_ROWS, ContactSheet
 from utils.class_pictures import parse_classes
 from utils.pairs import ClassSource
@@ -26,7 +27,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def class_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("c2i")
-    small_class_model().save_pretrained(folder)
+    save_pretrained(small_class_model(), folder)
     return folder
 
 

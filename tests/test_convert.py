@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_class_model, small_model
+from conftest import small_model
 from recipe import SMALL, config_weights, write_published_checkpoint
 from safetensors.torch import load_file
 
-from models.checkpoint import load_vqvae
 from models.config import GenerationConfig
-from models.transfer import transfer_weights
-from models.unpickle import CheckpointError, load_pickle
 from models.varsr import FULL_PRECISION, VARSR
+from models.weights.convert import main
+from models.weights.load import load_vqvae
+from models.weights.save import save_pretrained
+from models.weights.transfer import transfer_weights
+from models.weights.unpickle import CheckpointError, load_pickle
 from train import main as train
-from utils.convert import main
-from utils.interpolate import main as interpolate
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_there_and_back(tmp_path: Path, published: Path):
 @pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_an_inference_export_generates_the_same_bits(tmp_path: Path, name: str, dtype: torch.dtype):
     model = small_model()
-    model.save_pretrained(tmp_path / "full", dtype)
+    save_pretrained(model, tmp_path / "full", dtype)
     assert main([str(tmp_path / "full"), str(tmp_path / "export"), "--inference", "--dtype", name]) == 0
     full, export = (VARSR.from_pretrained(tmp_path / folder, dtype=dtype) for folder in ("full", "export"))
     lr = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))  # its two rows are the tables' two
@@ -61,13 +61,13 @@ def test_an_inference_export_generates_the_same_bits(tmp_path: Path, name: str, 
                    and "modulation" in key for key in load_file(tmp_path / "export" / "model.safetensors"))
     sizes = [(tmp_path / folder / "model.safetensors").stat().st_size for folder in ("full", "export")]
     assert sizes[1] < 0.7 * sizes[0]
-    export.save_pretrained(tmp_path / "again")
+    save_pretrained(export, tmp_path / "again")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == \
         (tmp_path / "export" / "model.safetensors").read_bytes()
 
 
 def test_an_inference_export_is_for_inference_alone(tmp_path: Path, capsys: pytest.CaptureFixture):
-    small_model().for_inference().save_pretrained(tmp_path / "export")
+    save_pretrained(small_model().for_inference(), tmp_path / "export")
     folder = str(tmp_path / "export")
     assert main([folder, str(tmp_path / "published"), "--published"]) == 1
     assert train(["--stage", "sr", "--init", folder, "--data", folder, "--output", str(tmp_path / "run")]) == 1
@@ -95,19 +95,6 @@ def test_published_files_are_always_fp32(tmp_path: Path):
 
 def test_help_does_not_import_torch():
     root = Path(__file__).parents[1]
-    code = ("import sys; from utils.convert import parse_args; parse_args(['a', 'b']); "
+    code = ("import sys; from models.weights.convert import parse_args; parse_args(['a', 'b']); "
             "sys.exit('torch' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
-
-
-def test_interpolation_is_the_mean_of_both(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    first, second = small_model(seed=0), small_model(seed=1)
-    first.save_pretrained(tmp_path / "a")
-    second.save_pretrained(tmp_path / "b")
-    flags = [str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "c"), "--share", "0.25", "--dtype", "fp32"]
-    assert interpolate(flags) == 0
-    mixed = VARSR.from_pretrained(tmp_path / "c").state_dict()
-    for name, value in first.state_dict().items():
-        torch.testing.assert_close(mixed[name], 0.75 * value + 0.25 * second.state_dict()[name])
-    small_class_model().save_pretrained(tmp_path / "b")
-    assert interpolate(flags) == 1 and "one configuration" in capsys.readouterr().err

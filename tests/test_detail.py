@@ -11,7 +11,8 @@ from torch import Tensor
 from models.config import PRESETS, ConfigError, GenerationConfig
 from models.detail import DetailBranch
 from models.varsr import VARSR
-from utils.fidelity import with_detail
+from models.weights.save import save_pretrained
+from models.weights.surgery import with_detail
 
 SIDE = 256
 
@@ -104,7 +105,7 @@ def test_a_branch_is_kept_or_drawn_anew() -> None:
 
 def test_it_is_saved_and_loaded(tmp_path) -> None:
     model = detailed(small_model())
-    model.save_pretrained(tmp_path)
+    save_pretrained(model, tmp_path)
     lr = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(VARSR.from_pretrained(tmp_path).generate(lr), model.generate(lr), atol=1e-5, rtol=0)
 

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 
 from models.config import RefinerConfig
-from models.diffusion import GaussianDiffusion, cosine_alphas, discretized_log_likelihood
-from models.refiner import DiffusionRefiner, time_features
+from models.refiner import DiffusionRefiner, GaussianDiffusion, cosine_alphas, discretized_log_likelihood, time_features
 
 
 def test_respaced_steps_of_the_spec() -> None:

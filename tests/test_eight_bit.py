@@ -9,8 +9,16 @@ import torch.nn.functional as F
 from conftest import small_model
 
 from models.config import GenerationConfig
-from models.eight_bit import EightBitLinear, Float8Linear, Int8Linear, require_gpu
-from models.packed import QuantizedLinear, exact_levels, linear_kind, pack_linears
+from models.speed.packed import (
+    EightBitLinear,
+    Float8Linear,
+    Int8Linear,
+    QuantizedLinear,
+    exact_levels,
+    linear_kind,
+    pack_linears,
+    require_gpu,
+)
 from models.varsr import VARSR, ScaleStep
 from utils.cli import load_model
 

@@ -8,7 +8,7 @@ from conftest import small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.cache import LayerCache
+from models.attention import LayerCache
 from models.config import GenerationConfig
 from models.fastvar import MODES, SEPARATE, FastVARConfig, TokenPruner, resize_map, select
 from models.varsr import VARSR
@@ -40,7 +40,7 @@ def test_pruning_is_real_and_forgets_between_generations(model: VARSR, pictures:
             return super().append(keys, values)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("models.varsr.TokenPruner", Watched)
-        patch.setattr("models.cache.LayerCache", WatchedCache)
+        patch.setattr("models.attention.LayerCache", WatchedCache)
         first = model.generate(pictures, options=OPTIONS, fastvar=config)
     assert (4, 0, 16) in lengths and (4, 1, 8) in lengths and (2, 1, 4) in lengths
     assert torch.equal(first, model.generate(pictures, options=OPTIONS, fastvar=config))

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from models.config import GenerationConfig
 from models.fastvar import FastVARConfig
-from models.graphs import MAX_GRAPHS, GenerationGraphs, Run
+from models.speed.graphs import MAX_GRAPHS, GenerationGraphs, Run
 from models.varsr import VARSR, RefinerNoise
 
 GREEDY = GenerationConfig(cfg=2.0, cfg_from_scale=1)

@@ -13,9 +13,9 @@ import yaml
 from conftest import small_class_model
 from hub_stub import HubStub, running_hub
 
-from models.model_card import CardFacts, model_card
 from models.varsr import VARSR
-from utils.download import main
+from models.weights.download import main
+from models.weights.publish import CardFacts, model_card, push_to_hub
 
 REPO = "someone/small"
 FACTS = CardFacts("cc-by-4.0", "33 photographs", "ten photographs", {"PSNR-Y": 27.62}, "A demonstration.")
@@ -34,7 +34,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubStub]:
 
 def test_round_trip(hub: HubStub, model: VARSR, tmp_path: Path) -> None:
     hub.token = "secret"
-    address = model.push_to_hub(REPO, FACTS, token="secret", endpoint=hub.endpoint)
+    address = push_to_hub(model, REPO, FACTS, token="secret", endpoint=hub.endpoint)
     assert address.startswith(f"{hub.endpoint}/{REPO}/commit/")
     assert sorted(hub.repos[REPO]) == ["README.md", "config.json", "model.safetensors"]
     loaded = VARSR.from_pretrained(REPO, cache_dir=tmp_path)
@@ -66,14 +66,14 @@ def test_a_card_claims_nothing_without_its_source(facts: dict, said: str) -> Non
 def test_refused_uploads_have_a_remedy(hub: HubStub, model: VARSR) -> None:
     hub.token = "secret"
     with pytest.raises(OSError, match="log in with `hf auth login`"):
-        model.push_to_hub(REPO, FACTS, token="wrong", endpoint=hub.endpoint)
+        push_to_hub(model, REPO, FACTS, token="wrong", endpoint=hub.endpoint)
     with pytest.raises(ValueError, match="owner/name"):
-        model.push_to_hub("a/b/c", FACTS, endpoint=hub.endpoint)
+        push_to_hub(model, "a/b/c", FACTS, endpoint=hub.endpoint)
     with pytest.raises(OSError, match="could not be uploaded"):
-        model.push_to_hub(REPO, FACTS, endpoint="http://127.0.0.1:1")
+        push_to_hub(model, REPO, FACTS, endpoint="http://127.0.0.1:1")
 
 
-# --- python -m utils.download ---
+# --- python -m models.weights.download ---
 
 @pytest.fixture()
 def published(hub: HubStub) -> HubStub:
@@ -148,6 +148,6 @@ def test_mistakes_are_one_line(published: HubStub, tmp_path: Path, capsys: pytes
 
 
 def test_published_models_are_the_default() -> None:
-    from utils.download import build_parser
+    from models.weights.download import build_parser
     args = build_parser().parse_args([])
     assert args.repo == "qyp2000/VARSR" and args.output.name == "checkpoints"

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from models.config import PRESETS, ConfigError
-from models.linear_path import LinearPath
-from models.vqvae import VQVAE
+from models.vqvae import VQVAE, LinearPath
 
 DEBUG = dataclasses.replace(PRESETS["varsr-debug"].vqvae, linear_path=True)  # 32x32 pixels, factor 8, 8 channels
 

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from conftest import small_model
 
 from models.config import GenerationConfig
-from models.packed import SEVEN_BITS, PackedLinear, QuantizedLinear, exact_levels, packing_works, quantize_tokens
+from models.speed.packed import SEVEN_BITS, PackedLinear, QuantizedLinear, exact_levels, packing_works, quantize_tokens
 from models.varsr import VARSR, ScaleStep
+from models.weights.save import save_pretrained
 
 pytestmark = pytest.mark.skipif(not packing_works(), reason="this PyTorch packs no weights")
 needs_bf16 = pytest.mark.skipif(not packing_works(torch.bfloat16), reason="this processor has no bf16 products")
@@ -104,5 +105,5 @@ def test_an_8_bit_model_is_close(pictures: torch.Tensor) -> None:
 
 def test_a_packed_model_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="load it again"):
-        small_model().for_inference().pack().save_pretrained(tmp_path / "x")
+        save_pretrained(small_model().for_inference().pack(), tmp_path / "x")
     assert not (tmp_path / "x").exists()

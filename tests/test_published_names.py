@@ -9,7 +9,8 @@ from recipe import CASES, REFERENCE, SMALL, case_weights, config_weights, manife
 from torch import Tensor
 
 from models.config import PRESETS
-from models.published import (
+from models.varsr import VARSR
+from models.weights.published import (
     from_published,
     infer_config,
     infer_scales,
@@ -19,8 +20,7 @@ from models.published import (
     split_published,
     to_published,
 )
-from models.unpickle import CheckpointError
-from models.varsr import VARSR
+from models.weights.unpickle import CheckpointError
 
 TRANSFORMER_LIST = REFERENCE / "varsr_d24.transformer.json"
 VQVAE_LIST = REFERENCE / "vqvae_ch160.json"

@@ -12,6 +12,7 @@ from conftest import small_class_model
 from PIL import Image
 
 import test_varsr as script
+from models.weights.save import save_pretrained
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -69,7 +70,7 @@ def test_mistakes_are_one_line(testset: Path, capsys: pytest.CaptureFixture, mon
 
 
 def test_a_class_to_image_model_is_refused(testset: Path, capsys: pytest.CaptureFixture) -> None:
-    small_class_model().save_pretrained(testset / "c2i")
+    save_pretrained(small_class_model(), testset / "c2i")
     assert run("-i", testset / "set" / "LR", "-o", testset / "out", "--model", testset / "c2i") == 1
     error = capsys.readouterr().err.strip()
     assert "class-to-image" in error and "\n" not in error and not (testset / "out").exists()

@@ -13,10 +13,10 @@ from models.config import PRESETS
 from models.initialization import initialize
 from models.varsr import VARSR
 from models.vqvae import VQVAE
+from models.weights.surgery import with_detail
 from utils.decoder_stage import DecoderSettings, DecoderStage
 from utils.detail_stage import DetailSettings, DetailStage
 from utils.features import FeatureNetwork
-from utils.fidelity import with_detail
 from utils.held_out import HeldOut
 from utils.optim import parameter_groups
 from utils.pairs import CropSource, PairSource

@@ -11,9 +11,10 @@ from recipe import SMALL, config_weights
 from safetensors.torch import save_file
 
 from models.config import PRESETS
-from models.tokenizer_file import load_tokenizer, tokenizer_config, write_tokenizer
-from models.unpickle import CheckpointError
 from models.vqvae import VQVAE
+from models.weights.save import save_pretrained
+from models.weights.tokenizer_file import load_tokenizer, tokenizer_config, write_tokenizer
+from models.weights.unpickle import CheckpointError
 
 DEBUG = PRESETS["varsr-debug"].vqvae
 
@@ -53,7 +54,7 @@ def test_a_published_file_and_a_model_folder(tmp_path: Path) -> None:
     assert loaded.config == SMALL.vqvae
     assert torch.equal(loaded.quantizer.codebook.weight, published["quantize.embedding.weight"])
     model = small_model()
-    model.save_pretrained(tmp_path / "model")
+    save_pretrained(model, tmp_path / "model")
     assert same(load_tokenizer(tmp_path / "model"), model.vqvae)
 
 

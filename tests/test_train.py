@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 
 import train
 from models.config import PRESETS
-from models.tokenizer_file import write_tokenizer
 from models.varsr import VARSR
+from models.weights.save import save_pretrained
+from models.weights.tokenizer_file import write_tokenizer
 from utils.features import REMEDY, packaged_weights
 from utils.perceptual import Perceptual
 from utils.training_flags import build_parser, parse
@@ -34,7 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "pictures").mkdir()
     for seed in range(4):
         noise_picture(80, 96, seed).save(folder / "pictures" / f"{seed}.png")
-    small_model().save_pretrained(folder / "model")
+    save_pretrained(small_model(), folder / "model")
     write_tokenizer(small_model().vqvae, folder / "vqvae.safetensors")
     return folder
 
@@ -139,7 +140,7 @@ def test_epochs_batches_and_rates(place: Path, tmp_path: Path) -> None:
 def test_class_to_image_weights_start_super_resolution(place: Path, tmp_path: Path,
                                                        caplog: pytest.LogCaptureFixture) -> None:
     source = small_class_model()
-    source.save_pretrained(tmp_path / "c2i")
+    save_pretrained(source, tmp_path / "c2i")
     line = flags(place, tmp_path / "run", "--init", tmp_path / "c2i", "--max_iters", 1, "--tblr", 1e-9)
     with caplog.at_level(logging.INFO):
         assert train.main(line) == 0
@@ -223,7 +224,7 @@ def test_lr_features_of_another_decoder_start_silent(place: Path, tmp_path: Path
     source = VARSR(seeing)
     for parameter in source.vqvae.fidelity.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    source.save_pretrained(tmp_path / "seeing")
+    save_pretrained(source, tmp_path / "seeing")
     line = flags(place, tmp_path / "run", "--init", tmp_path / "seeing", "--max_iters", 1, "--tblr", 1e-9)
     assert train.main(line) == 0
     vqvae = VARSR.from_pretrained(tmp_path / "run").vqvae

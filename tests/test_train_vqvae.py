@@ -15,7 +15,7 @@ from PIL import Image
 
 import train
 import train_vqvae as script
-from models.tokenizer_file import load_tokenizer
+from models.weights.tokenizer_file import load_tokenizer
 
 SHAPE = ("--preset", "varsr-debug", "--scales", "1,3,4")
 

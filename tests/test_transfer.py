@@ -10,9 +10,10 @@ from conftest import small_class_model, small_model
 from recipe import SMALL, config_weights
 
 from models.config import PRESETS, VARSRConfig, published_size
-from models.transfer import CLASSES, LEVELS, START, transfer_weights
-from models.unpickle import CheckpointError
 from models.varsr import VARSR
+from models.weights.save import save_pretrained
+from models.weights.transfer import CLASSES, LEVELS, START, transfer_weights
+from models.weights.unpickle import CheckpointError
 
 
 def with_scales(config: VARSRConfig, *scales: int) -> VARSRConfig:
@@ -46,7 +47,7 @@ def test_a_class_model_with_other_scales_starts_super_resolution(tmp_path: Path)
     source = small_class_model()
     with torch.no_grad():
         source.transformer.level_embedding.weight.normal_()
-    source.save_pretrained(tmp_path)
+    save_pretrained(source, tmp_path)
     target = VARSR(with_scales(PRESETS["varsr-debug"], 1, 3, 5, 8))  # the source has 1, 2, 4
     transfer = transfer_weights(target, tmp_path)
     levels = source.transformer.level_embedding.weight
@@ -62,7 +63,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         transfer_weights(small_model(), tmp_path / "x.pth")
     config = PRESETS["varsr-debug"]
     wide = dataclasses.replace(config, transformer=dataclasses.replace(config.transformer, width=64))
-    small_model().save_pretrained(tmp_path / "small")
+    save_pretrained(small_model(), tmp_path / "small")
     with pytest.raises(CheckpointError, match="fits"):
         transfer_weights(VARSR(wide), tmp_path / "small")  # the tokenizer alone would
 

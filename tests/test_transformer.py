@@ -4,10 +4,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.attention import attend, attend_levels
-from models.cache import LayerCache
+from models.attention import LayerCache, attend, attend_levels, grid_angles, rotate
 from models.config import PRESETS
-from models.rope import grid_angles, rotate
 from models.varsr import VARSR
 
 

@@ -77,8 +77,8 @@ def load_model(args: argparse.Namespace, super_resolution: bool = True) -> tuple
 
     Raises ValueError or FileNotFoundError with the remedy.
     """
-    from models.checkpoint import require_kind
     from models.varsr import VARSR
+    from models.weights.load import require_kind
 
     from .device import warn_of_imitation
     from .memory import keep_freed_memory
@@ -102,7 +102,7 @@ def load_model(args: argparse.Namespace, super_resolution: bool = True) -> tuple
 
 def check_eight_bit(device: torch.device, eight_bit: str | None) -> None:
     """Raise ValueError with the remedy where a device has no, or no fast, products in 8 bits."""
-    from models.eight_bit import require_gpu
+    from models.speed.packed import require_gpu
     if eight_bit == "fp8" and device.type == "cpu":
         raise ValueError("--dtype fp8 is for GPUs: CPUs only imitate it, slowly (int8 is fast there)")
     if eight_bit and device.type == "cuda":
@@ -114,7 +114,7 @@ def make_fast(model: VARSR, eight_bit: str | None = None, compiled: bool = False
 
     eight_bit: see `VARSR.pack`; compiled: see `VARSR.compile`. Raises ValueError where the device cannot compute in it.
     """
-    from models.packed import packing_works
+    from models.speed.packed import packing_works
     model.for_inference()
     packable = model.device.type == "cpu" and packing_works(model.dtype)
     if packable or eight_bit:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.varsr import VARSR
+from models.weights.save import save_pretrained
 from pictures.luma import smooth_luma
 
 from .device import autocast
@@ -132,7 +133,7 @@ class DecoderStage:
     def export(self, folder: Path) -> None:
         """The model with the averaged decoder as `model.safetensors` + `config.json`, float32."""
         with averaged(self.trained, self.average):
-            self.model.save_pretrained(folder)
+            save_pretrained(self.model, folder)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from torch import Tensor
 from models.config import BOTH
 from models.discriminator import Discriminators, Seen
 from models.varsr import VARSR
+from models.weights.save import save_pretrained
 from pictures.luma import smooth_chroma
 
 from .adversary import Adversary, AdversarySettings
@@ -211,7 +212,7 @@ class DetailStage:
     def export(self, folder: Path) -> None:
         """The model with the averaged branch as `model.safetensors` + `config.json`, float32."""
         with averaged(self.branch, self.average):
-            self.model.save_pretrained(folder)
+            save_pretrained(self.model, folder)
 
 
 def _map_name(picture: str, index: int) -> str:

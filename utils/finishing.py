@@ -1,4 +1,4 @@
-"""The decoder's last steps, correction (`models/fidelity.py`) and detail (`models/detail.py`), over rows of a picture.
+"""The decoder's last steps, correction (`models/lr_features.py`) and detail (`models/detail.py`), over a picture.
 
 Decoded windows depend on all that they hold (norms, attention), so they overlap and are blended. Correction and detail
 are convolutions alone: made after blending, every pixel is finished once instead of in every window that holds it, and

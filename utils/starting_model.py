@@ -8,17 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from models.checkpoint import LooseTensors, load_loose
 from models.config import PRESETS, VARSRConfig, published_size
 from models.initialization import InitConfig, initialize
-from models.tokenizer_file import load_tokenizer
-from models.transfer import Transfer, transfer_weights
-from models.unpickle import CheckpointError
 from models.varsr import VARSR
 from models.vqvae import VQVAE
+from models.weights.load import LooseTensors, load_loose
+from models.weights.surgery import with_detail, with_fidelity
+from models.weights.tokenizer_file import load_tokenizer
+from models.weights.transfer import Transfer, transfer_weights
+from models.weights.unpickle import CheckpointError
 
 from .cli import CHECKPOINTS, PUBLISHED
-from .fidelity import with_detail, with_fidelity
 from .training_flags import CLASSES, DECODER, DETAIL, given
 
 log = logging.getLogger(__name__)

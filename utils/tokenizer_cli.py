@@ -12,8 +12,8 @@ from torch import Tensor
 from dataloader.dataset import PhotoCrops
 from dataloader.loader import BatchLoader
 from models.config import BOTH, PATCH, PRESETS, VQVAEConfig
-from models.tokenizer_file import load_tokenizer
 from models.vqvae import VQVAE
+from models.weights.tokenizer_file import load_tokenizer
 
 from .device import training_precision
 from .held_out import SEED, windows

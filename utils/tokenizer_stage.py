@@ -20,8 +20,8 @@ from torch import Tensor
 from dataloader.order import Stream, generator_at
 from models.config import PATCH
 from models.discriminator import Discriminators, Seen
-from models.tokenizer_file import TOKENIZER_WEIGHTS, write_tokenizer
 from models.vqvae import VQVAE
+from models.weights.tokenizer_file import TOKENIZER_WEIGHTS, write_tokenizer
 from pictures.sheets import write_grid
 
 from .adversary import Adversary, AdversarySettings

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from models.varsr import VARSR
+from models.weights.save import save_pretrained
 from pictures.sheets import write_grid
 
 from .device import autocast
@@ -164,4 +165,4 @@ class TransformerStage:
         """The averaged model as `model.safetensors` + `config.json`, float32."""
         model = self.average.whole(self.device)
         if self.ranks.is_main:
-            model.save_pretrained(folder)
+            save_pretrained(model, folder)

@@ -12,11 +12,11 @@ from safetensors import SafetensorError, safe_open
 
 from utils.files import replacing
 
-from .checkpoint import load_vqvae
-from .config import VQVAEConfig
+from ..config import VQVAEConfig
+from ..vqvae import VQVAE
+from .load import load_vqvae
+from .safetensors_file import read_safetensors, write_safetensors
 from .unpickle import CheckpointError
-from .vqvae import VQVAE
-from .weights_file import read_safetensors, write_safetensors
 
 TOKENIZER_WEIGHTS = "vqvae.safetensors"
 CONFIG_KEY = "vqvae_config"

@@ -1,4 +1,4 @@
-"""Fetch and verify published weights: `python -m utils.download`.
+"""Fetch and verify published weights: `python -m models.weights.download`.
 
 All weight files of the repository go into checkpoints/, each with a progress bar; an interrupted download goes on
 where it stopped. Every file is verified by the size and hash that the hub states.
@@ -12,10 +12,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from models.hub import PUBLISHED_REPO
+from utils.cli import CHECKPOINTS
+from utils.flags import OneLineParser
 
-from .cli import CHECKPOINTS
-from .flags import OneLineParser
+from .hub import PUBLISHED_REPO
 from .hub_files import HubError, HubFile, fault, fetch, list_files, remember, remembered
 
 WEIGHTS = ("*.pth", "*.safetensors")
@@ -23,7 +23,7 @@ WEIGHTS = ("*.pth", "*.safetensors")
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = OneLineParser(prog="python -m utils.download", description=__doc__,
+    parser = OneLineParser(prog="python -m models.weights.download", description=__doc__,
                            formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--repo", default=PUBLISHED_REPO, help="repository on the hub (default: %(default)s)")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .config import PRESETS, ConfigError, PrefixConfig, RefinerConfig, TransformerConfig, VARSRConfig, VQVAEConfig
+from ..config import PRESETS, ConfigError, PrefixConfig, RefinerConfig, TransformerConfig, VARSRConfig, VQVAEConfig
 from .unpickle import CheckpointError
 
 LEVELS = "lvl_1L"  # (1, L): the level of each token

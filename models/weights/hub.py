@@ -1,11 +1,11 @@
-"""Weight files from the Hugging Face hub, through its cache, and to it."""
+"""Weight files from the Hugging Face hub, through its cache."""
 from __future__ import annotations
 
 import re
 from os import PathLike
 from pathlib import Path
 
-CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 PUBLISHED_REPO = "qyp2000/VARSR"
 TRANSFORMER_FILE, TOKENIZER_FILE = "VARSR.pth", "VQVAE.pth"
 PUBLISHED_REPOS = {  # repo id -> default transformer file, tokenizer file
@@ -77,26 +77,3 @@ def _fetch(repo: str, name: str, revision: str | None, cache_dir: str | PathLike
                                 ) from error
     except OSError as error:  # connection, permission, disk
         raise FileNotFoundError(f"{name} of {repo}{at} could not be downloaded ({error}): {by_hand}") from error
-
-
-def upload_model(folder: str | PathLike, repo: str, *, private: bool = False, token: str | None = None,
-                 message: str = "Add the model", endpoint: str | None = None) -> str:
-    """Upload a folder of ours with its card, making the repository where there is none. Returns the commit's address.
-
-    token: of the hub, by default the one that `hf auth login` stored. endpoint: another hub's address.
-    Raises ValueError for a name that is none, OSError with the cause and the remedy otherwise.
-    """
-    import huggingface_hub
-    from huggingface_hub.errors import HFValidationError
-    api = huggingface_hub.HfApi(endpoint=endpoint, token=token)
-    try:
-        api.create_repo(repo, private=private, exist_ok=True)
-        commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message,
-                                   allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, CARD_FILE])
-    except HFValidationError as error:
-        raise ValueError(f"{repo!r} is no name of a repository on the hub: give owner/name") from error
-    except Exception as error:  # refusals, the network, the disk: which types they have depends on the client's version
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise OSError(f"{repo} could not be uploaded ({line}): check the name and log in with `hf auth login`"
-                      ) from error
-    return str(commit.commit_url)

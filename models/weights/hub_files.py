@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from .files import replacing
+from utils.files import replacing
 
 LIST_FILE = ".published.json"
 PARTIAL_FOLDER = ".part"  # beside the files, for downloads that are not whole

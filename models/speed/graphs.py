@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
-from .sampling import Noise
+from ..sampling import Noise
 
 Run = Callable[[], Tensor]
 MAX_GRAPHS = 2  # kept at a time, each with the memory of its generation: a full batch and the last, smaller one

@@ -11,10 +11,10 @@ from os import PathLike
 import torch
 from torch import Tensor
 
-from .checkpoint import LooseTensors, load_loose
+from ..varsr import VARSR
+from .load import LooseTensors, load_loose
+from .safetensors_file import finite
 from .unpickle import CheckpointError
-from .varsr import VARSR
-from .weights_file import finite
 
 LEVELS = "transformer.level_embedding.weight"
 CLASSES = "transformer.class_embedding.weight"

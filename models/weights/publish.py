@@ -1,11 +1,21 @@
-"""The card of a model on the hub: a README.md with what the hub reads (front matter) and what people read."""
+"""A model goes to the hub, with its card: a README.md with what the hub reads (front matter) and what people read."""
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
 
-from .config import VARSRConfig
+import torch
+
+from ..config import VARSRConfig
+from ..varsr import VARSR
+from .hub import CONFIG_FILE, WEIGHTS_FILE
+from .save import save_pretrained
+
+CARD_FILE = "README.md"
 
 PAPER = "https://arxiv.org/abs/2501.18993"
 _PLAIN = re.compile(r"[\w.-]+")
@@ -59,3 +69,39 @@ def model_card(config: VARSRConfig, parameters: int, facts: CardFacts, repo: str
     if facts.notes.strip():
         sections.append(f"## Notes\n{facts.notes.strip()}")
     return "\n".join(front) + "\n" + "\n\n".join(sections) + "\n"
+
+
+def push_to_hub(model: VARSR, repo: str, facts: CardFacts, *, dtype: torch.dtype | None = None, private: bool = False,
+                token: str | None = None, message: str = "Add the model", endpoint: str | None = None) -> str:
+    """Upload a model with a card to the hub repository `owner/name`; returns the commit's address.
+
+    See `upload_model` for the other arguments and the errors. `VARSR.from_pretrained(repo)` loads it again.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(model, folder, dtype)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        (Path(folder) / CARD_FILE).write_text(model_card(model.config, parameters, facts, repo), encoding="utf-8")
+        return upload_model(folder, repo, private=private, token=token, message=message, endpoint=endpoint)
+
+
+def upload_model(folder: str | PathLike, repo: str, *, private: bool = False, token: str | None = None,
+                 message: str = "Add the model", endpoint: str | None = None) -> str:
+    """Upload a folder of ours with its card, making the repository where there is none. Returns the commit's address.
+
+    token: of the hub, by default the one that `hf auth login` stored. endpoint: another hub's address.
+    Raises ValueError for a name that is none, OSError with the cause and the remedy otherwise.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError
+    api = huggingface_hub.HfApi(endpoint=endpoint, token=token)
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message,
+                                   allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, CARD_FILE])
+    except HFValidationError as error:
+        raise ValueError(f"{repo!r} is no name of a repository on the hub: give owner/name") from error
+    except Exception as error:  # refusals, the network, the disk: which types they have depends on the client's version
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise OSError(f"{repo} could not be uploaded ({line}): check the name and log in with `hf auth login`"
+                      ) from error
+    return str(commit.commit_url)

@@ -1,4 +1,4 @@
-"""Convert weights: `python -m utils.convert SOURCE OUTPUT`.
+"""Convert weights: `python -m models.weights.convert SOURCE OUTPUT`.
 
 SOURCE is what `--model` takes elsewhere: a published `.pth`, a folder, or a hub id. OUTPUT becomes a folder with
 `config.json` and `model.safetensors`, or with `--published` one with `VARSR.pth` and `VQVAE.pth`. `--inference` leaves
@@ -10,12 +10,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .flags import DTYPES
+from utils.flags import DTYPES
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line of the converter."""
-    parser = argparse.ArgumentParser(prog="python -m utils.convert", description="Convert model weights.")
+    parser = argparse.ArgumentParser(prog="python -m models.weights.convert", description="Convert model weights.")
     parser.add_argument("source", help="published .pth file, model folder, or hub id such as qyp2000/VARSR")
     parser.add_argument("output", help="folder to write")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="type of the written weights (default fp32)")
@@ -37,8 +37,9 @@ def convert(options: argparse.Namespace) -> str:
     """Do what the options say; returns one line about what was written."""
     import torch
 
-    from models.checkpoint import load_pretrained, write_folder, write_published
-    from models.varsr import VARSR
+    from ..varsr import VARSR
+    from .load import load_pretrained
+    from .save import write_folder, write_published
     dtype = getattr(torch, DTYPES[options.dtype])
     # An export's tables are computed in its own type, so that it gives what the full folder of this type gives.
     config, tensors = load_pretrained(options.source, dtype=dtype if options.inference else None,

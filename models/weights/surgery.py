@@ -5,7 +5,7 @@ import dataclasses
 
 import torch
 
-from models.varsr import VARSR
+from ..varsr import VARSR
 
 FIDELITY = "vqvae.fidelity."
 PIXELS = FIDELITY + "pixels."
@@ -15,7 +15,7 @@ DETAIL = "vqvae.detail."
 @torch.no_grad()
 def with_fidelity(model: VARSR, width: int, blocks: int, pixels: int) -> VARSR:
     """The model with LR features of `width` channels and `blocks` residual blocks per level, and a correction of the
-    decoded pixels of `pixels` channels (0: none; all of them in `models/fidelity.py`).
+    decoded pixels of `pixels` channels (0: none; all of them in `models/lr_features.py`).
 
     It restores as before: parts of another width start anew, with outputs of zero; those of the same width are kept,
     and further blocks begin as identities. Raises ValueError for fewer blocks than there are.

@@ -1,7 +1,6 @@
-"""Models on disk: our folders, published `.pth` files and hub repositories in; our folders and published files out.
+"""Models from disk or the hub: our folders, published `.pth` files, hub repositories.
 
-Our format is a folder with `config.json` (`VARSRConfig.to_json`) and `model.safetensors` (our tensor names). Nothing
-is loaded before every name, shape and value has been checked, and no step holds two full copies of a model.
+Nothing is loaded before every name, shape and value has been checked, and no step holds two full copies of a model.
 """
 from __future__ import annotations
 
@@ -14,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from utils.files import replacing
-
-from .config import VARSRConfig
+from ..config import VARSRConfig
+from ..varsr import FULL_PRECISION, VARSR
+from ..vqvae import VQVAE
 from .hub import (
     CONFIG_FILE,
     LOCAL_FOLDER,
@@ -29,7 +28,6 @@ from .hub import (
     download_model,
     parse_hub_id,
 )
-from .mapped import MappedFile
 from .published import (
     CODE_USAGE,
     REBUILT,
@@ -44,13 +42,8 @@ from .published import (
     vqvae_from_published,
     vqvae_to_published,
 )
+from .safetensors_file import DTYPE_NAMES, MappedFile, finite, read_safetensors
 from .unpickle import CheckpointError, load_pickle
-from .varsr import FULL_PRECISION, VARSR
-from .vqvae import VQVAE
-from .weights_file import DTYPE_NAMES, finite, read_safetensors, write_safetensors
-
-__all__ = ["CheckpointError", "LooseTensors", "export_published", "load_loose", "load_pretrained", "load_vqvae",
-           "require_complete", "require_kind", "save_pretrained", "write_folder", "write_published"]
 
 TRANSFORMER_FILES = (TRANSFORMER_FILE, "VARSR_C2I.pth", "var_d24.pth")  # what a folder is searched for, in order
 TOKENIZER_FILES = (TOKENIZER_FILE, "vae_ch160v4096z32.pth")
@@ -165,7 +158,7 @@ def load_vqvae(source: str | PathLike, scales: Sequence[int] | None = None, *, d
         _check(vqvae_to_published(expected), published, path)
         tensors = vqvae_from_published(config, published)
     vqvae = _on_meta(VQVAE, config)
-    state = {name.removeprefix("vqvae."): tensor.to(device, _type(name, tensor, dtype))
+    state = {name.removeprefix("vqvae."): tensor.to(device, stored_type(name, tensor, dtype))
              for name, tensor in tensors.items() if name.startswith("vqvae.")}
     vqvae.load_state_dict(state, strict=True, assign=True)
     return vqvae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
@@ -185,14 +178,14 @@ def _convert(tensors: State, dtype: torch.dtype | None, path: Path) -> State:
     """Convert floating tensors of a file in place of the originals, one at a time."""
     file = MappedFile(path)
     for name, tensor in tensors.items():
-        wanted = _type(name, tensor, dtype)
+        wanted = stored_type(name, tensor, dtype)
         if tensor.dtype != wanted:
             tensors[name] = tensor.to(wanted)
             file.release(tensor)
     return tensors
 
 
-def _type(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+def stored_type(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     """Type of one of our tensors in a model of `dtype`."""
     if dtype is None or not tensor.is_floating_point():
         return tensor.dtype
@@ -323,45 +316,3 @@ def load_loose(source: str | PathLike) -> LooseTensors:
     complete = any(name.startswith("refiner.") for name in tensors) and (
         parts.vqvae is not None or _tokenizer_beside(path) is not None)
     return LooseTensors(tensors, scales, super_resolution, complete)
-
-
-def save_pretrained(model: VARSR, folder: str | PathLike, dtype: torch.dtype | None = None) -> None:
-    """Write a model as a folder of ours, its weights in `dtype` (their own type by default)."""
-    write_folder(model.config, model.state_dict(), folder, dtype)
-
-
-def write_folder(config: VARSRConfig, tensors: Mapping[str, Tensor], folder: str | PathLike,
-                 dtype: torch.dtype | None = None) -> None:
-    """Write `model.safetensors`, then `config.json`, each under a temporary name that is renamed when it is whole.
-
-    Raises CheckpointError when a value is not finite in `dtype`.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    dtypes = {name: _type(name, tensor, dtype) for name, tensor in tensors.items()}
-    with replacing(folder / WEIGHTS_FILE) as temporary:
-        write_safetensors(temporary, tensors, dtypes)
-    with replacing(folder / CONFIG_FILE) as temporary:
-        temporary.write_text(config.to_json(), encoding="utf-8")
-
-
-def export_published(model: VARSR, folder: str | PathLike) -> None:
-    """Write a model as `VARSR.pth` and `VQVAE.pth` for the original code, in float32.
-
-    Raises CheckpointError for a model with parts that the published format does not know, or an inference export.
-    """
-    write_published(model.config, model.state_dict(), folder)
-
-
-def write_published(config: VARSRConfig, tensors: Mapping[str, Tensor], folder: str | PathLike) -> None:
-    """As `export_published`, from a state dict."""
-    require_complete(config, config.name)
-    parts = to_published(config, tensors)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, key, part in ((TOKENIZER_FILE, "vae_local", parts.vqvae),
-                            (TRANSFORMER_FILE, "var_wo_ddp", parts.transformer)):
-        with replacing(folder / file) as temporary:
-            state = {name: tensor.to("cpu", torch.float32 if tensor.is_floating_point() else None).contiguous()
-                     for name, tensor in part.items()}
-            torch.save({"epoch": 0, "iter": 0, "trainer": {key: state}, "args": {}}, temporary)

@@ -5,9 +5,12 @@ time, so that a 4 GB model is converted in little more memory than its largest t
 """
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
 import os
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -15,9 +18,41 @@ from torch import Tensor
 
 from .unpickle import CheckpointError
 
+SUFFIX = ".safetensors"
+MAPS = Path("/proc/self/maps")  # Linux; elsewhere nothing is released, and the system reclaims pages under pressure
+
 ALIGNMENT = 8  # bytes; the data start at a multiple of it
 DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64",
                torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
+
+
+class MappedFile:
+    """The places where a weight file is mapped into this process, or without a path every safetensors file."""
+
+    def __init__(self, path: str | PathLike | None = None) -> None:
+        self.ranges: list[tuple[int, int]] = []
+        if not hasattr(mmap, "MADV_DONTNEED") or not MAPS.exists():
+            return
+        wanted = None if path is None else str(Path(path).resolve())
+        for line in MAPS.read_text(errors="replace").splitlines():
+            fields = line.split(maxsplit=5)
+            if len(fields) == 6 and (fields[5] == wanted or wanted is None and fields[5].endswith(SUFFIX)):
+                start, end = fields[0].split("-")
+                self.ranges.append((int(start, 16), int(end, 16)))
+
+    def release(self, tensor: Tensor) -> None:
+        """Give back the memory of an unmodified tensor of this file; touching it reads the file's pages again.
+
+        Does nothing to a tensor elsewhere in memory.
+        """
+        start = tensor.data_ptr()
+        end = start + tensor.numel() * tensor.element_size()
+        if tensor.is_contiguous() and any(low <= start and end <= high for low, high in self.ranges):
+            start = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages only: neighbours share the outer ones
+            end = end // mmap.PAGESIZE * mmap.PAGESIZE
+            if end > start:
+                advise = ctypes.CDLL(None).madvise
+                advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), ctypes.c_int(mmap.MADV_DONTNEED))
 
 
 def finite(tensor: Tensor) -> bool:
