@@ -37,11 +37,11 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
 
+    from dataloader.held_out import pairs_of_folder
     from models.varsr import VARSR
     from pictures.bicubic import upsample
     from pictures.rgb import save_picture
     from pictures.sheets import SheetLayout, comparison_sheet
-    from utils.held_out import pairs_of_folder
     model = VARSR.from_pretrained(args.model)
     pairs = pairs_of_folder(ROOT / "testset" / "sample", model.config.image_size, WINDOWS)
     guides = torch.stack([upsample(lr, pairs.target.shape[-1] / lr.shape[-1]) for lr in pairs.lr])

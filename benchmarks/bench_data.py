@@ -121,8 +121,7 @@ def loading_rates(source, degrade, args: argparse.Namespace, device) -> dict[str
 def new_pairs(source, degrade, args: argparse.Namespace, device):
     """Pairs from the first one on."""
     from dataloader.loader import BatchLoader
-    from utils.loaded_pairs import LoadedPairs
-    from utils.pairs import PairSource
+    from dataloader.pairs import LoadedPairs, PairSource
     loader = BatchLoader(source, args.batch_size, workers=args.workers, pin_memory=device.type == "cuda")
     return LoadedPairs(loader, PairSource(source.batch, degrade.and_upsample), args.group)
 
@@ -133,9 +132,9 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
 
-    from dataloader.dataset import PhotoCrops
+    from dataloader.centre_crops import PublishedCrops
     from dataloader.degradation import Degradation, DegradationConfig
-    from dataloader.published_crops import PublishedCrops
+    from dataloader.photo_crops import PhotoCrops
     from models.config import PRESETS
     from utils.memory import keep_freed_memory
 

@@ -3,7 +3,7 @@
 Two sets, restored as the scripts restore: `testset/sample`, and with `--held_out` crops of other photographs, degraded
 by the same rules as in training. Those that the embedded model never saw are fetched by
 
-    python -m dataloader.photos --held_out --output trainset_held_out
+    python -m dataloader.assemble.photos --held_out --output trainset_held_out
 
 `--results` adds folders of what other programs made of `testset/sample/LR`.
 
@@ -103,7 +103,7 @@ def sample_set(results: Iterable[Path] = ()) -> Set:
 def crops(folder: Path, count: int) -> Set:
     """Evenly chosen crops of a folder's photographs and what the degradation makes of them."""
     from dataloader.degradation import Degradation, DegradationConfig
-    from utils.held_out import held_out
+    from dataloader.held_out import held_out
     pairs = held_out(str(folder), CROP, count, Degradation(DegradationConfig.load()))
     return Set("held-out crops", list(pairs.lr), list(pairs.target))
 

@@ -105,8 +105,8 @@ def build_stage(args: argparse.Namespace, device: torch.device) -> tuple[Stage, 
     def sample(batch: int, generator: torch.Generator) -> torch.Tensor:
         return torch.rand(batch, 3, side, side, generator=generator)
     if args.stage == TOKENIZER:
+        from dataloader.pairs import CropSource
         from models.vqvae import VQVAE
-        from utils.pairs import CropSource
         settings = TokenizerSettings(batch_size=args.batch_size, precision=args.dtype, adversarial_start=0.0)
         crops = CropSource(sample)
         return TokenizerStage(VQVAE(config.vqvae), crops, torch.rand(1, 3, side, side), settings, device), config.name
@@ -127,7 +127,7 @@ def random_pairs(config, sample: Callable):
     import torch
 
     from dataloader.degradation import Degradation, DegradationConfig
-    from utils.pairs import ClassSource, PairSource
+    from dataloader.pairs import ClassSource, PairSource
     if config.is_super_resolution:
         return PairSource(sample, Degradation(DegradationConfig.load()).and_upsample)
     return ClassSource(lambda batch, generator: (sample(batch, generator), torch.randint(config.num_classes, (batch,))),

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .dataset import CACHE_FOLDER, PhotoCrops
-from .order import Stream, random_at
-from .reading import Failures
+from .entries import Failures
+from .photo_crops import CACHE_FOLDER, PhotoCrops
+from .positions import Stream, random_at
 
 MIRRORED = 2  # a wall stays a wall in a mirror, but not upside down
 ANY_DETAIL = 0.0

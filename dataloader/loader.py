@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from .dataset import NEGATIVE
-from .order import Stream, random_at
-from .reading import Failures
+from .entries import Failures
+from .photo_crops import NEGATIVE
+from .positions import Stream, random_at
 
 # Not by a plain fork: a child inherits locks of libvips and of the GPU's driver that nobody will open.
 START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"

@@ -4,7 +4,7 @@
 #     bash examples/train_embedded.sh trainset/photos/list.txt runs/embedded
 #
 # The perceptual networks must be there: pip install -r requirements-perceptual.txt. The first argument is what --data
-# takes: a folder, a text file, or packed crops (python -m dataloader.crop_pack). The second is a folder for the runs;
+# takes: a folder, a text file, or packed crops (python -m dataloader.assemble.crop_pack). The second is a folder for the runs;
 # the model ends up in its `model` folder. Started again, every stage goes on from its last state, and a finished one
 # is over at once.
 #

@@ -10,16 +10,16 @@ from conftest import small_class_model
 from PIL import Image
 
 import test_C2I as script
+from dataloader.assemble.class_set import CLASS_LIST, read_classes
+from dataloader.assemble.class_set import main as sort_classes
+from dataloader.assemble.sources import read_photo_list
 from dataloader.class_crops import ClassCrops
-from dataloader.class_set import CLASS_LIST, read_classes
-from dataloader.class_set import main as sort_classes
-from dataloader.sources import read_photo_list
+from dataloader.pairs import ClassSource
 from models.config import ConfigError, VARSRConfig
 from models.varsr import VARSR
 from models.weights.save import save_pretrained
 from pictures.sheets import SHEET_ROWS, ContactSheet
 from utils.class_pictures import parse_classes
-from utils.pairs import ClassSource
 
 CPU = torch.device("cpu")
 

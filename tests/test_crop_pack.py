@@ -15,8 +15,8 @@ import torch
 from conftest import noise_picture
 from PIL import Image
 
-from dataloader.crop_pack import encode, main, write_shards
-from dataloader.listing import find_entries
+from dataloader.assemble.crop_pack import encode, main, write_shards
+from dataloader.entries import find_entries
 from models.varsr import VARSR
 from utils.features import REMEDY, packaged_weights
 

@@ -12,9 +12,8 @@ import torch
 from conftest import noise_picture as picture
 from PIL import Image, ImageFilter
 
-from dataloader.dataset import PhotoCrops, local_detail, sharpness
-from dataloader.listing import Entry
-from dataloader.pyramid import PyramidCache
+from dataloader.entries import Entry
+from dataloader.photo_crops import PhotoCrops, PyramidCache, local_detail, sharpness
 
 
 @pytest.fixture
@@ -153,7 +152,7 @@ def test_soft_crops_are_mostly_drawn_anew(tmp_path):
 
 
 def test_nothing_usable_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match="dataloader.photos"):
+    with pytest.raises(FileNotFoundError, match="dataloader.assemble.photos"):
         PhotoCrops(tmp_path / "absent", 32)
     with pytest.raises(FileNotFoundError, match="no picture"):
         PhotoCrops(tmp_path, 32)

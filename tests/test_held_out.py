@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from utils.held_out import HeldOut, held_out, pairs_of_folder, windows
+from dataloader.held_out import HeldOut, held_out, pairs_of_folder, windows
 
 SIZE = 16
 

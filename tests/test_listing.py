@@ -11,8 +11,7 @@ import pytest
 from conftest import noise_picture as picture
 from PIL import Image
 
-from dataloader.listing import find_entries
-from dataloader.reading import Failures, read_entry, read_rgb
+from dataloader.entries import Failures, find_entries, read_entry, read_rgb
 
 
 def write_shard(path: Path, members: dict[str, bytes]) -> Path:
@@ -72,7 +71,7 @@ def test_bad_lines_are_named(tmp_path, line, problem):
 
 
 def test_what_is_no_source_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="dataloader.photos"):
+    with pytest.raises(FileNotFoundError, match="dataloader.assemble.photos"):
         find_entries(tmp_path / "absent")
     (tmp_path / "data.bin").write_bytes(bytes(range(256)))
     with pytest.raises(ValueError, match="no text file"):

@@ -14,14 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from dataloader.centre_crops import PublishedCrops
 from dataloader.class_crops import ClassCrops
-from dataloader.dataset import NEGATIVE, POSITIVE, PhotoCrops
 from dataloader.degradation import Degradation, DegradationConfig
 from dataloader.loader import BatchLoader, WithLostClasses, WithNegatives
-from dataloader.order import PictureOrder
-from dataloader.published_crops import PublishedCrops
-from utils.loaded_pairs import LoadedPairs
-from utils.pairs import ClassSource, PairSource
+from dataloader.pairs import ClassSource, LoadedPairs, PairSource
+from dataloader.photo_crops import NEGATIVE, POSITIVE, PhotoCrops
+from dataloader.positions import PictureOrder
 from utils.ranks import Ranks
 from utils.training_cli import photo_pairs
 from utils.training_flags import build_parser, parse

@@ -10,11 +10,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dataloader import photos, sample_set, sources
-from dataloader.eet import first_picture
-from dataloader.listing import find_entries
-from dataloader.photos import HELD_OUT, PHOTO_LIST, assemble
-from dataloader.sources import PackagedPhoto, SourceError, download_deb, extract, read_names, read_photo_list
+from dataloader.assemble import photos, sample_set, sources
+from dataloader.assemble.photos import HELD_OUT, PHOTO_LIST, assemble
+from dataloader.assemble.sources import (
+    PackagedPhoto,
+    SourceError,
+    download_deb,
+    extract,
+    first_picture,
+    read_names,
+    read_photo_list,
+)
+from dataloader.entries import find_entries
 
 SAMPLE_SET = Path(__file__).parent.parent / "testset" / "sample"
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not installed")

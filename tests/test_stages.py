@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from dataloader.held_out import HeldOut
+from dataloader.pairs import CropSource, PairSource
 from models.config import PRESETS
 from models.initialization import initialize
 from models.varsr import VARSR
@@ -17,9 +19,7 @@ from models.weights.surgery import with_detail
 from utils.decoder_stage import DecoderSettings, DecoderStage
 from utils.detail_stage import DetailSettings, DetailStage
 from utils.features import FeatureNetwork
-from utils.held_out import HeldOut
 from utils.optim import parameter_groups
-from utils.pairs import CropSource, PairSource
 from utils.perceptual import Perceptual
 from utils.ranks import Ranks
 from utils.sample_pool import from_bytes

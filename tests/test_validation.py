@@ -10,9 +10,9 @@ from conftest import small_model
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from dataloader.held_out import HeldOut
 from models.varsr import VARSR
 from pictures.luma import gray, luma
-from utils.held_out import HeldOut
 from utils.metrics import gmsd, high_frequency, psnr_y, ssim_y
 from utils.validation import Validation, ValidationSettings, measure
 

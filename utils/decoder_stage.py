@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dataloader.pairs import Pairs, PairSource
 from models.varsr import VARSR
 from models.weights.save import save_pretrained
 from pictures.luma import smooth_luma
@@ -24,7 +25,6 @@ from pictures.luma import smooth_luma
 from .device import autocast
 from .metrics import mean_ssim
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
-from .pairs import Pairs, PairSource
 from .progress import timed
 from .sample_pool import SamplePool, from_bytes, to_bytes
 from .schedule import Schedule, short_warmup

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dataloader.pairs import PairSource
 from models.config import BOTH
 from models.discriminator import Discriminators, Seen
 from models.varsr import VARSR
@@ -26,7 +27,6 @@ from .decoder_stage import averaged, generate
 from .device import autocast
 from .features import map_distance
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
-from .pairs import PairSource
 from .perceptual import Perceptual
 from .sample_pool import SamplePool, from_bytes, to_bytes
 from .schedule import Schedule, short_warmup

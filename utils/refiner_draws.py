@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dataloader.order import Stream, generator_at
+from dataloader.positions import Stream, generator_at
 from models.config import VARSRConfig
 
 

@@ -9,16 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dataloader.dataset import PhotoCrops
+from dataloader.held_out import SEED, windows
 from dataloader.loader import BatchLoader
+from dataloader.pairs import CropSource, LoadedCrops
+from dataloader.photo_crops import PhotoCrops
 from models.config import BOTH, PATCH, PRESETS, VQVAEConfig
 from models.vqvae import VQVAE
 from models.weights.tokenizer_file import load_tokenizer
 
 from .device import training_precision
-from .held_out import SEED, windows
-from .loaded_pairs import LoadedCrops
-from .pairs import CropSource
 from .perceptual import Perceptual, find_perceptual
 from .ranks import Ranks
 from .schedule import short_warmup

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dataloader.order import Stream, generator_at
+from dataloader.pairs import CropSource, LoadedCrops
+from dataloader.positions import Stream, generator_at
 from models.config import PATCH
 from models.discriminator import Discriminators, Seen
 from models.vqvae import VQVAE
@@ -26,9 +27,7 @@ from pictures.sheets import write_grid
 
 from .adversary import Adversary, AdversarySettings
 from .device import autocast
-from .loaded_pairs import LoadedCrops
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
-from .pairs import CropSource
 from .perceptual import Perceptual
 from .progress import timed
 from .ranks import Ranks

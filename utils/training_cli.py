@@ -11,19 +11,18 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from dataloader.centre_crops import PublishedCrops
 from dataloader.class_crops import ClassCrops
-from dataloader.dataset import NEGATIVE, POSITIVE, PhotoCrops
 from dataloader.degradation import Degradation, DegradationConfig
-from dataloader.listing import find_entries
+from dataloader.entries import find_entries
+from dataloader.held_out import held_out
 from dataloader.loader import BatchLoader, SampleSource, WithLostClasses, WithNegatives
-from dataloader.published_crops import PublishedCrops
+from dataloader.pairs import ClassSource, LoadedPairs, PairSource
+from dataloader.photo_crops import NEGATIVE, POSITIVE, PhotoCrops
 
 from .device import training_device
-from .held_out import held_out
-from .loaded_pairs import LoadedPairs
 from .loop import LoopConfig, Stage, TrainingDiverged, TrainLoop
 from .memory import keep_freed_memory
-from .pairs import ClassSource, PairSource
 from .parallel import BACKEND
 from .progress import bar_text
 from .ranks import Ranks

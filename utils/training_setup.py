@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import torch
 
 from dataloader.class_crops import class_folders
+from dataloader.pairs import PairSource
 from models.varsr import VARSR
 
 from .decoder_stage import DecoderSettings, DecoderStage
 from .detail_stage import DetailSettings, DetailStage
 from .device import training_precision
-from .pairs import PairSource
 from .perceptual import find_perceptual
 from .ranks import Ranks
 from .starting_model import build_model

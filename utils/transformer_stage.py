@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 
+from dataloader.pairs import ClassSource, LoadedPairs, Pairs, PairSource
 from models.varsr import VARSR
 from models.weights.save import save_pretrained
 from pictures.sheets import write_grid
 
 from .device import autocast
-from .loaded_pairs import LoadedPairs
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
-from .pairs import ClassSource, Pairs, PairSource
 from .parallel import Parallel, ShardedAverage
 from .progress import timed
 from .ranks import Ranks

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dataloader.held_out import HeldOut
 from models.config import GenerationConfig
 from models.quantizer import Quantized
 from models.varsr import CONDITIONAL_CLASS, VARSR, ScaleStep
@@ -22,7 +23,6 @@ from pictures.rgb import save_picture
 from pictures.sheets import SheetLayout, comparison_sheet
 
 from .device import autocast
-from .held_out import HeldOut
 from .learned import LearnedMetrics
 from .metrics import gmsd, high_frequency, psnr_y, ssim_y
 from .perceptual import Perceptual

@@ -1,4 +1,4 @@
-"""Sort pictures into class folders: `python -m dataloader.class_set --pictures trainset/textures`.
+"""Sort pictures into class folders: `python -m dataloader.assemble.class_set --pictures trainset/textures`.
 
 `--classes` (default: classes.txt beside this file) says which file belongs to which class.
 """

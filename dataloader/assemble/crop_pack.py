@@ -1,4 +1,4 @@
-"""Pack crops of large photographs into small shards: `python -m dataloader.crop_pack --data trainset/photos`.
+"""Pack crops of large photographs into small shards: `python -m dataloader.assemble.crop_pack --data trainset/photos`.
 
 For machines that large photographs cannot be brought to: each shard is a plain tar file of JPEG pictures, small enough
 to send, and `--data PACKS` trains on a folder of them. The crops are drawn as in training, at several scales.
@@ -19,7 +19,7 @@ from PIL import Image
 
 from utils.flags import OneLineParser, bounded
 
-from .dataset import PhotoCrops
+from ..photo_crops import PhotoCrops
 
 MEGA = 1_000_000
 JPEG_QUALITY = 95

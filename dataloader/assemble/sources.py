@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+import struct
 import subprocess
 import tarfile
 from collections.abc import Iterable, Mapping
@@ -18,13 +19,33 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from .eet import first_picture
+MAGIC = 0x1EE70F42
+HEADER, ENTRY = struct.Struct(">3I"), struct.Struct(">6I")
+FIRST_PICTURE = b"edje/images/0"
+JPEG_START = b"\xff\xd8\xff"
+LONGEST_HEADER = 64  # bytes before the JPEG file
 
 log = logging.getLogger(__name__)
 
 LINE = re.compile(r"(?P<package>[a-z0-9][a-z0-9+.-]+):(?P<path>\S.*\S)\s+(?P<width>\d+)x(?P<height>\d+)"
                   r"(?:\s+(?P<weight>\d*\.?\d+))?")
 ARCHIVE, PICTURE = ".edj", ".jpg"  # what lies in the package, and what is made of it
+
+
+def first_picture(archive: bytes) -> bytes:
+    """The JPEG file of an archive's first picture. Raises ValueError for bytes that hold none."""
+    if len(archive) < HEADER.size or HEADER.unpack_from(archive)[0] != MAGIC:
+        raise ValueError("no EET archive")
+    count = HEADER.unpack_from(archive)[1]
+    if len(archive) < HEADER.size + count * ENTRY.size:
+        raise ValueError("an EET archive that was cut off")
+    for place, size, _, name, length, _ in ENTRY.iter_unpack(archive[HEADER.size:HEADER.size + count * ENTRY.size]):
+        if archive[name:name + length].rstrip(b"\0") == FIRST_PICTURE:
+            picture = archive[place:place + size]
+            start = picture.find(JPEG_START, 0, LONGEST_HEADER)
+            if start >= 0 and len(picture) == size:
+                return picture[start:]
+    raise ValueError(f"an EET archive without a JPEG picture {FIRST_PICTURE.decode()}")
 
 
 class SourceError(RuntimeError):

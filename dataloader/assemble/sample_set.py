@@ -1,4 +1,4 @@
-"""Recreate the sample set: `python -m dataloader.sample_set --output testset/sample`.
+"""Recreate the sample set: `python -m dataloader.assemble.sample_set --output testset/sample`.
 
 HR pictures are cut from photographs that are held out of training (held_out.txt) and from scikit-image's own sample
 pictures; their LR pictures are made by the degradation, seeded per picture.
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .degradation import LEVELS, Degradation
+from ..degradation import LEVELS, Degradation
+from ..entries import read_rgb
 from .photos import HELD_OUT, PHOTO_LIST, assemble
-from .reading import read_rgb
 from .sources import PackagedPhoto, read_names, read_photo_list
 
 log = logging.getLogger(__name__)

@@ -1,12 +1,15 @@
 """Random crops at several scales from cached photographs: the sampler for training from few large pictures.
 
-All randomness comes from the `torch.Generator` or the seed it is given, so that a run resumes exactly.
-`published_crops.py` has the paper's recipe for many pictures.
+Each photograph is decoded once and stored as one `.npy` file a level (level i is reduced 2^i times by averaging), which
+is then read through a memory map. A file's key holds the photograph's path, time and size: a changed photograph gets
+new files; the folder may be deleted at any time. `centre_crops.py` has the paper's recipe for many pictures.
 """
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .listing import Entry, find_entries
-from .order import Stream, generator_at, pick, running_sum
-from .pyramid import PyramidCache
-from .reading import UNREADABLE, Failures
+from .entries import UNREADABLE, Entry, Failures, find_entries, read_entry
+from .positions import Stream, generator_at, pick, running_sum
+
+KEY_LENGTH = 24  # hexadecimal digits
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,46 @@ DETAIL_BLOCK = 4  # pixels
 FINE_BLOCK, COARSE_BLOCK = 2, 8  # of `sharpness`
 LEVELS = 255.0
 POSITIVE, NEGATIVE = 0, 1  # the classes of high and low quality
+
+
+class PyramidCache:
+    """Memory-mapped levels of photographs in a cache folder."""
+
+    def __init__(self, folder: str | os.PathLike, num_levels: int = 4) -> None:
+        if num_levels < 1:
+            raise ValueError(f"num_levels must be at least 1, got {num_levels}")
+        self.folder = Path(folder)
+        self.num_levels = num_levels
+
+    def level_files(self, photo: Entry) -> list[Path]:
+        """The `.npy` file of each level (H, W, 3) uint8, decoded and written now where they are missing.
+
+        Raises one of `reading.UNREADABLE` for a broken photograph.
+        """
+        status = photo.path.stat()
+        identity = f"{photo.path.resolve()}|{status.st_mtime_ns}|{status.st_size}"
+        if photo.member is not None:
+            identity += f"|{photo.member}|{photo.offset}"
+        key = hashlib.sha256(identity.encode()).hexdigest()[:KEY_LENGTH]
+        files = [self.folder / f"{key}.{level}.npy" for level in range(self.num_levels)]
+        if not all(file.is_file() for file in files):
+            image = read_entry(photo)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for level, file in enumerate(files):
+                _write_array(file, np.asarray(image.reduce(2 ** level) if level else image))
+        return files
+
+
+def _write_array(file: Path, array: np.ndarray) -> None:
+    """Under a temporary name first, so that a stopped run or a neighbour never sees half a file."""
+    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            np.save(stream, array)
+        os.replace(temporary, file)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,12 @@
-"""Assemble the training photographs: `python -m dataloader.photos --output trainset/photos`.
+"""Assemble the training photographs: `python -m dataloader.assemble.photos --output trainset/photos`.
 
 The photographs come from Debian packages (photos.txt lists them); the ones that the sample set is cut from
 (held_out.txt) are left out, and with `--held_out` fetched alone. Next to each package's photographs lies its copyright
 file, which names authors and licences. OUTPUT/list.txt names what was assembled with the lists' weights: `--data` takes
 it like a folder. All photographs that the embedded model is trained on, 1.3 GB to download:
 
-    python -m dataloader.photos --list dataloader/photos.txt dataloader/photos_more.txt dataloader/textures.txt
+    python -m dataloader.assemble.photos --list dataloader/assemble/photos.txt dataloader/assemble/photos_more.txt \\
+        dataloader/assemble/textures.txt
 """
 from __future__ import annotations
 

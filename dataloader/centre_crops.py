@@ -8,10 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .dataset import LEVELS, NEGATIVE, POSITIVE
-from .listing import Entry, find_entries
-from .order import PictureOrder, Stream, random_at
-from .reading import UNREADABLE, Failures, read_entry
+from .entries import UNREADABLE, Entry, Failures, find_entries, read_entry
+from .photo_crops import LEVELS, NEGATIVE, POSITIVE
+from .positions import PictureOrder, Stream, random_at
 
 
 class PublishedCrops:

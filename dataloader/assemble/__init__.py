@@ -1,0 +1,1 @@
+"""Training sets out of what distributions and folders hold: photographs, the sample set, class folders, packs."""
