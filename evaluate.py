@@ -9,8 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from evaluation.protocols import PROTOCOLS
 from utils.flags import OneLineParser, bounded, set_up_logging
-from utils.protocols import PROTOCOLS
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--hr", type=Path, metavar="DIR", help="originals; without them only metrics that need none are measured")
     add("--lr", type=Path, metavar="DIR", help="LR pictures: their bicubic enlargement becomes a method of its own")
     add("--protocol", choices=PROTOCOLS, default="varsr-paper", help="(default: %(default)s)")
-    add("--output", type=Path, default=Path("evaluation"), metavar="DIR", help="(default: %(default)s)")
+    add("--output", type=Path, default=Path("report"), metavar="DIR", help="(default: %(default)s)")
     add("--device", default="auto", help="where learned metrics are computed (default: %(default)s)")
     add("--no_report", action="store_true", help="do not write report.html")
     add("--report_pictures", type=bounded(int, 0), default=24, help="pictures shown in it (default: %(default)s)")
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     """Parse, evaluate, report."""
     args = build_parser().parse_args(argv)
     set_up_logging()
-    from utils.evaluate_run import run_evaluation
+    from evaluation.run import run_evaluation
     try:
         evaluation = run_evaluation(args, [Path(__file__).name, *(sys.argv[1:] if argv is None else argv)])
     except (ValueError, OSError) as error:

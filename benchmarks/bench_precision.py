@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     import torch
 
-    from utils.metrics import psnr_y
+    from evaluation.metrics.full_reference import psnr_y
 
     from .machine import describe
     exact = load(args.model, "fp32")

@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor
 
+from evaluation.metrics.full_reference import psnr_y
 from models.varsr import VARSR
 from pictures.rgb import read_image
 from utils.generation import RestoreSettings
-from utils.metrics import psnr_y
 from utils.restore import restore
 from utils.windows import WindowAxis
 

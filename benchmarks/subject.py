@@ -111,7 +111,7 @@ class Subject:
 
     def agreement(self, results: list[Tensor], plain: list[Tensor]) -> dict[str, float]:
         """Mean PSNR-Y and SSIM-Y of results to the plain run's; nothing for random weights."""
-        from utils.metrics import psnr_y, ssim_y
+        from evaluation.metrics.full_reference import psnr_y, ssim_y
         if not self.has_meaning:
             return {}
         return {"psnr_y": sum(map(psnr_y, results, plain)) / len(plain),

@@ -16,9 +16,9 @@ from PIL import Image
 
 import evaluate as script
 import test_varsr
+from evaluation.compare import estimate
+from evaluation.protocols import PROTOCOLS
 from pictures.rgb import write_image
-from utils.bootstrap import estimate
-from utils.protocols import PROTOCOLS
 
 ROOT = Path(__file__).resolve().parent.parent
 

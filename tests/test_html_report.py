@@ -12,8 +12,8 @@ import torch
 from metric_pairs import pair
 
 import evaluate as script
+from evaluation.report.plots import distribution, nice_ticks
 from pictures.rgb import write_image
-from utils.svg_plots import distribution, nice_ticks
 
 EVIL = "<img src=x onerror=alert(1)>'\"&"  # as a method's name
 EVIL_FILE = "</script><b>"

@@ -14,15 +14,15 @@ from reference.make_metric_values import PAIRS, pyiqa_metrics
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from evaluation.measure import full_reference
+from evaluation.metrics.fsim import fsim
+from evaluation.metrics.full_reference import gmsd, mean_ssim, ms_ssim, psnr, psnr_y, ssim, ssim_y
+from evaluation.metrics.learned import LearnedMetrics
+from evaluation.metrics.niqe import REMEDY, Pristine, find_parameters, load_parameters, mscn, niqe
+from evaluation.metrics.piqe import piqe
+from evaluation.protocols import PROTOCOLS
 from pictures.luma import eight_bit, luma, smooth_chroma, smooth_luma
 from pictures.rgb import read_image
-from utils.fsim import fsim
-from utils.learned import LearnedMetrics
-from utils.measuring import full_reference
-from utils.metrics import gmsd, mean_ssim, ms_ssim, psnr, psnr_y, ssim, ssim_y
-from utils.niqe_parameters import REMEDY, Pristine, find_parameters, load_parameters
-from utils.no_reference import mscn, niqe, piqe
-from utils.protocols import PROTOCOLS
 
 ROOT = Path(__file__).resolve().parent.parent
 VALUES = json.loads((Path(__file__).parent / "reference/metric_values.json").read_text())

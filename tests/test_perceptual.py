@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from evaluation.metrics.st_lpips import STLPIPS, VGG16, find_weights
 from utils import perceptual
 from utils.features import NoFeatures, packaged_weights
 from utils.perceptual import Perceptual, find_perceptual
-from utils.st_lpips import STLPIPS, VGG16, find_weights
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ import torch
 from conftest import small_model
 from skimage.metrics import peak_signal_noise_ratio
 
-from utils.metrics import ssim_y
+from evaluation.metrics.full_reference import ssim_y
 from utils.reconstruction import codebook_use, reconstruct
 
 

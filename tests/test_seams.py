@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from benchmarks.bench_seams import LR_SIDE, agreement, border_ratio, both_grids, mosaic
+from evaluation.metrics.full_reference import psnr_y
 from models.varsr import VARSR
 from utils.device import choose_dtype
 from utils.generation import RestoreSettings
-from utils.metrics import psnr_y
 from utils.restore import restore
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from utils import learned
-from utils.learned import LearnedMetrics
-from utils.st_lpips import ALEXNET, REMEDY, STLPIPS, VGG16, Architecture, find_weights
+from evaluation.metrics import learned
+from evaluation.metrics.learned import LearnedMetrics
+from evaluation.metrics.st_lpips import ALEXNET, REMEDY, STLPIPS, VGG16, Architecture, find_weights
 
 # (height, width), a number of the formula, and the values of stlpips_pytorch 0.0.2: LPIPS(net="alex" and "vgg",
 # variant="shift_tolerant")(a, b, normalize=True)

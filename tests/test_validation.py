@@ -11,9 +11,9 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from dataloader.held_out import HeldOut
+from evaluation.metrics.full_reference import gmsd, high_frequency, psnr_y, ssim_y
 from models.varsr import VARSR
 from pictures.luma import gray, luma
-from utils.metrics import gmsd, high_frequency, psnr_y, ssim_y
 from utils.validation import Validation, ValidationSettings, measure
 
 SEED = 7

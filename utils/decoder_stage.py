@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataloader.pairs import Pairs, PairSource
+from evaluation.metrics.full_reference import mean_ssim
 from models.varsr import VARSR
 from models.weights.save import save_pretrained
 from pictures.luma import smooth_luma
 
 from .device import autocast
-from .metrics import mean_ssim
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
 from .progress import timed
 from .sample_pool import SamplePool, from_bytes, to_bytes

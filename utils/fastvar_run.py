@@ -86,9 +86,9 @@ class FastVARComparison:
             restore(self.model, torch.zeros(3, side, side), each, size=(side, side))
 
     def __call__(self, started: Started) -> dict[str, Tensor]:
+        from evaluation.metrics.full_reference import psnr_y
         from pictures.rgb import read_image
 
-        from .metrics import psnr_y
         from .restore import restore
         picture, record, tiled = started.picture, started.record, started.tiled
         lr = picture.region(0, 0, picture.height, picture.width)

@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor, nn
 
+from evaluation.metrics.st_lpips import STLPIPS, VGG16, find_weights
 from models.discriminator import Seen
 
 from .features import FeatureNetwork, NoFeatures, load_features, map_distance
-from .st_lpips import STLPIPS, VGG16, find_weights
 
 # lpips' name, torchvision's builder and weights: the first that is here is taken
 NETWORKS = (("vgg", "vgg16", "VGG16_Weights"), ("alex", "alexnet", "AlexNet_Weights"),

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from evaluation.metrics.full_reference import ssim
 from models.vqvae import VQVAE
 from pictures.luma import luma
 
 from .device import autocast
-from .metrics import ssim
 
 PEAK_TO_PEAK = 2.0  # of pictures in [-1, 1]
 CONTINUOUS = "continuous"  # column of the latent that was not quantised

@@ -12,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from evaluation.metrics.full_reference import SSIM_SIDE, psnr_y, ssim_y
+from evaluation.metrics.learned import LearnedMetrics
 from models.varsr import VARSR
 from pictures.bicubic import SizeRequest
 from pictures.formats import ImageError
@@ -24,8 +26,6 @@ from .generation import Progress, RestoreSettings, generate_windows
 from .inputs import Job
 from .large import restore_large
 from .latents import LatentStore
-from .learned import LearnedMetrics
-from .metrics import SSIM_SIDE, psnr_y, ssim_y
 from .ranks import Ranks
 from .render import render
 from .report import METRICS_FILE, FileRecord, Report, append_log, mean_row, write_table

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from dataloader.held_out import HeldOut
+from evaluation.metrics.full_reference import gmsd, high_frequency, psnr_y, ssim_y
+from evaluation.metrics.learned import LearnedMetrics
+from evaluation.protocols import ST_LPIPS
 from models.config import GenerationConfig
 from models.quantizer import Quantized
 from models.varsr import CONDITIONAL_CLASS, VARSR, ScaleStep
@@ -23,10 +26,7 @@ from pictures.rgb import save_picture
 from pictures.sheets import SheetLayout, comparison_sheet
 
 from .device import autocast
-from .learned import LearnedMetrics
-from .metrics import gmsd, high_frequency, psnr_y, ssim_y
 from .perceptual import Perceptual
-from .protocols import ST_LPIPS
 
 Metric = Callable[[Tensor, Tensor], float]
 METRICS: dict[str, Metric] = {"psnr_y": psnr_y, "ssim_y": ssim_y,

@@ -1,34 +1,64 @@
-"""Metrics without a reference: PIQE (Venkatanath et al. 2015) and NIQE (Mittal et al. 2013).
+"""NIQE: how far a picture's local statistics are from those of pristine photographs (Mittal et al. 2013).
 
-Both look at a gray picture with its local mean taken out and its local contrast evened (MSCN). NIQE compares its
-statistics with those of pristine photographs, which `niqe_parameters.py` finds.
+The pristine ones are published (LIVE, University of Texas at Austin; free to use with a citation) and are taken from an
+installed package that has brought them; they are not part of this repository.
 """
 from __future__ import annotations
 
+import importlib.util
+import numpy as np
 import torch
 import torch.nn.functional as F
+from dataclasses import dataclass
+from .full_reference import gaussian_taps, smooth
+from pathlib import Path
+from pictures.luma import full_range_luma
 from torch import Tensor
 
-from pictures.luma import PEAK, full_range_luma, gray
-
-from .metrics import gaussian_taps, smooth
-from .niqe_parameters import Pristine
+FEATURES = 36
+# Packages that bring the file, and its place in them; none of them has to be importable.
+SHIPPED = (("mmagic", "evaluation/metrics/niqe_pris_params.npz"), ("basicsr", "metrics/niqe_pris_params.npz"))
+REMEDY = "pip install --no-deps mmagic"
 
 MSCN_SIDE, MSCN_SIGMA, MSCN_CONSTANT = 7, 7 / 6, 1.0
 # What a mean is raised by, as a share: a flat pixel is then darker than its surround, as in pyiqa, whose taps add up to
 # that much more than 1. Without it the sign of a flat pixel, which NIQE counts, would be that of a rounding error.
 MEAN_RAISED = 1e-8
 
-PIQE_BLOCK, PIQE_SEGMENT = 16, 6
-ACTIVE_VARIANCE, IMPAIRED_DEVIATION, PIQE_CONSTANT = 0.1, 0.1, 1.0
-# Columns of a block's 16; the published function takes its surround from these, and values are compared with it
-CENTER_COLUMNS, NO_SURROUND_COLUMNS = (7, 8), (7, 9)
-
 NIQE_BLOCK = 96
 HALVING_REACH = 4  # pixels that a cubic kernel stretched by two reaches
 HALF_LEVEL = 1e-9  # more than the error of a sum of weighted levels, which would decide where halves go
 SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))  # neighbours whose products are looked at
 SHAPES = (0.2, 10.0, 0.001)  # first and last shape parameter that is tried, and the step
+
+
+@dataclass(frozen=True)
+class Pristine:
+    """Mean (36,) and covariance (36, 36) of the features of pristine photographs, float64."""
+
+    mean: Tensor
+    covariance: Tensor
+
+
+def find_parameters() -> Path | None:
+    """The parameter file of an installed package; nothing is imported."""
+    for package, inside in SHIPPED:
+        found = importlib.util.find_spec(package)
+        for folder in (found.submodule_search_locations or ()) if found else ():
+            if (path := Path(folder) / inside).is_file():
+                return path
+    return None
+
+
+def load_parameters(path: Path) -> Pristine:
+    """Read a parameter file. Raises ValueError naming it if it holds something else."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            mean, covariance = arrays["mu_pris_param"], arrays["cov_pris_param"]
+        return Pristine(torch.from_numpy(mean.astype(np.float64).reshape(FEATURES)),
+                        torch.from_numpy(covariance.astype(np.float64).reshape(FEATURES, FEATURES)))
+    except (KeyError, ValueError, OSError) as error:
+        raise ValueError(f"{path}: not NIQE's parameters ({error})") from error
 
 
 def mscn(plane: Tensor) -> Tensor:
@@ -49,47 +79,10 @@ def mirrored(plane: Tensor, before: int, down: int, right: int) -> Tensor:
     return plane
 
 
-def _blocks(plane: Tensor, side: int) -> Tensor:
+def blocks_of(plane: Tensor, side: int) -> Tensor:
     """Blocks (N, side, side) of a plane whose sides are multiples of `side`, row by row."""
     return plane.unfold(0, side, side).unfold(1, side, side).reshape(-1, side, side)
 
-
-# --- PIQE ---
-
-def piqe(image: Tensor) -> float:
-    """PIQE of a picture (3, H, W) in [0, 1], of any size: 0 (clean) to 100 (every active block is impaired)."""
-    plane = gray(image)
-    height, width = plane.shape
-    plane = (plane * PEAK / plane.max().clamp(min=1)).round()
-    plane = mirrored(plane, 0, -height % PIQE_BLOCK, -width % PIQE_BLOCK)
-    blocks = _blocks(mscn(plane), PIQE_BLOCK)
-    variance = blocks.flatten(1).var(dim=1)
-    active = variance > ACTIVE_VARIANCE
-    if not active.any():
-        return 100.0  # nothing to see is the worst quality
-    blocks, variance = blocks[active], variance[active]
-    impairment = _has_artefact(blocks) * (1 - variance) + _is_noisy(blocks) * variance
-    return ((impairment.sum() + PIQE_CONSTANT) / (len(blocks) + PIQE_CONSTANT)).item() * 100
-
-
-def _has_artefact(blocks: Tensor) -> Tensor:
-    """Which blocks (N, 16, 16) have a stretch of an edge that is nearly flat."""
-    edges = torch.stack([blocks[:, 0], blocks[:, -1], blocks[:, :, 0], blocks[:, :, -1]], dim=1)
-    segments = edges.unfold(2, PIQE_SEGMENT, 1)  # (N, 4, 11, 6)
-    return (segments.std(dim=-1) < IMPAIRED_DEVIATION).flatten(1).any(dim=1)
-
-
-def _is_noisy(blocks: Tensor) -> Tensor:
-    """Which blocks (N, 16, 16) vary as much in their central columns as around them."""
-    around = [column for column in range(PIQE_BLOCK) if column not in NO_SURROUND_COLUMNS]
-    center, surround = (blocks[:, :, columns].flatten(1).std(dim=1) for columns in (list(CENTER_COLUMNS), around))
-    deviation = blocks.flatten(1).std(dim=1)
-    ratio = (center / surround).nan_to_num(0.0)
-    difference = (deviation - ratio).abs() / torch.maximum(deviation, ratio)
-    return deviation > 2 * difference
-
-
-# --- NIQE ---
 
 def niqe(image: Tensor, pristine: Pristine) -> float:
     """NIQE of a picture (3, H, W) in [0, 1] against the statistics of pristine photographs; lower is better.
@@ -102,7 +95,7 @@ def niqe(image: Tensor, pristine: Pristine) -> float:
         raise ValueError(f"NIQE needs two blocks of {NIQE_BLOCK}x{NIQE_BLOCK} pixels, "
                          f"got {plane.shape[1]}x{plane.shape[0]}")
     plane = plane[:height, :width]
-    features = torch.cat([_block_features(_blocks(mscn(scale), NIQE_BLOCK // factor))
+    features = torch.cat([_block_features(blocks_of(mscn(scale), NIQE_BLOCK // factor))
                           for factor, scale in ((1, plane), (2, _halved(plane)))], dim=1)  # (N, 36)
     mean = features.nanmean(dim=0)
     features = features[features.isfinite().all(dim=1)]

@@ -10,13 +10,10 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
+from .compare import CONFIDENCE, Estimate, Evaluation, RESAMPLES, SEED
 from pathlib import Path
-
-from pictures.folders import pictures_in
-
-from .bootstrap import CONFIDENCE, RESAMPLES, SEED, Estimate
-from .evaluation import Evaluation
-from .files import replacing
+from pictures.formats import pictures_in
+from utils.files import replacing
 
 VALUES_FILE, SUMMARY_FILE, MANIFEST_FILE = "metrics.csv", "summary.csv", "manifest.json"
 VERSIONS_OF = ("torch", "torchvision", "numpy", "pillow", "pyiqa", "mmagic", "basicsr")

@@ -6,14 +6,11 @@ estimated from the finest scale.
 from __future__ import annotations
 
 import math
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
+from .full_reference import require_comparable
 from pictures.luma import yiq
-
-from .metrics import require_comparable
+from torch import Tensor
 
 # Similarity constants for phase congruency, gradient and the two chroma planes; exponent of the chroma part
 T_PHASE, T_GRADIENT, T_CHROMA, CHROMA_EXPONENT = 0.85, 160.0, 200.0, 0.03

@@ -6,23 +6,19 @@ import io
 import json
 import math
 import re
+from PIL import Image
 from collections.abc import Sequence
+from ..compare import BICUBIC, CONFIDENCE, Estimate, Evaluation, Partners, RESAMPLES, SEED, enlarged
+from ..protocols import Metric
+from .plots import colour, distribution
+from ..tables import number
 from html import escape
 from pathlib import Path
-
-from PIL import Image
-from torch import Tensor
-
 from pictures.formats import ImageError
 from pictures.rgb import read_image, to_pillow
+from torch import Tensor
 
-from .bootstrap import CONFIDENCE, RESAMPLES, SEED, Estimate
-from .evaluation import BICUBIC, Evaluation, Partners, enlarged
-from .evaluation_files import number
-from .protocols import Metric
-from .svg_plots import colour, distribution
-
-ASSETS = Path(__file__).parent / "report_page"
+ASSETS = Path(__file__).parent / "assets"
 SHOWN_SIDE, SHOWN_QUALITY = 1024, 90  # longest side and JPEG quality of embedded pictures
 STRIP_SIDE, STRIP_QUALITY = 256, 82  # of the pictures after each scale
 THUMBNAIL_SIDE, THUMBNAIL_QUALITY = 96, 75
@@ -52,8 +48,6 @@ def _json(data: object) -> str:
     """JSON that cannot end the script element it stands in."""
     return json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
 
-
-# --- pictures ---
 
 def _pictures(evaluation: Evaluation, limit: int) -> list[dict[str, object]]:
     shown = []
@@ -127,8 +121,6 @@ def _embedded(picture: Image.Image, longest: int, quality: int) -> str:
     picture.save(buffer, "JPEG", quality=quality, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
-
-# --- text ---
 
 def _header(evaluation: Evaluation) -> str:
     methods = "".join(f'<span class="chip"><i style="background:{colour(i)}"></i>{escape(method)}</span>'

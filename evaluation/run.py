@@ -3,14 +3,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-
-from tqdm import tqdm
-
-from .device import choose_device
-from .evaluation import Evaluation, Evaluator, Folders, find_folders
-from .evaluation_files import console_table, versions, write_manifest, write_tables, write_text
-from .html_report import render_report
+from .compare import Evaluation, Evaluator, Folders, find_folders
 from .protocols import PROTOCOLS
+from .report.page import render_report
+from .tables import console_table, versions, write_manifest, write_tables, write_text
+from tqdm import tqdm
+from utils.device import choose_device
 
 REPORT_FILE = "report.html"
 

@@ -1,0 +1,1 @@
+"""Numbers about pictures: metrics, protocols, comparisons of folders, reports."""

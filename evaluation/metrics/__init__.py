@@ -1,0 +1,1 @@
+"""Metrics: functions of pictures, and of their references where they need one."""
