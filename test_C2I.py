@@ -9,7 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from utils.cli import add_compile_flag, add_model_flags, add_sampling_flags, generation_options, load_model
+from inference.flags import add_compile_flag, add_model_flags, add_sampling_flags
+from inference.load import load_model
+from inference.settings import generation_options
 from utils.flags import OneLineParser, bounded, set_up_logging
 
 DEFAULT_CLASSES = 8
@@ -37,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     set_up_logging()
     try:
         model, description = load_model(args, super_resolution=False)
-        from utils.class_pictures import parse_classes
+        from inference.classes import parse_classes
         words = args.classes or [str(c) for c in range(min(DEFAULT_CLASSES, model.config.num_classes))]
         labels = parse_classes(words, model.config)
         options = generation_options(args, model)
@@ -55,9 +57,9 @@ def _draw_all(args, model, labels, options) -> int:
     """Draw, write each picture when it is done, then the contact sheet; the number of pictures."""
     from tqdm import tqdm
 
+    from inference.classes import ClassPicture, class_title, draw
     from pictures.rgb import save_picture, write_image
     from pictures.sheets import ContactSheet
-    from utils.class_pictures import ClassPicture, class_title, draw
     wanted = [ClassPicture(label, index) for label in labels for index in range(args.n)]
     sheet = ContactSheet()
     drawn = draw(model, wanted, options, args.seed, args.batch_size)

@@ -11,9 +11,10 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from utils.fastvar_run import add_fastvar_flags, fastvar_config, plan_lines
+from inference.flags import add_fastvar_flags, add_restoration_flags
+from inference.script import run_restoration
+from inference.settings import fastvar_config, plan_lines
 from utils.flags import OneLineParser
-from utils.restoration import add_restoration_flags, run_restoration
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -10,8 +10,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from inference.flags import add_restoration_flags
+from inference.script import run_restoration
 from utils.flags import OneLineParser
-from utils.restoration import add_restoration_flags, run_restoration
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -10,9 +10,11 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from utils.fastvar_run import FastVARComparison, add_fastvar_flags, fastvar_config, plan_lines
+from inference.fastvar import FastVARComparison
+from inference.flags import add_fastvar_flags, add_restoration_flags
+from inference.script import run_restoration
+from inference.settings import fastvar_config, plan_lines
 from utils.flags import OneLineParser, bounded
-from utils.restoration import add_restoration_flags, run_restoration
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -54,8 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def measure(args: argparse.Namespace) -> dict:
     """All points, compared with the plain run."""
-    from utils.fast import fast_pruning
-    from utils.generation import RestoreSettings
+    from inference.settings import RestoreSettings, fast_pruning
 
     from .machine import describe
     subject = Subject(args)

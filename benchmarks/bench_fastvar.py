@@ -36,8 +36,8 @@ def measure(args: argparse.Namespace) -> dict:
     """All settings, compared with the plain run."""
     import dataclasses
 
+    from inference.settings import RestoreSettings
     from models.fastvar import FastVARConfig
-    from utils.generation import RestoreSettings
 
     from .machine import describe
     subject = Subject(args)

@@ -70,7 +70,7 @@ def settings(args: argparse.Namespace, config):
     """Sampling options and token pruning that the flags ask for."""
     import dataclasses
 
-    from utils.fast import fast_generation, fast_pruning
+    from inference.settings import fast_generation, fast_pruning
     options = fast_generation(config) if args.fast else config.generation
     if args.cfg is not None:
         options = dataclasses.replace(options, cfg=args.cfg)

@@ -37,8 +37,8 @@ def load(source: str, name: str) -> VARSR:
     """The model as the scripts have it on a CPU."""
     import torch
 
+    from inference.load import make_fast
     from models.varsr import VARSR
-    from utils.cli import make_fast
     from utils.device import choose_dtype
     model = VARSR.from_pretrained(source, dtype=choose_dtype(name, torch.device("cpu")))
     return make_fast(model, name if name in EIGHT_BIT else None)

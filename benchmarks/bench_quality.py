@@ -118,11 +118,11 @@ def restorer(source: str, args: argparse.Namespace) -> Callable[[Tensor], Tensor
     """A model's restoration with its own settings."""
     import torch
 
+    from inference.load import make_fast
+    from inference.restore import restore
+    from inference.settings import RestoreSettings
     from models.varsr import VARSR
-    from utils.cli import make_fast
     from utils.device import choose_dtype
-    from utils.generation import RestoreSettings
-    from utils.restore import restore
     device = torch.device(args.device)
     model = make_fast(VARSR.from_pretrained(source, dtype=choose_dtype(args.dtype, device), device=device))
     settings = RestoreSettings(model.config.generation, seed=args.seed)

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from evaluation.metrics.full_reference import psnr_y
+from inference.restore import restore
+from inference.settings import RestoreSettings
+from inference.windows import WindowAxis
 from models.varsr import VARSR
 from pictures.rgb import read_image
-from utils.generation import RestoreSettings
-from utils.restore import restore
-from utils.windows import WindowAxis
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "testset" / "sample" / "HR"

@@ -57,14 +57,14 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
 
     import torch
 
+    from inference.jobs import Job
+    from inference.load import make_fast
+    from inference.runner import Runner, RunOptions
+    from inference.settings import RestoreSettings
     from models.varsr import VARSR
     from pictures.bicubic import SizeRequest
-    from utils.cli import make_fast
     from utils.device import choose_dtype
-    from utils.generation import RestoreSettings
-    from utils.inputs import Job
     from utils.memory import keep_freed_memory
-    from utils.runner import Runner, RunOptions
 
     from .machine import peak_memory
 

@@ -16,8 +16,8 @@ from utils.flags import DTYPES, EIGHT_BIT
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from inference.settings import RestoreSettings
     from models.varsr import VARSR
-    from utils.generation import RestoreSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "testset" / "sample" / "LR"
@@ -63,8 +63,8 @@ def load_subject(args: argparse.Namespace) -> tuple[VARSR, float]:
     """
     import torch
 
+    from inference.load import make_fast
     from models.varsr import VARSR
-    from utils.cli import make_fast
     from utils.device import choose_dtype
     from utils.memory import keep_freed_memory
 
@@ -104,7 +104,7 @@ class Subject:
         return min((self._restore_all(settings) for _ in range(runs or self.runs)), key=lambda run: run[0])
 
     def _restore_all(self, settings: RestoreSettings) -> tuple[float, list[Tensor]]:
-        from utils.restore import restore
+        from inference.restore import restore
         start = time.perf_counter()
         results = [restore(self.model, lr, settings) for lr in self.pictures]
         return time.perf_counter() - start, results

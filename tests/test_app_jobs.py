@@ -15,11 +15,12 @@ from PIL import Image
 
 import app
 import test_tile as tile_script
+from inference import load
+from inference.classes import ClassPicture, draw
 from models.varsr import VARSR
 from models.weights.save import save_pretrained
 from models.weights.surgery import with_detail
 from pictures.rgb import read_image
-from utils import cli
 from utils.app_jobs import (
     Cancelled,
     ClassRequest,
@@ -33,7 +34,6 @@ from utils.app_jobs import (
     restore_file,
     stream,
 )
-from utils.class_pictures import ClassPicture, draw
 
 PLENTY = 10 ** 7
 
@@ -244,10 +244,10 @@ def test_one_model_is_in_memory_at_a_time(weights: Path, tmp_path: Path) -> None
 
 def test_the_published_model_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = argparse.Namespace(model=None)
-    assert list(model_sources(args, False).values()) == [str(cli.EMBEDDED[False])]
-    monkeypatch.setitem(cli.PUBLISHED, True, tmp_path / "VARSR.pth")
+    assert list(model_sources(args, False).values()) == [str(load.EMBEDDED[False])]
+    monkeypatch.setitem(load.PUBLISHED, True, tmp_path / "VARSR.pth")
     (tmp_path / "VARSR.pth").touch()
-    assert list(model_sources(args, True).values()) == [str(tmp_path / "VARSR.pth"), str(cli.EMBEDDED[True])]
+    assert list(model_sources(args, True).values()) == [str(tmp_path / "VARSR.pth"), str(load.EMBEDDED[True])]
     assert list(model_sources(argparse.Namespace(model="a/b"), True).items()) == [("b", "a/b")]
 
 

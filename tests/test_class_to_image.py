@@ -15,11 +15,11 @@ from dataloader.assemble.class_set import main as sort_classes
 from dataloader.assemble.sources import read_photo_list
 from dataloader.class_crops import ClassCrops
 from dataloader.pairs import ClassSource
+from inference.classes import parse_classes
 from models.config import ConfigError, VARSRConfig
 from models.varsr import VARSR
 from models.weights.save import save_pretrained
 from pictures.sheets import SHEET_ROWS, ContactSheet
-from utils.class_pictures import parse_classes
 
 CPU = torch.device("cpu")
 

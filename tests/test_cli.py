@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import small_model
 
+from inference.load import make_fast
 from models.speed.packed import packing_works
 from utils import device as precision
-from utils.cli import make_fast
 from utils.device import cpu_computes_bf16, training_precision, warn_of_imitation
 
 

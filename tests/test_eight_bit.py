@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import small_model
 
+from inference.load import load_model
 from models.config import GenerationConfig
 from models.speed.packed import (
     EightBitLinear,
@@ -20,7 +21,6 @@ from models.speed.packed import (
     require_gpu,
 )
 from models.varsr import VARSR, ScaleStep
-from utils.cli import load_model
 
 KINDS = [Int8Linear, Float8Linear]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]

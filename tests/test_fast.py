@@ -7,12 +7,11 @@ import pytest
 
 import test_varsr
 import test_varsr_fastvar
+from inference.restore import restore
+from inference.settings import fast_pruning, restore_settings
 from models.config import PRESETS
 from models.varsr import VARSR
 from pictures.rgb import read_image
-from utils.cli import restore_settings
-from utils.fast import fast_pruning
-from utils.restore import restore
 
 
 def parsed(*flags: object):

@@ -6,16 +6,15 @@ import dataclasses
 import pytest
 import torch
 
+from inference import render as finishing
+from inference import render as rendering
+from inference.generate import BatchSize
+from inference.render import merged_latent, render
+from inference.tiled_picture import TiledPicture
 from models.config import PRESETS
 from models.initialization import initialize
 from models.varsr import VARSR
 from pictures.bicubic import TensorSource
-from utils import finishing
-from utils import render as rendering
-from utils.batching import BatchSize
-from utils.merging import merged_latent
-from utils.render import render
-from utils.tiles import TiledPicture
 
 PART = 64  # smaller than in use, so that a small picture has several
 SIZE = (147, 2 * PART + 31)

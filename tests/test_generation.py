@@ -6,13 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from inference.generate import (
+    BatchSize,
+    automatic_batch_size,
+    free_memory,
+    generate_windows,
+    is_out_of_memory,
+    window_bytes,
+)
+from inference.settings import RestoreSettings
+from inference.tiled_picture import TiledPicture
+from inference.work_folder import FileLatents, Flags
 from models.config import GenerationConfig
 from models.varsr import VARSR
 from pictures.bicubic import TensorSource
-from utils.batching import BatchSize, automatic_batch_size, free_memory, is_out_of_memory, window_bytes
-from utils.generation import RestoreSettings, generate_windows
-from utils.latents import FileLatents, Flags
-from utils.tiles import TiledPicture
 
 SETTINGS = RestoreSettings(GenerationConfig(cfg=1.0, top_k=4))
 
@@ -64,9 +71,9 @@ def test_other_errors_are_not_taken_for_memory() -> None:
 
 def test_the_automatic_batch_fits_the_memory(model: VARSR, monkeypatch: pytest.MonkeyPatch) -> None:
     assert automatic_batch_size(model, guided=True).size > 1
-    monkeypatch.setattr("utils.batching.free_memory", lambda device: 4 * window_bytes(model, guided=True))
+    monkeypatch.setattr("inference.generate.free_memory", lambda device: 4 * window_bytes(model, guided=True))
     assert automatic_batch_size(model, guided=True).size == 2
-    monkeypatch.setattr("utils.batching.free_memory", lambda device: 0)
+    monkeypatch.setattr("inference.generate.free_memory", lambda device: 0)
     assert automatic_batch_size(model, guided=True).size == 1
 
 

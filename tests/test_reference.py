@@ -15,12 +15,12 @@ import torch
 from recipe import CASES, case_weights, picture, write_published_checkpoint
 from torch import Tensor
 
+from inference.color_fix import adain_color_fix, wavelet_color_fix
 from models.config import GenerationConfig
 from models.fastvar import FastVARConfig
 from models.varsr import VARSR, RefinerNoise, ScaleStep
 from models.weights.load import load_vqvae
 from models.weights.published import published_name
-from utils.color import adain_color_fix, wavelet_color_fix
 from utils.schedule import Schedule
 
 FOLDER = Path(os.environ.get("REFERENCE_CASES", CASES))

@@ -4,13 +4,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from inference.color_fix import wavelet_color_fix
+from inference.generate import BatchSize
+from inference.render import merged_latent, render, with_context
+from inference.tiled_picture import TiledPicture
 from models.varsr import VARSR
 from pictures.bicubic import TensorSource
-from utils.batching import BatchSize
-from utils.color import wavelet_color_fix
-from utils.merging import merged_latent
-from utils.render import render, with_context
-from utils.tiles import TiledPicture
 
 
 def random_picture(model: VARSR, size: tuple[int, int] = (70, 90)) -> TiledPicture:

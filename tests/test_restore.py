@@ -6,13 +6,13 @@ import dataclasses
 import pytest
 import torch
 
+from inference.restore import restore
+from inference.settings import RestoreSettings
+from inference.tiled_picture import place_seed, refiner_noise
+from inference.windows import Window
 from models.config import GenerationConfig
 from models.varsr import VARSR
 from pictures.bicubic import upsample
-from utils.generation import RestoreSettings
-from utils.restore import restore
-from utils.tiles import place_seed, refiner_noise
-from utils.windows import Window
 
 PLAIN = RestoreSettings(GenerationConfig(cfg=0.0, top_k=1), color_fix="none")
 

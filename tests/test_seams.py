@@ -9,10 +9,10 @@ import torch
 
 from benchmarks.bench_seams import LR_SIDE, agreement, border_ratio, both_grids, mosaic
 from evaluation.metrics.full_reference import psnr_y
+from inference.restore import restore
+from inference.settings import RestoreSettings
 from models.varsr import VARSR
 from utils.device import choose_dtype
-from utils.generation import RestoreSettings
-from utils.restore import restore
 
 ROOT = Path(__file__).resolve().parent.parent
 BORDER_TOLERANCE = 0.03

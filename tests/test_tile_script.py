@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import inference.large
 import pictures.result_file
 import test_tile as script
-import utils.large
-from utils.work_folder import WorkFolder
+from inference.work_folder import WorkFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGE = (104, 101)  # LR pixels: 17 x 17 windows of the debug model, more than fit into a wave
@@ -173,7 +173,7 @@ def test_pruning(run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 def test_a_stopped_picture_is_continued(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ("-i", noise(tmp_path / "a.png", LARGE), "--batch_size", 16)
     assert run(*flags, "-o", tmp_path / "whole") == 0
-    generate, render, left = utils.large.generate_windows, utils.large.render, {"windows": 10, "bands": 4}
+    generate, render, left = inference.generate.generate_windows, inference.render.render, {"windows": 10, "bands": 4}
 
     def stopping(count: str, step: object) -> None:
         left[count] -= 1
@@ -187,15 +187,15 @@ def test_a_stopped_picture_is_continued(run, tmp_path: Path, monkeypatch: pytest
         for band in render(*args):
             yield band
             stopping("bands", band)
-    monkeypatch.setattr(utils.large, "generate_windows", generate_some)
-    monkeypatch.setattr(utils.large, "render", render_some)
+    monkeypatch.setattr(inference.large, "generate_windows", generate_some)
+    monkeypatch.setattr(inference.large, "render", render_some)
     for _ in range(2):  # stopped while generating, then while rendering
         with pytest.raises(KeyboardInterrupt):
             run(*flags, "-o", tmp_path / "parts")
         assert not (tmp_path / "parts" / "a.png").exists()
     work = []
-    monkeypatch.setattr(utils.large, "generate_windows", lambda model, part, *rest: work.extend(part))
-    monkeypatch.setattr(utils.large, "render", render)
+    monkeypatch.setattr(inference.large, "generate_windows", lambda model, part, *rest: work.extend(part))
+    monkeypatch.setattr(inference.large, "render", render)
     assert run(*flags, "-o", tmp_path / "parts") == 0
     assert not work  # all windows were there
     assert [p.name for p in (tmp_path / "parts").iterdir()] == ["a.png"]
@@ -214,7 +214,7 @@ def test_other_settings_start_afresh(tmp_path: Path) -> None:
 def test_a_failed_large_picture_leaves_nothing(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: object) -> None:
         raise RuntimeError("device lost")
-    monkeypatch.setattr(utils.large, "generate_windows", broken)
+    monkeypatch.setattr(inference.large, "generate_windows", broken)
     assert run("-i", noise(tmp_path / "a.png", LARGE), "-o", tmp_path / "out") == 1
     assert not list((tmp_path / "out").iterdir())
 

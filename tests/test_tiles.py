@@ -4,10 +4,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from inference.tiled_picture import TiledPicture, refiner_noise
+from inference.windows import Window
 from models.varsr import VARSR
 from pictures.bicubic import TensorSource, upsample
-from utils.tiles import TiledPicture, refiner_noise
-from utils.windows import Window
 
 
 def test_guides_repeat_the_edges(model: VARSR) -> None:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.windows import WindowAxis, WindowGrid, ramp_weight, window_starts
+from inference.windows import WindowAxis, WindowGrid, ramp_weight, window_starts
 
 
 @settings(max_examples=60, deadline=None)

@@ -11,6 +11,14 @@ from pathlib import Path
 
 from torch import Tensor
 
+from inference.classes import ClassPicture, class_title, draw
+from inference.generate import Work, batch_size_for, generate_windows
+from inference.jobs import AUTO, OutputNames
+from inference.load import EMBEDDED, PUBLISHED, load_model
+from inference.render import COLOR_FIXES, render
+from inference.script import making_of
+from inference.settings import RestoreSettings, fast_generation, fast_pruning
+from inference.tiled_picture import TiledPicture
 from models.fastvar import FastVARConfig
 from models.varsr import VARSR, ScaleStep
 from pictures.bicubic import MAX_SCALE, SizeRequest, enlarged
@@ -20,15 +28,6 @@ from pictures.rgb import read_image, save_picture
 from pictures.sheets import ContactSheet
 
 from .app_preview import Preview
-from .class_pictures import ClassPicture, class_title, draw
-from .cli import EMBEDDED, PUBLISHED, load_model
-from .fast import fast_generation, fast_pruning
-from .generation import RestoreSettings, Work, generate_windows
-from .inputs import AUTO, OutputNames
-from .render import COLOR_FIXES, render
-from .restoration import making_of
-from .restore import batch_size_for
-from .tiles import TiledPicture
 
 FAILURES = (ValueError, OSError, RuntimeError, MemoryError)
 MAX_OVERLAP, MAX_SEED = 0.9, 2 ** 31 - 1

@@ -14,6 +14,9 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read once, when gr
 
 import gradio as gr
 
+from inference.classes import class_title
+from inference.load import CHECKPOINTS
+from inference.render import COLOR_FIXES
 from models.config import VARSRConfig
 from pictures.formats import SUFFIXES
 from pictures.rgb import read_image, to_pillow
@@ -36,9 +39,6 @@ from .app_jobs import (
     stream,
 )
 from .app_preview import fitted
-from .class_pictures import class_title
-from .cli import CHECKPOINTS
-from .render import COLOR_FIXES
 
 EXAMPLES = CHECKPOINTS.parent / "testset" / "sample" / "LR"
 KINDS = ("auto", "png", "jpg", "webp", "tif")

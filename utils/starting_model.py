@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from inference.load import CHECKPOINTS, PUBLISHED
 from models.config import PRESETS, VARSRConfig, published_size
 from models.initialization import InitConfig, initialize
 from models.varsr import VARSR
@@ -18,7 +19,6 @@ from models.weights.tokenizer_file import load_tokenizer
 from models.weights.transfer import Transfer, transfer_weights
 from models.weights.unpickle import CheckpointError
 
-from .cli import CHECKPOINTS, PUBLISHED
 from .training_flags import CLASSES, DECODER, DETAIL, given
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.cli import CHECKPOINTS
+from inference.load import CHECKPOINTS
 from utils.flags import OneLineParser
 
 from .hub import PUBLISHED_REPO

@@ -21,17 +21,15 @@ from pictures.picture import MAX_PIXELS, Picture, frame_count, read_picture
 from pictures.result_file import ResultFile, ResultOptions
 from pictures.rgb import read_image, save_picture
 from pictures.sheets import comparison_sheet, evenly
+from utils.ranks import Ranks
 
-from .generation import Progress, RestoreSettings, generate_windows
-from .inputs import Job
+from .generate import Progress, batch_size_for, generate_windows
+from .jobs import Job
 from .large import restore_large
-from .latents import LatentStore
-from .ranks import Ranks
 from .render import render
-from .report import METRICS_FILE, FileRecord, Report, append_log, mean_row, write_table
-from .restore import batch_size_for
-from .started import Started
-from .tiles import TiledPicture
+from .report import METRICS_FILE, FileRecord, Report, Started, append_log, mean_row, write_table
+from .settings import RestoreSettings
+from .tiled_picture import LatentStore, TiledPicture
 from .work_folder import WorkFolder
 
 LARGE_WINDOWS = 256  # from here on a picture is worked on alone, by all ranks, and can be continued after a stop

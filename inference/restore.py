@@ -7,17 +7,10 @@ from torch import Tensor
 from models.varsr import VARSR
 from pictures.bicubic import TensorSource, result_size
 
-from .batching import BatchSize, automatic_batch_size
-from .generation import Progress, RestoreSettings, generate_windows
+from .generate import Progress, batch_size_for, generate_windows
 from .render import COLOR_FIXES, render
-from .tiles import TiledPicture
-
-
-def batch_size_for(model: VARSR, settings: RestoreSettings) -> BatchSize:
-    """The batch size that the settings name, or the one that suits the model and the free memory."""
-    if settings.batch_size is not None:
-        return BatchSize(settings.batch_size)
-    return automatic_batch_size(model, guided=settings.generation.cfg > 0)
+from .settings import RestoreSettings
+from .tiled_picture import TiledPicture
 
 
 def restore(model: VARSR, lr: Tensor, settings: RestoreSettings, progress: Progress | None = None,

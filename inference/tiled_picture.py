@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import zlib
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +12,20 @@ from models.config import VARSRConfig
 from models.varsr import RefinerNoise
 from pictures.bicubic import PictureSource, upsample_region
 
-from .latents import LatentStore
 from .windows import MIN_OVERLAP, Window, WindowGrid
 
 DECODING_OVERLAP = 0.5  # of neighbouring decoded windows
 DECODING_EDGE = 0.1  # share of a decoded window's side at each end that serves as context only
+
+
+class LatentStore(Protocol):
+    """Latents (c, N, N) float32 by window number."""
+
+    def __contains__(self, index: int) -> bool: ...
+
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    def __setitem__(self, index: int, latent: Tensor) -> None: ...
 
 
 class TiledPicture:

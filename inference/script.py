@@ -1,4 +1,4 @@
-"""The common course of the restoring scripts: flags, jobs, model, run, report."""
+"""The common course of the restoring scripts: jobs, model, run, report."""
 from __future__ import annotations
 
 import argparse
@@ -8,54 +8,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .cli import add_compile_flag, add_generation_flags, add_model_flags, load_model, restore_settings
-from .flags import bounded, set_up_logging
+from utils.flags import set_up_logging
+
+from .load import load_model
+from .settings import restore_settings
 
 if TYPE_CHECKING:
     from models.varsr import VARSR
+    from utils.ranks import Ranks
 
-    from .generation import RestoreSettings
-    from .inputs import Job
-    from .ranks import Ranks
+    from .jobs import Job
     from .report import Report
     from .runner import RunOptions
+    from .settings import RestoreSettings
 
+if TYPE_CHECKING:
     Adjust = Callable[[VARSR, RestoreSettings, RunOptions], tuple[RestoreSettings, RunOptions]]
 
 VERSION = "0.1.0"
-
-
-def add_restoration_flags(parser: argparse.ArgumentParser, ext: str = "png") -> None:
-    """Input, output, model and sampling; `ext` is the kind of result files unless --ext says otherwise."""
-    _add_file_flags(parser, ext)
-    add_model_flags(parser)
-    add_compile_flag(parser)
-    add_generation_flags(parser)
-    add = parser.add_argument
-    pixels = bounded(int, 1)
-    add("--width", type=pixels, help="result width in pixels, instead of --scale (the height follows)")
-    add("--height", type=pixels, help="result height in pixels, instead of --scale")
-    add("--longest", type=pixels, help="longest side of the result in pixels, instead of --scale")
-    add("--sheet", type=Path, help="write a comparison sheet to this PNG")
-    add("--sheet_pictures", type=bounded(int, 1), metavar="N", help="N of the pictures on it, evenly chosen (all)")
-    add("--log", "--log_file", type=Path, help="append a JSON line per picture (status, size, seconds) to this file; "
-                                               "under torchrun --log_file, for torchrun takes --log for its own")
-
-
-def _add_file_flags(parser: argparse.ArgumentParser, ext: str) -> None:
-    add = parser.add_argument
-    add("-i", "--input", help="picture, folder or glob pattern")
-    add("-o", "--output", help="result folder, or the result's file name for one picture (default: results; without "
-                               "--input each testset folder's own VARPrediction)")
-    add("--recursive", action="store_true", help="sub-folders of --input too; the results mirror them")
-    add("--suffix", default="", help="text behind the names of the results, e.g. _x4")
-    add("--ext", choices=("auto", "png", "jpg", "webp", "tif"), default=ext,
-        help="kind of the result files; auto: the source's, PNG where that cannot be written (default: %(default)s)")
-    add("--quality", type=bounded(int, 1, 100), default=95, help="of JPEG and WebP results (default: %(default)s)")
-    add("--strip_metadata", action="store_true", help="write no EXIF, XMP and settings into the results")
-    add("--frames", action="store_true", help="restore every frame of animations and multi-page files by itself")
-    add("--max_pixels", type=bounded(int, 1), help="refuse sources with more pixels")
-    add("--skip_existing", action="store_true", help="leave pictures out whose result is there")
 
 
 def run_restoration(args: argparse.Namespace, script: Path, adjust: Adjust | None = None,
@@ -75,7 +45,7 @@ def run_restoration(args: argparse.Namespace, script: Path, adjust: Adjust | Non
         options = _run_options(args, settings, description)
         if adjust is not None:
             settings, options = adjust(model, settings, options)
-        from .ranks import Ranks
+        from utils.ranks import Ranks
         ranks = Ranks.from_environment()
     except (ValueError, OSError) as error:
         print(f"{script.name}: {error}", file=sys.stderr)
@@ -119,8 +89,8 @@ def _run_options(args: argparse.Namespace, settings: RestoreSettings, descriptio
     from pictures.bicubic import SizeRequest
     from pictures.picture import MAX_PIXELS
     from pictures.result_file import ResultOptions
+    from utils.ranks import is_restart
 
-    from .ranks import is_restart
     from .runner import RunOptions
     return RunOptions(
         size=SizeRequest(settings.generation.scale, args.width, args.height, args.longest),
@@ -134,7 +104,7 @@ def _jobs(args: argparse.Namespace, testsets: Path) -> tuple[list[Job], dict[Pat
     """The jobs, and what could not even be listed."""
     from pictures.folders import InputError
 
-    from .inputs import OutputNames, collect, default_jobs, jobs_for
+    from .jobs import OutputNames, collect, default_jobs, jobs_for
     names = OutputNames(args.suffix, args.ext)
     if args.input is None:
         if args.output is not None:
@@ -151,7 +121,7 @@ def _frames(jobs: list[Job]) -> list[Job]:
     from pictures.formats import ImageError
     from pictures.picture import frame_count
 
-    from .inputs import per_frame
+    from .jobs import per_frame
     every = []
     for job in jobs:
         try:

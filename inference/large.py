@@ -5,14 +5,13 @@ import time
 from collections.abc import Iterator
 
 from models.varsr import VARSR
+from utils.ranks import Ranks
 
-from .batching import BatchSize
-from .generation import Progress, RestoreSettings, generate_windows
-from .latents import Flags
-from .ranks import Ranks
+from .generate import BatchSize, Progress, generate_windows
 from .render import render
-from .started import Started
-from .work_folder import WorkFolder
+from .report import Started
+from .settings import RestoreSettings
+from .work_folder import Flags, WorkFolder
 
 
 def restore_large(model: VARSR, started: Started, folder: WorkFolder, settings: RestoreSettings, batch: BatchSize,

@@ -7,6 +7,12 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from pictures.picture import Picture
+from pictures.result_file import ResultFile
+
+from .jobs import Job
+from .tiled_picture import TiledPicture
+
 METRICS_FILE = "metrics.csv"
 
 
@@ -100,3 +106,14 @@ def append_log(path: Path, record: FileRecord) -> None:
         os.write(descriptor, line)
     finally:
         os.close(descriptor)
+
+
+@dataclass
+class Started:
+    """What belongs to one picture while it is worked on."""
+
+    job: Job
+    picture: Picture
+    tiled: TiledPicture
+    result: ResultFile
+    record: FileRecord

@@ -1,0 +1,125 @@
+"""Windows of one or several pictures through the model, in batches: as many as pay and fit."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from models.varsr import VARSR, ScaleStep
+
+from .settings import RestoreSettings
+from .tiled_picture import TiledPicture, place_seed, refiner_noise
+from .windows import Window
+
+log = logging.getLogger(__name__)
+
+MEMORY_SHARE = 0.6  # of what is free; the rest is for pictures and other programs
+TOKENS_THAT_FILL = {"cpu": 4096, "cuda": 16384}  # at the last scale: beyond this, larger batches are no faster
+ACTIVATION_COPIES = 6  # tensors of a block's widest width that live at the same time
+DECODER_COPIES = 5  # feature maps of the decoder's finest level that live at the same time
+
+Progress = Callable[[int], None]  # called with the number of windows just finished
+Work = Sequence[tuple[TiledPicture, Window]]
+OnScale = Callable[[Work, ScaleStep], None]  # called after each scale with the windows whose rows the step holds
+
+
+class BatchSize:
+    """A batch size that is halved each time the memory does not hold it."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def halve(self) -> None:
+        """After an out-of-memory error at the present size (which must be above one)."""
+        self.size = max(self.size // 2, 1)
+        log.warning("out of memory: going on with %d windows at a time", self.size)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch ran out of memory, on a GPU or in its CPU allocator."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def automatic_batch_size(model: VARSR, guided: bool) -> BatchSize:
+    """As many windows as keep the device busy, if that many fit into its free memory."""
+    kind = model.device.type if model.device.type in TOKENS_THAT_FILL else "cuda"
+    paying = max(TOKENS_THAT_FILL[kind] // model.config.vqvae.side ** 2, 1)
+    fitting = int(MEMORY_SHARE * free_memory(model.device) / window_bytes(model, guided))
+    return BatchSize(max(min(paying, fitting), 1))
+
+
+def window_bytes(model: VARSR, guided: bool) -> int:
+    """Rough upper bound of the memory that one more window takes while it is generated or decoded."""
+    config, size = model.config, torch.finfo(model.dtype).bits // 8
+    rows = 2 if guided else 1
+    transformer, last = config.transformer, config.vqvae.side ** 2
+    cache = 2 * transformer.depth * config.num_tokens * transformer.width * size
+    activations = ACTIVATION_COPIES * last * transformer.ffn_ratio * transformer.width * size
+    logits = 2 * last * config.vqvae.vocab_size * torch.finfo(torch.float32).bits // 8
+    pixels = (config.image_size // config.vqvae.stem) ** 2
+    decoder = DECODER_COPIES * pixels * max(config.vqvae.widths[:2]) * size
+    return max(rows * (cache + activations + logits), decoder)
+
+
+def free_memory(device: torch.device, meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Bytes that can still be had on a device. Where the system does not tell for the CPU, a careful guess."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) \
+            - torch.cuda.memory_allocated(device)
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 4 * 2 ** 30
+
+
+def generate_windows(model: VARSR, work: Work, settings: RestoreSettings, batch: BatchSize,
+                     progress: Progress | None = None, on_scale: OnScale | None = None) -> None:
+    """Generate the latents of windows, whichever pictures they belong to, into the pictures' stores.
+
+    A window's latent depends on its picture, its place and the settings, not on the others in the batch. Running out
+    of memory halves the batch and goes on; only a single window that does not fit raises. What `on_scale` raises ends
+    the run.
+    """
+    done = 0
+    while done < len(work):
+        part = work[done:done + batch.size]
+        try:
+            _generate(model, part, settings, on_scale)
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or len(part) == 1:
+                raise
+            batch.halve()
+            continue
+        done += len(part)
+        if progress is not None:
+            progress(len(part))
+
+
+def _generate(model: VARSR, part: Work, settings: RestoreSettings, on_scale: OnScale | None) -> None:
+    windows = [window for _, window in part]
+    guides = torch.stack([picture.window_guide(window) for picture, window in part])
+
+    watched = on_scale is not None or any(set(picture.latents) - {picture.config.vqvae.side} for picture, _ in part)
+
+    def keep(step: ScaleStep) -> None:
+        for (picture, window), latent in zip(part, step.f_hat, strict=True):
+            if step.side in picture.latents and step.side != picture.config.vqvae.side:
+                picture.latents[step.side][window.index] = latent.cpu()
+        if on_scale is not None:
+            on_scale(part, step)
+    noise = refiner_noise(model.config, settings.seed, windows, model.config.refiner_steps(settings.generation))
+    seeds = [place_seed(settings.seed, window.top, window.left) for window in windows]
+    latents = model.generate_latent(guides, options=settings.generation, seed=seeds, refiner_noise=noise,
+                                    on_scale=keep if watched else None, fastvar=settings.fastvar).float().cpu()
+    for (picture, window), latent in zip(part, latents, strict=True):
+        picture.finished[window.index] = latent
+
+
+def batch_size_for(model: VARSR, settings: RestoreSettings) -> BatchSize:
+    """The batch size that the settings name, or the one that suits the model and the free memory."""
+    if settings.batch_size is not None:
+        return BatchSize(settings.batch_size)
+    return automatic_batch_size(model, guided=settings.generation.cfg > 0)

@@ -1,0 +1,96 @@
+"""How pictures are restored: the settings, the preset `--fast`, and what the flags make of both.
+
+`--fast` is the quickest of the settings of `benchmarks/bench_fast.py` with 32 dB or more to the plain run.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from models.config import GenerationConfig, VARSRConfig
+from models.fastvar import SHARED, FastVARConfig
+
+from .windows import MIN_OVERLAP
+
+if TYPE_CHECKING:
+    from models.fastvar import PrunedScale
+    from models.varsr import VARSR
+
+GUIDED_SCALES = 1  # the last one alone
+REFINER_STEPS = 4
+DROP_RATIOS = (0.4, 0.6, 0.6)  # of the last scales
+UNPRUNED_SHARE = 8  # one block in so many, from the first on, computes every token
+KEPT_CELLS = 16  # of the last scale's tokens, one in so many stays in any case
+
+
+@dataclass(frozen=True)
+class RestoreSettings:
+    """How pictures are restored, beyond the model's own sampling settings."""
+
+    generation: GenerationConfig
+    seed: int = 0
+    batch_size: int | None = None  # windows at a time; None: found from the free memory
+    color_fix: str = "wavelet"
+    overlap: float = MIN_OVERLAP  # of neighbouring windows
+    fastvar: FastVARConfig | None = None  # token pruning
+
+
+def fast_generation(config: VARSRConfig) -> GenerationConfig:
+    """The model's own sampling with late guidance and fewer refiner steps."""
+    return dataclasses.replace(config.generation, cfg_from_scale=len(config.vqvae.scales) - GUIDED_SCALES,
+                               refiner_steps=min(REFINER_STEPS, config.refiner.sampling_steps))
+
+
+def fast_pruning(config: VARSRConfig, ratios: Sequence[float] = DROP_RATIOS) -> FastVARConfig:
+    """Token pruning in proportion to the model's depth and number of tokens."""
+    ratios = ratios[-(len(config.vqvae.scales) - 1):]
+    return FastVARConfig.for_last(
+        config.vqvae.scales, ratios, mode=SHARED, later_layer_start=max(config.transformer.depth // UNPRUNED_SHARE, 1),
+        min_keep=max(config.vqvae.side ** 2 // KEPT_CELLS, 1))
+
+
+def generation_options(args: argparse.Namespace, model: VARSR) -> GenerationConfig:
+    """The model's own sampling settings, or the fast ones, overridden by the flags that were given."""
+    options = fast_generation(model.config) if getattr(args, "fast", False) else model.config.generation
+    names = [field.name for field in dataclasses.fields(options)]
+    given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    options = dataclasses.replace(options, **given)
+    model.config.check_options(options)
+    return options
+
+
+def restore_settings(args: argparse.Namespace, model: VARSR, tiled: bool = False) -> RestoreSettings:
+    """Restoration settings from the flags; `tiled`: the model's guidance for tiled pictures where no flag says one."""
+    generation = generation_options(args, model)
+    if tiled and args.cfg is None and generation.tiled_cfg is not None:
+        generation = dataclasses.replace(generation, cfg=generation.tiled_cfg)
+    return RestoreSettings(generation, seed=args.seed, color_fix=args.color_fix,
+                           batch_size=None if args.batch_size == "auto" else args.batch_size,
+                           overlap=args.tile_overlap, fastvar=fast_pruning(model.config) if args.fast else None)
+
+
+def fastvar_config(args: argparse.Namespace, model: VARSR) -> FastVARConfig | None:
+    """What the flags prune, None without --fastvar. Raises ValueError for ratios that do not fit the model."""
+    from models.fastvar import FastVARConfig
+    ratios = args.fastvar_ratios or (args.fastvar_second_last_ratio, args.fastvar_last_ratio)
+    config = FastVARConfig.for_last(
+        model.config.vqvae.scales, ratios, later_layer_start=args.fastvar_later_layer_start,
+        min_keep=args.fastvar_min_keep, mode=args.fastvar_mode)
+    return config if args.fastvar else None
+
+
+def plan_lines(model: VARSR, config: FastVARConfig | None) -> list[str]:
+    """What is pruned, a line a scale."""
+    if config is None:
+        return ["FastVAR off (--fastvar turns it on)"]
+    depth = model.config.transformer.depth
+    lines = [_plan_line(row, depth) for row in config.plan(model.config.vqvae.scales, depth)]
+    return lines or ["FastVAR drops nothing with these settings"]
+
+
+def _plan_line(row: PrunedScale, depth: int) -> str:
+    return (f"FastVAR side {row.side}: {row.layers} of {depth} layers pruned, "
+            f"{row.kept} of {row.total} tokens kept in each")
