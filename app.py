@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     set_up_logging()
     try:
-        from utils.app_page import build_page, serve
+        from web.page import build_page, serve
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise

@@ -12,7 +12,7 @@ import logging
 import sys
 from pathlib import Path
 
-from utils.training_flags import DECODER, DETAIL, build_parser, parse
+from training.flags import DECODER, DETAIL, build_parser, parse
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,8 +20,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(build_parser(__doc__), sys.argv[1:] if argv is None else argv)
     import torch
 
+    from training.run import training_ranks
     from utils.device import training_device
-    from utils.training_cli import training_ranks
 
     torch.manual_seed(args.seed)
     try:
@@ -38,10 +38,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(args, device, ranks) -> int:
-    from utils.loop import LoopConfig
-    from utils.training_cli import run_stage
-    from utils.training_log import WandBSettings
-    from utils.training_setup import decoder_setup, detail_setup, transformer_setup
+    from training.log import WandBSettings
+    from training.loop import LoopConfig
+    from training.run import run_stage
+    from training.setup import decoder_setup, detail_setup, transformer_setup
 
     set_up = {DECODER: decoder_setup, DETAIL: detail_setup}.get(args.stage, transformer_setup)
     try:

@@ -12,7 +12,7 @@ import logging
 import sys
 from pathlib import Path
 
-from models.config import ADVERSARIES
+from training.flags import ADVERSARIES
 from utils.flags import boolean, bounded, numbers
 
 
@@ -92,8 +92,8 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     import torch
 
+    from training.run import training_ranks
     from utils.device import training_device
-    from utils.training_cli import training_ranks
 
     torch.manual_seed(args.seed)
     try:
@@ -110,10 +110,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(args, device, ranks) -> int:
-    from utils.loop import LoopConfig
-    from utils.tokenizer_cli import build_stage
-    from utils.training_cli import run_stage
-    from utils.training_log import WandBSettings
+    from training.log import WandBSettings
+    from training.loop import LoopConfig
+    from training.run import run_stage
+    from training.tokenizer_setup import build_stage
 
     try:
         stage = ranks.together(lambda: build_stage(args, device, ranks))

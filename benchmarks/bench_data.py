@@ -76,7 +76,7 @@ def waiting_share(preset: str, pairs, args: argparse.Namespace, device) -> dict[
     from models.config import PRESETS
     from models.initialization import initialize
     from models.varsr import VARSR
-    from utils.transformer_stage import TransformerSettings, TransformerStage
+    from training.transformer import TransformerSettings, TransformerStage
 
     from .machine import synchronize
     model = VARSR(PRESETS[preset])

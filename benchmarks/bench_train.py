@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.training_flags import COMPILE_MODES
+from training.flags import COMPILE_MODES
 
 from .clock import StageClock
 
 if TYPE_CHECKING:
     import torch
 
-    from utils.loop import Stage
+    from training.loop import Stage
 
 DEFAULT_PRESET = "varsr-tiny"
 TOKENIZER, TRANSFORMER = "tokenizer", "transformer"
@@ -97,8 +97,8 @@ def build_stage(args: argparse.Namespace, device: torch.device) -> tuple[Stage, 
     from models.config import PRESETS, published_size
     from models.initialization import initialize
     from models.varsr import VARSR
-    from utils.tokenizer_stage import TokenizerSettings, TokenizerStage
-    from utils.transformer_stage import TransformerSettings, TransformerStage
+    from training.tokenizer import TokenizerSettings, TokenizerStage
+    from training.transformer import TransformerSettings, TransformerStage
     config = published_size(args.depth) if args.depth else PRESETS[args.preset or DEFAULT_PRESET]
     side = config.image_size
 
@@ -171,8 +171,9 @@ def attach(clock: StageClock, stage: Stage) -> None:
     """A clock on the phases of a stage's steps. It stays: the process measures nothing else afterwards."""
     import torch
 
-    from utils import tokenizer_stage, transformer_stage
-    from utils.tokenizer_stage import TokenizerStage
+    from training import tokenizer as tokenizer_stage
+    from training import transformer as transformer_stage
+    from training.tokenizer import TokenizerStage
     if isinstance(stage, TokenizerStage):
         module = tokenizer_stage
         clock.wrap(stage.crops, "draw", lambda *_: DATA)

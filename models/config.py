@@ -13,7 +13,6 @@ from typing import Any
 
 FORMAT_VERSION = 1
 WIDTH_PER_BLOCK = 64  # of the published family
-PATCH, PROJECTED, BOTH = ADVERSARIES = ("patch", "projected", "both")  # kinds of discriminators (discriminator.py)
 DETAIL_STRIDE = 4  # pixels per cell of the detail branch's blocks
 
 

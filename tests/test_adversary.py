@@ -5,9 +5,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.config import ADVERSARIES, BOTH, PATCH, PROJECTED
-from models.discriminator import Discriminators, Seen, adaptive_weight, generator_loss, hinge_loss
-from utils.adversary import Adversary, AdversarySettings
+from training.adversary import (
+    Adversary,
+    AdversarySettings,
+    Discriminators,
+    Seen,
+    adaptive_weight,
+    generator_loss,
+    hinge_loss,
+)
+from training.flags import ADVERSARIES, BOTH, PATCH, PROJECTED
 
 CPU = torch.device("cpu")
 CHANNELS = (3, 12)  # of what stands for feature maps here

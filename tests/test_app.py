@@ -27,7 +27,7 @@ SAMPLE = Path(app.__file__).resolve().parent / "testset" / "sample" / "LR"
 @pytest.fixture(scope="module")
 def server(browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The page's address; fails where the server itself asks anyone outside for something."""
-    from utils.app_page import build_page, serve
+    from web.page import build_page, serve
     with socket.socket() as free:
         free.bind((LOOPBACK, 0))
         port = free.getsockname()[1]

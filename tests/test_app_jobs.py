@@ -21,7 +21,7 @@ from models.varsr import VARSR
 from models.weights.save import save_pretrained
 from models.weights.surgery import with_detail
 from pictures.rgb import read_image
-from utils.app_jobs import (
+from web.jobs import (
     Cancelled,
     ClassRequest,
     Models,
@@ -254,7 +254,7 @@ def test_the_published_model_comes_first(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_script_listens_to_this_computer_alone(capsys: pytest.CaptureFixture,
                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     assert app.build_parser().parse_args([]).host == "127.0.0.1"
-    monkeypatch.delitem(sys.modules, "utils.app_page", raising=False)
+    monkeypatch.delitem(sys.modules, "web.page", raising=False)
     monkeypatch.setitem(sys.modules, "gradio", None)  # as if it were not installed
     assert app.main([]) == 1
     assert capsys.readouterr().err == "app.py: gradio is missing: pip install -r requirements-app.txt\n"

@@ -18,7 +18,7 @@ from PIL import Image
 from dataloader.assemble.crop_pack import encode, main, write_shards
 from dataloader.entries import find_entries
 from models.varsr import VARSR
-from utils.features import REMEDY, packaged_weights
+from training.perceptual import REMEDY, packaged_weights
 
 ROOT = Path(__file__).parent.parent
 

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from utils import features
-from utils.features import NETWORK, REMEDY, NoFeatures, load_features, map_distance, packaged_weights, timm_name
+from training import perceptual as features
+from training.perceptual import NETWORK, REMEDY, NoFeatures, load_features, map_distance, packaged_weights, timm_name
 
 CPU = torch.device("cpu")
 needs_weights = pytest.mark.skipif(packaged_weights() is None, reason=f"the network is not installed: {REMEDY}")

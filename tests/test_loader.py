@@ -21,10 +21,10 @@ from dataloader.loader import BatchLoader, WithLostClasses, WithNegatives
 from dataloader.pairs import ClassSource, LoadedPairs, PairSource
 from dataloader.photo_crops import NEGATIVE, POSITIVE, PhotoCrops
 from dataloader.positions import PictureOrder
+from training.data import photo_pairs
+from training.flags import build_parser, parse
+from training.transformer import TransformerSettings, TransformerStage
 from utils.ranks import Ranks
-from utils.training_cli import photo_pairs
-from utils.training_flags import build_parser, parse
-from utils.transformer_stage import TransformerSettings, TransformerStage
 
 CPU = torch.device("cpu")
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from utils.loop import LoopConfig, TrainingDiverged, TrainLoop
-from utils.train_state import StateFolder, save_atomically
+from training.loop import LoopConfig, TrainingDiverged, TrainLoop
+from training.states import StateFolder, save_atomically
 
 
 class Regression:

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from evaluation.metrics.st_lpips import STLPIPS, VGG16, find_weights
-from utils import perceptual
-from utils.features import NoFeatures, packaged_weights
-from utils.perceptual import Perceptual, find_perceptual
+from training import perceptual
+from training.perceptual import NoFeatures, Perceptual, find_perceptual, packaged_weights
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ from conftest import small_model
 from skimage.metrics import peak_signal_noise_ratio
 
 from evaluation.metrics.full_reference import ssim_y
-from utils.reconstruction import codebook_use, reconstruct
+from training.tokenizer import codebook_use, reconstruct
 
 
 def test_every_scale_is_measured() -> None:

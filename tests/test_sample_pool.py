@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from utils.sample_pool import SamplePool, from_bytes, to_bytes
+from training.pool import SamplePool, from_bytes, to_bytes
 
 
 def filled(size: int, *counts: int) -> SamplePool:

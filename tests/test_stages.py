@@ -16,16 +16,15 @@ from models.initialization import initialize
 from models.varsr import VARSR
 from models.vqvae import VQVAE
 from models.weights.surgery import with_detail
-from utils.decoder_stage import DecoderSettings, DecoderStage
-from utils.detail_stage import DetailSettings, DetailStage
-from utils.features import FeatureNetwork
-from utils.optim import parameter_groups
-from utils.perceptual import Perceptual
+from training.decoder import DecoderSettings, DecoderStage
+from training.detail import DetailSettings, DetailStage
+from training.optim import parameter_groups
+from training.perceptual import FeatureNetwork, Perceptual
+from training.pool import from_bytes
+from training.tokenizer import TokenizerSettings, TokenizerStage
+from training.transformer import NO_DECAY, TransformerSettings, TransformerStage
+from training.validation import Validation, ValidationSettings
 from utils.ranks import Ranks
-from utils.sample_pool import from_bytes
-from utils.tokenizer_stage import TokenizerSettings, TokenizerStage
-from utils.transformer_stage import NO_DECAY, TransformerSettings, TransformerStage
-from utils.validation import Validation, ValidationSettings
 
 CPU = torch.device("cpu")
 

@@ -20,9 +20,8 @@ from models.config import PRESETS
 from models.varsr import VARSR
 from models.weights.save import save_pretrained
 from models.weights.tokenizer_file import write_tokenizer
-from utils.features import REMEDY, packaged_weights
-from utils.perceptual import Perceptual
-from utils.training_flags import build_parser, parse
+from training.flags import build_parser, parse
+from training.perceptual import REMEDY, Perceptual, packaged_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 SAME = {"rtol": 1e-5, "atol": 1e-5}
@@ -165,7 +164,7 @@ def test_a_whole_model_goes_on(place: Path, tmp_path: Path, capsys: pytest.Captu
 
 def test_the_published_line_needs_the_published_tokenizer(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                           capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr("utils.starting_model.PUBLISHED_TOKENIZER", tmp_path / "VQVAE.pth")
+    monkeypatch.setattr("training.model.PUBLISHED_TOKENIZER", tmp_path / "VQVAE.pth")
     said = refusal(capsys, "--depth=24", "--data", place / "pictures", "--output", tmp_path / "run")
     assert str(tmp_path / "VQVAE.pth") in said
 
@@ -209,7 +208,7 @@ def test_a_detail_branch_is_added_and_all_else_kept(place: Path, tmp_path: Path)
 
 def test_the_detail_stage_names_what_it_needs(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                               capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr("utils.training_setup.find_perceptual", lambda device: Perceptual(description="none, get one"))
+    monkeypatch.setattr("training.perceptual.find_perceptual", lambda device: Perceptual(description="none, get one"))
     assert "none, get one" in refusal(capsys, *detail_line(place, tmp_path / "run", "--max_iters", 1))
     assert "continues from a trained" in refusal(capsys, "--stage", "detail", "--data", place / "pictures", "--output",
                                                  tmp_path / "run", "--device", "cpu")
@@ -282,7 +281,7 @@ def test_one_bad_process_ends_all_with_one_line(place: Path, tmp_path: Path) -> 
 # Forks a training, kills it at a random moment, and again, until it has been killed often enough; then lets it finish.
 KILLER = """
 import os, random, signal, sys, time
-import train, torch, utils.training_setup, utils.training_cli, utils.loop  # what every attempt needs, once
+import train, torch, training.setup, training.run, training.loop  # what every attempt needs, once
 kills, *line = sys.argv[1:]
 rolls = random.Random(0)
 for attempt in range(int(kills) + 1):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.training_log import JsonLines, LogError, TrainingLog, WandBSettings, open_log
+from training.log import JsonLines, LogError, TrainingLog, WandBSettings, open_log
 
 event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 

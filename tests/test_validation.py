@@ -14,7 +14,7 @@ from dataloader.held_out import HeldOut
 from evaluation.metrics.full_reference import gmsd, high_frequency, psnr_y, ssim_y
 from models.varsr import VARSR
 from pictures.luma import gray, luma
-from utils.validation import Validation, ValidationSettings, measure
+from training.validation import Validation, ValidationSettings, measure
 
 SEED = 7
 

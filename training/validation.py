@@ -24,8 +24,8 @@ from pictures.bicubic import upsample
 from pictures.luma import gray, luma
 from pictures.rgb import save_picture
 from pictures.sheets import SheetLayout, comparison_sheet
+from utils.device import autocast
 
-from .device import autocast
 from .perceptual import Perceptual
 
 Metric = Callable[[Tensor, Tensor], float]

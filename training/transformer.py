@@ -6,24 +6,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dataloader.pairs import ClassSource, LoadedPairs, Pairs, PairSource
+from dataloader.positions import Stream, generator_at
+from models.config import VARSRConfig
 from models.varsr import VARSR
 from models.weights.save import save_pretrained
 from pictures.sheets import write_grid
+from utils.device import autocast
+from utils.ranks import Ranks
 
-from .device import autocast
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
 from .parallel import Parallel, ShardedAverage
-from .progress import timed
-from .ranks import Ranks
-from .refiner_draws import refiner_draws
 from .schedule import Schedule
+from .throughput import timed
 from .validation import Validation
 
 # Parameters without weight decay beside biases and 1-d ones (spec of the SR stage).
 NO_DECAY = ("class_embedding", "start_position", "level_embedding", "log_scale", "modulation_offset", "refiner.")
 SHEET_CLASSES, SHEET_SEEDS = 12, (0, 1000)
+
+
+def refiner_draws(config: VARSRConfig, seed: int, first: int, count: int) -> tuple[Tensor, Tensor]:
+    """Timesteps (repeats·B·N²,) and normal noise (repeats·B·N², c) of the samples first..first + count - 1.
+
+    In the order that `DiffusionRefiner.loss` wants: the tokens of all samples, repeated as a block. On the CPU.
+    """
+    repeats, tokens, channels = config.refiner.repeats, config.vqvae.side ** 2, config.vqvae.latent_channels
+    times, noise = [], []
+    for position in range(first, first + count):
+        generator = generator_at(seed, Stream.REFINER, position)
+        times.append(torch.randint(config.refiner.train_steps, (repeats, tokens), generator=generator))
+        noise.append(torch.randn(repeats, tokens, channels, generator=generator))
+    return torch.stack(times, 1).flatten(), torch.stack(noise, 1).flatten(0, 2)
 
 
 @dataclass(frozen=True)

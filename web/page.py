@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read once, when gradio is imported
-
 import gradio as gr
 
 from inference.classes import class_title
@@ -21,7 +19,7 @@ from models.config import VARSRConfig
 from pictures.formats import SUFFIXES
 from pictures.rgb import read_image, to_pillow
 
-from .app_jobs import (
+from .jobs import (
     FAILURES,
     MAX_CLASS_PICTURES,
     MAX_OVERLAP,
@@ -38,7 +36,9 @@ from .app_jobs import (
     restore_file,
     stream,
 )
-from .app_preview import fitted
+from .preview import fitted
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read once, when gradio is imported
 
 EXAMPLES = CHECKPOINTS.parent / "testset" / "sample" / "LR"
 KINDS = ("auto", "png", "jpg", "webp", "tif")

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from .progress import Throughput
-from .ranks import Ranks
-from .train_state import StateFolder, restore_rng_state, rng_state
-from .training_log import TrainingLog, open_log
+from utils.ranks import Ranks
+
+from .log import TrainingLog, open_log
+from .states import StateFolder, restore_rng_state, rng_state
+from .throughput import Throughput
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from models.weights.tokenizer_file import load_tokenizer
 from models.weights.transfer import Transfer, transfer_weights
 from models.weights.unpickle import CheckpointError
 
-from .training_flags import CLASSES, DECODER, DETAIL, given
+from .flags import CLASSES, DECODER, DETAIL, given
 
 log = logging.getLogger(__name__)
 Config = TypeVar("Config")

@@ -22,12 +22,12 @@ from evaluation.metrics.full_reference import mean_ssim
 from models.varsr import VARSR
 from models.weights.save import save_pretrained
 from pictures.luma import smooth_luma
+from utils.device import autocast
 
-from .device import autocast
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
-from .progress import timed
-from .sample_pool import SamplePool, from_bytes, to_bytes
+from .pool import SamplePool, from_bytes, to_bytes
 from .schedule import Schedule, short_warmup
+from .throughput import timed
 from .validation import Validation
 
 

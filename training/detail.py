@@ -16,19 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataloader.pairs import PairSource
-from models.config import BOTH
-from models.discriminator import Discriminators, Seen
 from models.varsr import VARSR
 from models.weights.save import save_pretrained
 from pictures.luma import smooth_chroma
+from utils.device import autocast
 
-from .adversary import Adversary, AdversarySettings
-from .decoder_stage import averaged, generate
-from .device import autocast
-from .features import map_distance
+from .adversary import Adversary, AdversarySettings, Discriminators, Seen
+from .decoder import averaged, generate
+from .flags import BOTH
 from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
-from .perceptual import Perceptual
-from .sample_pool import SamplePool, from_bytes, to_bytes
+from .perceptual import Perceptual, map_distance
+from .pool import SamplePool, from_bytes, to_bytes
 from .schedule import Schedule, short_warmup
 from .validation import Validation
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .files import replacing
+from utils.files import replacing
 
 log = logging.getLogger(__name__)
 

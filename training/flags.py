@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from models.config import ADVERSARIES
+from utils.flags import OneLineParser, boolean, bounded, numbers
 
-from .flags import OneLineParser, boolean, bounded, numbers
 from .schedule import CURVES
 
 SR, DECODER, DETAIL, CLASSES = STAGES = ("sr", "decoder", "detail", "c2i")
@@ -34,6 +33,8 @@ REFUSED = {
     "local_debug": "use --preset varsr-debug", "dbg_nan": "broken steps are skipped and counted",
     "var_test_path": "test_varsr.py --model takes it",
 }
+
+PATCH, PROJECTED, BOTH = ADVERSARIES = ("patch", "projected", "both")  # kinds of discriminators (discriminator.py)
 
 
 def sides(text: str) -> tuple[int, ...]:

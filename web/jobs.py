@@ -27,7 +27,7 @@ from pictures.result_file import ResultFile, ResultOptions
 from pictures.rgb import read_image, save_picture
 from pictures.sheets import ContactSheet
 
-from .app_preview import Preview
+from .preview import Preview
 
 FAILURES = (ValueError, OSError, RuntimeError, MemoryError)
 MAX_OVERLAP, MAX_SEED = 0.9, 2 ** 31 - 1

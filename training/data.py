@@ -1,15 +1,9 @@
-"""What the training scripts share: device, data from flags, the progress bar, the exit code."""
+"""Training samples from the flags: positives, negatives, degradation, workers that draw ahead, held-out pairs."""
 from __future__ import annotations
 
 import argparse
-import logging
 import os
-import sys
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from tqdm import tqdm
 
 from dataloader.centre_crops import PublishedCrops
 from dataloader.class_crops import ClassCrops
@@ -19,27 +13,15 @@ from dataloader.held_out import held_out
 from dataloader.loader import BatchLoader, SampleSource, WithLostClasses, WithNegatives
 from dataloader.pairs import ClassSource, LoadedPairs, PairSource
 from dataloader.photo_crops import NEGATIVE, POSITIVE, PhotoCrops
+from utils.device import training_device
+from utils.ranks import Ranks
 
-from .device import training_device
-from .loop import LoopConfig, Stage, TrainingDiverged, TrainLoop
-from .memory import keep_freed_memory
-from .parallel import BACKEND
-from .progress import bar_text
-from .ranks import Ranks
-from .training_flags import SR, crops_of, given
-from .training_log import TrainingLog, WandBSettings, open_log
+from .flags import SR, crops_of, given
 from .validation import Validation, ValidationSettings
-
-log = logging.getLogger(__name__)
 
 NEGATIVE_SHARE = 0.1
 DEFAULT_DATA, DEFAULT_NEGATIVES = "trainset", "trainset_neg"
 MIRRORED, UPRIGHT = 2, 1  # symmetries of random crops
-
-
-def training_ranks(device: torch.device) -> Ranks:
-    """The processes of torchrun, or this one alone."""
-    return Ranks.from_environment(BACKEND.get(device.type, BACKEND["cpu"]))
 
 
 @dataclass(frozen=True)
@@ -110,33 +92,3 @@ def held_out_pairs(args: argparse.Namespace, pairs: PairSource | LoadedPairs, si
     degradation = Degradation(DegradationConfig.load(light_probability=args.light or 0.0))
     return Validation(held_out(args.val_data, size, count, degradation, pairs.sample),
                       ValidationSettings(precision=precision))
-
-
-def run_stage(stage: Stage, config: LoopConfig, settings: dict[str, Any], wandb: WandBSettings | None = None,
-              ranks: Ranks | None = None) -> int:
-    """Train a stage with a progress bar; the exit code is 0 when finished, 1 when it diverged, was stopped or its
-    files cannot be written."""
-    keep_freed_memory()
-    ranks = ranks or Ranks()
-    script = os.path.basename(sys.argv[0])
-    try:
-        records = open_log(config.output, wandb) if ranks.is_main else TrainingLog([])
-        loop = TrainLoop(stage, config, settings, records, ranks)
-    except (ValueError, RuntimeError, OSError) as error:  # a log that cannot be had, a state of another run
-        print(f"{script}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    with tqdm(total=config.max_iters, initial=loop.start, unit="it", dynamic_ncols=True, mininterval=5.0,
-              disable=not ranks.is_main) as bar:
-        def advance(metrics: dict[str, float]) -> None:
-            bar.set_postfix(bar_text(metrics), refresh=False)
-            bar.update()
-        try:
-            finished = loop.run(advance)
-        except TrainingDiverged as error:
-            log.error("%s", error)
-            return 1
-        except OSError as error:
-            log.error("the result cannot be written: %s. Make room and run the same command again, which goes on from "
-                      "the last saved state", error)
-            return 1
-    return 0 if finished else 1

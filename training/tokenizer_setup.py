@@ -13,16 +13,17 @@ from dataloader.held_out import SEED, windows
 from dataloader.loader import BatchLoader
 from dataloader.pairs import CropSource, LoadedCrops
 from dataloader.photo_crops import PhotoCrops
-from models.config import BOTH, PATCH, PRESETS, VQVAEConfig
+from models.config import PRESETS, VQVAEConfig
 from models.vqvae import VQVAE
 from models.weights.tokenizer_file import load_tokenizer
+from utils.device import training_precision
+from utils.ranks import Ranks
 
-from .device import training_precision
+from .flags import BOTH, PATCH
+from .model import preset_config
 from .perceptual import Perceptual, find_perceptual
-from .ranks import Ranks
 from .schedule import short_warmup
-from .starting_model import preset_config
-from .tokenizer_stage import TokenizerSettings, TokenizerStage
+from .tokenizer import TokenizerSettings, TokenizerStage
 
 log = logging.getLogger(__name__)
 

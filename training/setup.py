@@ -12,16 +12,16 @@ import torch
 from dataloader.class_crops import class_folders
 from dataloader.pairs import PairSource
 from models.varsr import VARSR
+from utils.device import training_precision
+from utils.ranks import Ranks
 
-from .decoder_stage import DecoderSettings, DecoderStage
-from .detail_stage import DetailSettings, DetailStage
-from .device import training_precision
+from .data import class_pairs, held_out_pairs, photo_pairs
+from .decoder import DecoderSettings, DecoderStage
+from .detail import DetailSettings, DetailStage
+from .flags import CLASSES, COMPILE_MODES, PRECISIONS, given
+from .model import build_model
 from .perceptual import find_perceptual
-from .ranks import Ranks
-from .starting_model import build_model
-from .training_cli import class_pairs, held_out_pairs, photo_pairs
-from .training_flags import CLASSES, COMPILE_MODES, PRECISIONS, given
-from .transformer_stage import TransformerSettings, TransformerStage
+from .transformer import TransformerSettings, TransformerStage
 from .validation import Validation
 
 DEFAULT_ITERATIONS = 20000

@@ -13,8 +13,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from models.varsr import VARSR
-
-from .ranks import Ranks
+from utils.ranks import Ranks
 
 BACKEND = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # gloo also carries objects and metrics
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -1,0 +1,1 @@
+"""Training: flags, stages, the loop that runs them, states and logs."""
