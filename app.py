@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from inference.flags import add_model_flags
+from inference.script import add_model_flags
 from utils.flags import OneLineParser, bounded, set_up_logging
 
 MEGAPIXELS = 16.0

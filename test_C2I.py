@@ -9,9 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from inference.flags import add_compile_flag, add_model_flags, add_sampling_flags
-from inference.load import load_model
-from inference.settings import generation_options
+from inference.script import add_compile_flag, add_model_flags, add_sampling_flags
+from inference.settings import generation_options, load_model
 from utils.flags import OneLineParser, bounded, set_up_logging
 
 DEFAULT_CLASSES = 8

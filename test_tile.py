@@ -11,8 +11,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from inference.flags import add_fastvar_flags, add_restoration_flags
-from inference.script import run_restoration
+from inference.script import add_fastvar_flags, add_restoration_flags, run_restoration
 from inference.settings import fastvar_config, plan_lines
 from utils.flags import OneLineParser
 

@@ -10,8 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from inference.flags import add_restoration_flags
-from inference.script import run_restoration
+from inference.script import add_restoration_flags, run_restoration
 from utils.flags import OneLineParser
 
 

@@ -39,8 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from dataloader.held_out import pairs_of_folder
     from models.varsr import VARSR
-    from pictures.bicubic import upsample
-    from pictures.rgb import save_picture
+    from pictures.rgb import save_picture, upsample
     from pictures.sheets import SheetLayout, comparison_sheet
     model = VARSR.from_pretrained(args.model)
     pairs = pairs_of_folder(ROOT / "testset" / "sample", model.config.image_size, WINDOWS)

@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     from dataloader.degradation import Degradation, DegradationConfig
     from dataloader.photo_crops import PhotoCrops
     from models.config import PRESETS
-    from utils.memory import keep_freed_memory
+    from utils.device import keep_freed_memory
 
     from .machine import describe
     keep_freed_memory()

@@ -37,19 +37,18 @@ def load(source: str, name: str) -> VARSR:
     """The model as the scripts have it on a CPU."""
     import torch
 
-    from inference.load import make_fast
+    from inference.settings import prepare
     from models.varsr import VARSR
     from utils.device import choose_dtype
     model = VARSR.from_pretrained(source, dtype=choose_dtype(name, torch.device("cpu")))
-    return make_fast(model, name if name in EIGHT_BIT else None)
+    return prepare(model, name if name in EIGHT_BIT else None)
 
 
 def windows(size: int, scale: float) -> Tensor:
     """The middle of every sample picture, enlarged to the model's window: (B, 3, S, S) in [0, 1]."""
     import torch
 
-    from pictures.bicubic import TensorSource, result_size, upsample_region
-    from pictures.rgb import read_image
+    from pictures.rgb import TensorSource, read_image, result_size, upsample_region
     parts = []
     for path in sorted(SAMPLES.iterdir()):
         source = TensorSource(read_image(path))

@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
 
-    from utils.memory import keep_freed_memory
+    from utils.device import keep_freed_memory
 
     from .machine import describe
     keep_freed_memory()
@@ -110,7 +110,7 @@ def crops(folder: Path, count: int) -> Set:
 
 def bicubic(lr: Tensor) -> Tensor:
     """The picture enlarged."""
-    from pictures.bicubic import upsample
+    from pictures.rgb import upsample
     return upsample(lr, SCALE)
 
 
@@ -118,13 +118,12 @@ def restorer(source: str, args: argparse.Namespace) -> Callable[[Tensor], Tensor
     """A model's restoration with its own settings."""
     import torch
 
-    from inference.load import make_fast
     from inference.restore import restore
-    from inference.settings import RestoreSettings
+    from inference.settings import RestoreSettings, prepare
     from models.varsr import VARSR
     from utils.device import choose_dtype
     device = torch.device(args.device)
-    model = make_fast(VARSR.from_pretrained(source, dtype=choose_dtype(args.dtype, device), device=device))
+    model = prepare(VARSR.from_pretrained(source, dtype=choose_dtype(args.dtype, device), device=device))
     settings = RestoreSettings(model.config.generation, seed=args.seed)
     return lambda lr: restore(model, lr, settings)
 

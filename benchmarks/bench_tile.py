@@ -57,21 +57,18 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
 
     import torch
 
-    from inference.jobs import Job
-    from inference.load import make_fast
+    from inference.jobs import Job, SizeRequest
     from inference.runner import Runner, RunOptions
-    from inference.settings import RestoreSettings
+    from inference.settings import RestoreSettings, prepare
     from models.varsr import VARSR
-    from pictures.bicubic import SizeRequest
-    from utils.device import choose_dtype
-    from utils.memory import keep_freed_memory
+    from utils.device import choose_dtype, keep_freed_memory
 
     from .machine import peak_memory
 
     device = torch.device(args.device)
     keep_freed_memory()  # as the scripts do
     side = round(math.sqrt(args.one * MEGAPIXEL))
-    model = make_fast(VARSR.from_pretrained(args.model, device=device, dtype=choose_dtype(args.dtype, device)))
+    model = prepare(VARSR.from_pretrained(args.model, device=device, dtype=choose_dtype(args.dtype, device)))
     size = model.config.image_size
     model.generate(torch.rand(1, 3, size, size, device=device))  # libraries load with their first use
     before = peak_memory(device)

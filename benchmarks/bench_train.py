@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
 
-    from utils.memory import keep_freed_memory
+    from utils.device import keep_freed_memory
 
     from .machine import describe, gemm_rate, peak_memory
     keep_freed_memory()

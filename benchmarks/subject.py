@@ -63,10 +63,9 @@ def load_subject(args: argparse.Namespace) -> tuple[VARSR, float]:
     """
     import torch
 
-    from inference.load import make_fast
+    from inference.settings import prepare
     from models.varsr import VARSR
-    from utils.device import choose_dtype
-    from utils.memory import keep_freed_memory
+    from utils.device import choose_dtype, keep_freed_memory
 
     from .machine import synchronize
     keep_freed_memory()
@@ -77,7 +76,7 @@ def load_subject(args: argparse.Namespace) -> tuple[VARSR, float]:
             subprocess.run([sys.executable, "-m", "benchmarks.random_weights", args.preset,
                             str(dtype).removeprefix("torch."), folder], cwd=ROOT, check=True)
         start = time.perf_counter()
-        model = make_fast(VARSR.from_pretrained(args.model or folder, dtype=dtype, device=device),
+        model = prepare(VARSR.from_pretrained(args.model or folder, dtype=dtype, device=device),
                           args.dtype if args.dtype in EIGHT_BIT else None, args.compile)
         synchronize(device)
         return model, time.perf_counter() - start

@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pictures.folders import HR_FOLDER, LR_FOLDER, matching_reference, pictures_in
-from pictures.formats import ImageError
+from pictures.formats import HR_FOLDER, LR_FOLDER, ImageError, matching_reference, pictures_in
 from pictures.rgb import read_image
 
 from .pairs import Degrader, Sampler

@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
 from models.varsr import VARSR, ScaleStep
-from pictures.bicubic import TensorSource, result_size, upsample_region
-from pictures.rgb import read_image
+from pictures.rgb import TensorSource, read_image, result_size, upsample_region
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "testset" / "sample" / "LR" / "cat.png"

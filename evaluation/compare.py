@@ -1,22 +1,23 @@
-"""Evaluating folders of results: partners by name, values by picture, means by method with bootstrap confidence intervals.
+"""Evaluating folders of results: partners by name, values by picture, means by method with bootstrapped intervals.
 
 A picture that lacks its partner or cannot be measured is named and counted; the others go on.
 """
 from __future__ import annotations
 
 import logging
-import numpy as np
-import torch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pictures.formats import ImageError, InputError, pictures_in
+from pictures.rgb import TensorSource, read_image, upsample_region
+
 from .measure import Measurer
 from .protocols import Protocol
-from pathlib import Path
-from pictures.rgb import TensorSource, upsample_region
-from pictures.formats import InputError, pictures_in
-from pictures.formats import ImageError
-from pictures.rgb import read_image
-from torch import Tensor
 
 RESAMPLES, CONFIDENCE, SEED = 2000, 0.95, 0
 

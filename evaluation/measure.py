@@ -1,15 +1,18 @@
 """A protocol's metrics of a picture and its reference: the one place where protocols meet functions."""
 from __future__ import annotations
 
-import torch
 from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from pictures.luma import eight_bit, gray, luma
+
 from .metrics.fsim import fsim
 from .metrics.full_reference import gmsd, ms_ssim, psnr, require_comparable, ssim
 from .metrics.learned import LearnedMetrics
 from .metrics.piqe import piqe
 from .protocols import Metric, Protocol
-from pictures.luma import eight_bit, gray, luma
-from torch import Tensor
 
 PLANES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "y_studio": luma,

@@ -3,12 +3,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from utils.device import choose_device
+
 from .compare import Evaluation, Evaluator, Folders, find_folders
 from .protocols import PROTOCOLS
 from .report.page import render_report
 from .tables import console_table, versions, write_manifest, write_tables, write_text
-from tqdm import tqdm
-from utils.device import choose_device
 
 REPORT_FILE = "report.html"
 

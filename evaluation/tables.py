@@ -10,10 +10,12 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
-from .compare import CONFIDENCE, Estimate, Evaluation, RESAMPLES, SEED
 from pathlib import Path
+
 from pictures.formats import pictures_in
 from utils.files import replacing
+
+from .compare import CONFIDENCE, RESAMPLES, SEED, Estimate, Evaluation
 
 VALUES_FILE, SUMMARY_FILE, MANIFEST_FILE = "metrics.csv", "summary.csv", "manifest.json"
 VERSIONS_OF = ("torch", "torchvision", "numpy", "pillow", "pyiqa", "mmagic", "basicsr")

@@ -10,8 +10,7 @@ import torch
 from models.varsr import VARSR, ScaleStep
 
 from .settings import RestoreSettings
-from .tiled_picture import TiledPicture, place_seed, refiner_noise
-from .windows import Window
+from .windows import TiledPicture, Window, place_seed, refiner_noise
 
 log = logging.getLogger(__name__)
 

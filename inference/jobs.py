@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pictures.folders import LR_FOLDER, RESULT_FOLDER, InputError, matching_reference, pictures_in
-from pictures.formats import SUFFIXES
+from pictures.formats import LR_FOLDER, RESULT_FOLDER, SUFFIXES, InputError, matching_reference, pictures_in
+from pictures.rgb import MAX_SCALE, PictureSource, result_size
 
 AUTO = "auto"
 # What `--ext auto` writes for a source; kinds that are not listed become PNG.
@@ -115,3 +115,29 @@ def default_jobs(root: Path, names: OutputNames | None = None) -> list[Job]:
     if not jobs:
         raise InputError(f"no pictures in {root}/*/{LR_FOLDER}: put LR pictures there or name them with --input")
     return jobs
+
+
+@dataclass(frozen=True)
+class SizeRequest:
+    """How large results shall be: by `scale`, or by given sides (the missing one keeps the aspect)."""
+
+    scale: float
+    width: int | None = None
+    height: int | None = None
+    longest: int | None = None
+
+    def size(self, source: PictureSource) -> tuple[int, int]:
+        """(height, width) of a picture's result. Raises ValueError where that shrinks it or enlarges it too far."""
+        if self.longest is not None:
+            size = result_size(source, self.longest / max(source.height, source.width))
+        elif self.width is None and self.height is None:
+            return result_size(source, self.scale)
+        else:
+            by_width = None if self.width is None else self.width / source.width
+            by_height = None if self.height is None else self.height / source.height
+            size = (self.height or result_size(source, by_width)[0], self.width or result_size(source, by_height)[1])
+        factors = size[0] / source.height, size[1] / source.width
+        if min(factors) < 1 or max(factors) > MAX_SCALE:
+            raise ValueError(f"{source.width}x{source.height} to {size[1]}x{size[0]} is a scale of "
+                             f"{min(factors):.3g} to {max(factors):.3g}: must be from 1 to {MAX_SCALE:g}")
+        return size

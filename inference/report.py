@@ -11,7 +11,7 @@ from pictures.picture import Picture
 from pictures.result_file import ResultFile
 
 from .jobs import Job
-from .tiled_picture import TiledPicture
+from .windows import TiledPicture
 
 METRICS_FILE = "metrics.csv"
 

@@ -5,12 +5,12 @@ import torch
 from torch import Tensor
 
 from models.varsr import VARSR
-from pictures.bicubic import TensorSource, result_size
+from pictures.rgb import TensorSource, result_size
 
 from .generate import Progress, batch_size_for, generate_windows
 from .render import COLOR_FIXES, render
 from .settings import RestoreSettings
-from .tiled_picture import TiledPicture
+from .windows import TiledPicture
 
 
 def restore(model: VARSR, lr: Tensor, settings: RestoreSettings, progress: Progress | None = None,

@@ -15,7 +15,6 @@ from tqdm import tqdm
 from evaluation.metrics.full_reference import SSIM_SIDE, psnr_y, ssim_y
 from evaluation.metrics.learned import LearnedMetrics
 from models.varsr import VARSR
-from pictures.bicubic import SizeRequest
 from pictures.formats import ImageError
 from pictures.picture import MAX_PIXELS, Picture, frame_count, read_picture
 from pictures.result_file import ResultFile, ResultOptions
@@ -24,13 +23,12 @@ from pictures.sheets import comparison_sheet, evenly
 from utils.ranks import Ranks
 
 from .generate import Progress, batch_size_for, generate_windows
-from .jobs import Job
-from .large import restore_large
+from .jobs import Job, SizeRequest
+from .large import WorkFolder, restore_large
 from .render import render
 from .report import METRICS_FILE, FileRecord, Report, Started, append_log, mean_row, write_table
 from .settings import RestoreSettings
-from .tiled_picture import LatentStore, TiledPicture
-from .work_folder import WorkFolder
+from .windows import LatentStore, TiledPicture
 
 LARGE_WINDOWS = 256  # from here on a picture is worked on alone, by all ranks, and can be continued after a stop
 SHEET_PIXELS = 4_000_000  # larger results are left out of comparison sheets

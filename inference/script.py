@@ -1,4 +1,7 @@
-"""The common course of the restoring scripts: jobs, model, run, report."""
+"""The restoring scripts: the flags that they share, and their common course: jobs, model, run, report.
+
+Light enough for `--help`: torch is imported once the flags are parsed.
+"""
 from __future__ import annotations
 
 import argparse
@@ -8,10 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.flags import set_up_logging
+from utils.flags import DTYPES, EIGHT_BIT, automatic, bounded, set_up_logging
 
-from .load import load_model
-from .settings import restore_settings
+from .settings import load_model, restore_settings
 
 if TYPE_CHECKING:
     from models.varsr import VARSR
@@ -26,6 +28,104 @@ if TYPE_CHECKING:
     Adjust = Callable[[VARSR, RestoreSettings, RunOptions], tuple[RestoreSettings, RunOptions]]
 
 VERSION = "0.1.0"
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Model, device and precision."""
+    parser.add_argument("--model", help="model folder, published file or hub id (default: the published file in "
+                                        "checkpoints/ if it is there, else the embedded model)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
+    parser.add_argument("--dtype", choices=("auto", *DTYPES, *EIGHT_BIT), default="auto",
+                        help="auto: bf16 (GPU, or a CPU that computes in it), else fp16 on a GPU, fp32 on a CPU; "
+                             "int8, fp8: the transformer in 8 bits (fp8 on GPUs alone)")
+
+
+def add_compile_flag(parser: argparse.ArgumentParser) -> None:
+    """For scripts that make many pictures and look at none while it is made."""
+    parser.add_argument("--compile", action="store_true",
+                        help="PyTorch's compiler and, on GPUs, CUDA graphs: the first picture takes a minute more, "
+                             "the others less")
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    """How codes are chosen; unset flags leave the model's own defaults."""
+    add = parser.add_argument
+    add("--cfg", type=bounded(float, 0), help="guidance strength (default: the model's own; published 6.0)")
+    add("--cfg_from_scale", type=bounded(int, 0), metavar="K",
+        help="no guidance, and half the work, before scale K, counted from 0 (default: the model's own, 0)")
+    add("--refiner_steps", type=bounded(int, 2), metavar="N",
+        help="steps of the diffusion refiner (default: the model's own, 10)")
+    add("--top_k", type=bounded(int, 0), help="sample from the k likeliest codes; 1: the likeliest, 0: all")
+    add("--top_p", type=bounded(float, 0, 1, open_low=True), help="sample from the nucleus of this mass")
+    add("--seed", type=bounded(int, 0), default=0, help="the same seed gives the same pictures (default: 0)")
+
+
+def add_generation_flags(parser: argparse.ArgumentParser) -> None:
+    """Sampling, and what restoring adds to it."""
+    add_sampling_flags(parser)
+    add = parser.add_argument
+    add("--fast", action="store_true",
+        help="about twice as fast at a measured cost (docs/performance.md): --cfg_from_scale, --refiner_steps and "
+             "token pruning; flags that are given win")
+    add("--scale", type=bounded(float, 1, 16), help="up-scaling factor (default: the model's own, 4)")
+    add("--batch_size", "--tile_batch", type=automatic, default="auto",
+        help="windows at a time; auto: what suits the model and the free memory")
+    add("--tile_overlap", type=bounded(float, 0, 0.9), default=0.25,
+        help="share of a window that its neighbour covers too (default: %(default)s)")
+    add("--fidelity", type=bounded(float, 0, 1),
+        help="between the sharpest picture, 0, and the most faithful, 1, for models with a detail branch (default: the "
+             "model's own)")
+    add("--color_fix", choices=("adain", "wavelet", "none"), default="wavelet",
+        help="colours after the LR picture (default: %(default)s)")
+
+
+def add_restoration_flags(parser: argparse.ArgumentParser, ext: str = "png") -> None:
+    """Input, output, model and sampling; `ext` is the kind of result files unless --ext says otherwise."""
+    _add_file_flags(parser, ext)
+    add_model_flags(parser)
+    add_compile_flag(parser)
+    add_generation_flags(parser)
+    add = parser.add_argument
+    pixels = bounded(int, 1)
+    add("--width", type=pixels, help="result width in pixels, instead of --scale (the height follows)")
+    add("--height", type=pixels, help="result height in pixels, instead of --scale")
+    add("--longest", type=pixels, help="longest side of the result in pixels, instead of --scale")
+    add("--sheet", type=Path, help="write a comparison sheet to this PNG")
+    add("--sheet_pictures", type=bounded(int, 1), metavar="N", help="N of the pictures on it, evenly chosen (all)")
+    add("--log", "--log_file", type=Path, help="append a JSON line per picture (status, size, seconds) to this file; "
+                                               "under torchrun --log_file, for torchrun takes --log for its own")
+
+
+def _add_file_flags(parser: argparse.ArgumentParser, ext: str) -> None:
+    add = parser.add_argument
+    add("-i", "--input", help="picture, folder or glob pattern")
+    add("-o", "--output", help="result folder, or the result's file name for one picture (default: results; without "
+                               "--input each testset folder's own VARPrediction)")
+    add("--recursive", action="store_true", help="sub-folders of --input too; the results mirror them")
+    add("--suffix", default="", help="text behind the names of the results, e.g. _x4")
+    add("--ext", choices=("auto", "png", "jpg", "webp", "tif"), default=ext,
+        help="kind of the result files; auto: the source's, PNG where that cannot be written (default: %(default)s)")
+    add("--quality", type=bounded(int, 1, 100), default=95, help="of JPEG and WebP results (default: %(default)s)")
+    add("--strip_metadata", action="store_true", help="write no EXIF, XMP and settings into the results")
+    add("--frames", action="store_true", help="restore every frame of animations and multi-page files by itself")
+    add("--max_pixels", type=bounded(int, 1), help="refuse sources with more pixels")
+    add("--skip_existing", action="store_true", help="leave pictures out whose result is there")
+
+
+def add_fastvar_flags(parser: argparse.ArgumentParser) -> None:
+    """What is pruned."""
+    ratio = bounded(float, 0, 1, open_high=True)
+    add = parser.add_argument
+    add("--fastvar", action="store_true", help="prune tokens")
+    add("--fastvar_second_last_ratio", type=ratio, default=0.4, help="drop ratio of the last scale but one (0.4)")
+    add("--fastvar_last_ratio", type=ratio, default=0.3, help="drop ratio of the last scale (0.3)")
+    add("--fastvar_ratios", type=ratio, nargs="+", metavar="RATIO",
+        help="drop ratios of the last scales, the last one last, instead of the two above")
+    add("--fastvar_later_layer_start", type=bounded(int, 0), default=3, help="first layer that is pruned (3)")
+    add("--fastvar_min_keep", type=bounded(int, 1), default=64, help="tokens that stay in any case (64)")
+    add("--fastvar_mode", choices=("separate", "shared"), default="separate",
+        help="separate: attention and feed-forward choose tokens for themselves; shared: one choice a layer, faster")
+    add("--fastvar_quiet", action="store_true", help="do not say what is pruned")
 
 
 def run_restoration(args: argparse.Namespace, script: Path, adjust: Adjust | None = None,
@@ -86,11 +186,11 @@ def making_of(settings: RestoreSettings, description: str) -> tuple[tuple[str, s
 
 
 def _run_options(args: argparse.Namespace, settings: RestoreSettings, description: str) -> RunOptions:
-    from pictures.bicubic import SizeRequest
     from pictures.picture import MAX_PIXELS
     from pictures.result_file import ResultOptions
     from utils.ranks import is_restart
 
+    from .jobs import SizeRequest
     from .runner import RunOptions
     return RunOptions(
         size=SizeRequest(settings.generation.scale, args.width, args.height, args.longest),
@@ -102,7 +202,7 @@ def _run_options(args: argparse.Namespace, settings: RestoreSettings, descriptio
 
 def _jobs(args: argparse.Namespace, testsets: Path) -> tuple[list[Job], dict[Path, str]]:
     """The jobs, and what could not even be listed."""
-    from pictures.folders import InputError
+    from pictures.formats import InputError
 
     from .jobs import OutputNames, collect, default_jobs, jobs_for
     names = OutputNames(args.suffix, args.ext)

@@ -1,6 +1,6 @@
-"""How pictures are restored: the settings, the preset `--fast`, and what the flags make of both.
+"""What a script's flags ask for: the model, ready for generation, and how pictures are restored.
 
-`--fast` is the quickest of the settings of `benchmarks/bench_fast.py` with 32 dB or more to the plain run.
+The preset `--fast` is the quickest of the settings of `benchmarks/bench_fast.py` with 32 dB or more to the plain run.
 """
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 from models.config import GenerationConfig, VARSRConfig
 from models.fastvar import SHARED, FastVARConfig
+from utils.device import choose_device, choose_dtype
+from utils.flags import DTYPES, EIGHT_BIT
 
 from .windows import MIN_OVERLAP
 
@@ -19,11 +24,67 @@ if TYPE_CHECKING:
     from models.fastvar import PrunedScale
     from models.varsr import VARSR
 
+CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
+# What is used without --model, by super-resolution or not: the published file if it is there, else our own model.
+PUBLISHED = {True: CHECKPOINTS / "VARSR.pth", False: CHECKPOINTS / "VARSR_C2I.pth"}
+EMBEDDED = {True: CHECKPOINTS / "varsr-tiny", False: CHECKPOINTS / "varsr-tiny-c2i"}
+
 GUIDED_SCALES = 1  # the last one alone
 REFINER_STEPS = 4
 DROP_RATIOS = (0.4, 0.6, 0.6)  # of the last scales
 UNPRUNED_SHARE = 8  # one block in so many, from the first on, computes every token
 KEPT_CELLS = 16  # of the last scale's tokens, one in so many stays in any case
+
+
+def load_model(args: argparse.Namespace, super_resolution: bool = True) -> tuple[VARSR, str]:
+    """The model of a kind that the flags ask for, and a line that says which it is.
+
+    Raises ValueError or FileNotFoundError with the remedy.
+    """
+    from models.varsr import VARSR
+    from models.weights.load import require_kind
+    from utils.device import keep_freed_memory, warn_of_imitation
+    device = choose_device(args.device)
+    eight_bit = args.dtype if args.dtype in EIGHT_BIT else None
+    check_eight_bit(device, eight_bit)
+    dtype = choose_dtype(args.dtype, device)
+    warn_of_imitation(device, dtype)
+    if device.type == "cpu":
+        keep_freed_memory()
+    published, embedded = PUBLISHED[super_resolution], EMBEDDED[super_resolution]
+    source = args.model or (published if published.is_file() else embedded)
+    model = VARSR.from_pretrained(source, device=device, dtype=dtype)
+    require_kind(model.config, super_resolution, source)
+    prepare(model, eight_bit, getattr(args, "compile", False))
+    precision = eight_bit or next(s for s, name in DTYPES.items() if f"torch.{name}" == str(dtype))
+    note = "" if source != embedded else f" (embedded model; put the published {published.name} and VQVAE.pth into " \
+        "checkpoints/ for the full one)"
+    return model, f"model {source}, {device}, {precision}{note}"
+
+
+def check_eight_bit(device: torch.device, eight_bit: str | None) -> None:
+    """Raise ValueError with the remedy where a device has no, or no fast, products in 8 bits."""
+    from models.speed.packed import require_gpu
+    if eight_bit == "fp8" and device.type == "cpu":
+        raise ValueError("--dtype fp8 is for GPUs: CPUs only imitate it, slowly (int8 is fast there)")
+    if eight_bit and device.type == "cuda":
+        require_gpu(device, eight_bit)
+
+
+def prepare(model: VARSR, eight_bit: str | None = None, compiled: bool = False) -> VARSR:
+    """Make a loaded model ready for generation alone, its linears packed where that helps.
+
+    eight_bit: see `pack`; compiled: see `compile_model`. Raises ValueError where the device cannot compute in it.
+    """
+    from models.speed.packed import pack, packing_works
+    model.for_inference()
+    packable = model.device.type == "cpu" and packing_works(model.dtype)
+    if packable or eight_bit:
+        pack(model, eight_bit)
+    if compiled:
+        from models.speed.graphs import compile_model
+        compile_model(model)
+    return model
 
 
 @dataclass(frozen=True)

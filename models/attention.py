@@ -7,12 +7,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
-from utils.memory import return_freed_memory
+from utils.device import return_freed_memory
 
 LARGE = 256 * 2 ** 20  # bytes; half a gigabyte and more at the published size
 
@@ -51,6 +53,22 @@ def rotate(x: Tensor, rotations: Tensor) -> Tensor:
     return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotations)).flatten(-2)
 
 
+class Context(Protocol):
+    """What the tokens of a forward pass see: a `LayerCache` in generation, `BlockCausal` in training."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """What queries (B, H, L, head_dim) find among keys and values, with the same shape."""
+        ...
+
+
+class Replace(Protocol):
+    """Makes the layer that takes the place of a linear one."""
+
+    def __call__(self, layer: nn.Linear, *, bias: Tensor | None = None, gelu: bool = False) -> nn.Module:
+        """bias: in place of the layer's own. gelu: with a tanh-GELU after it."""
+        ...
+
+
 class LayerCache:
     """Keys and values of one block: (B, H, length, head_dim) each. Fewer rows than B may be in use."""
 
@@ -58,6 +76,10 @@ class LayerCache:
         self.keys, self.values = keys, values
         self.filled = 0
         self.is_closed = False
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See `Context`: tokens see all that is stored and themselves."""
+        return attend(q, *self.append(k, v))
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store new tokens (B, H, L, head_dim) and return everything stored so far and them, if possible as views.
@@ -120,24 +142,26 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.log_scale = nn.Parameter(torch.full((1, num_heads, 1, 1), INITIAL_LOG_SCALE))
         self.out = nn.Linear(width, width)
-        self.packed_qkv: nn.Module | None = None  # in place of qkv and its biases, see packed.py
+        self.packed_qkv: nn.Module | None = None  # in place of qkv and its biases, see `replace_linears`
 
-    def forward(self, x: Tensor, rope: Tensor, cache: LayerCache | None = None, levels: Sequence[int] | None = None,
-                queries: slice = slice(None)) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, context: Context, queries: slice = slice(None)) -> Tensor:
         """x: (B, L, C); rope: rotations (L, head_dim/2, 2), or (B, L, head_dim/2, 2) where rows differ.
 
-        With a cache, attends to all that it holds and to x. Without one, `levels` are the lengths of the stretches
-        of x, each of which sees itself and those before it (training); None: all see all. `queries`: which tokens to
-        compute, all by default.
+        context: what the tokens see. queries: which of them to compute, all by default.
         """
         qkv = F.linear(x, self.qkv.weight, self.qkv_bias()) if self.packed_qkv is None else self.packed_qkv(x)
-        qkv = qkv.unflatten(-1, (3 * self.num_heads, -1))  # (B, L, 3H, head_dim)
-        q, k = self.positioned(qkv[:, :, :2 * self.num_heads], rope).transpose(1, 2).chunk(2, dim=1)
-        v = qkv[:, :, 2 * self.num_heads:].transpose(1, 2)  # (B, H, L, head_dim)
-        if cache is not None:
-            k, v = cache.append(k, v)
-        attended = attend(q[:, :, queries], k, v) if levels is None else attend_levels(q, k, v, levels)
-        return self.out(attended.transpose(1, 2).flatten(2))
+        qkv = rearrange(qkv, "b l (heads d) -> b l heads d", heads=3 * self.num_heads)
+        qk, v = qkv.split([2 * self.num_heads, self.num_heads], dim=2)
+        qk = rearrange(self.positioned(qk, rope), "b l heads d -> b heads l d")
+        q, k = qk.chunk(2, dim=1)
+        attended = context.attend(q[:, :, queries], k, rearrange(v, "b l heads d -> b heads l d"))
+        return self.out(rearrange(attended, "b heads l d -> b l (heads d)"))
+
+    def replace_linears(self, replace: Replace) -> None:
+        """For inference: put other layers in place of the linear ones."""
+        self.packed_qkv = replace(self.qkv, bias=self.qkv_bias())
+        self.qkv = self.q_bias = self.v_bias = None
+        self.out = replace(self.out)
 
     def qkv_bias(self) -> Tensor:
         """Biases of queries, keys and values (3C,): keys have none."""
@@ -152,16 +176,21 @@ class Attention(nn.Module):
         return rotate(qk * (lengths / norms), rope.unsqueeze(-3)).to(dtype)
 
 
-def attend_levels(q: Tensor, k: Tensor, v: Tensor, levels: Sequence[int]) -> Tensor:
-    """Block-causal attention of (B, H, L, head_dim) queries, keys and values: each of the `levels`, which are L tokens
-    together, sees itself and those before it.
+class BlockCausal:
+    """The context of training: each level, a stretch of the sequence, sees itself and those before it.
 
     One call a level: no mask of L² entries, no work on what would be masked (two fifths of the published sequence), and
     the kernels that know no masks (benchmarks/bench_attention.py).
     """
-    ends = list(accumulate(levels))
-    return torch.cat([attend(part, k[:, :, :end], v[:, :, :end])
-                      for part, end in zip(q.split(list(levels), dim=2), ends, strict=True)], dim=2)
+
+    def __init__(self, levels: Sequence[int]) -> None:
+        """levels: their lengths, all tokens together."""
+        self.levels, self.ends = list(levels), list(accumulate(levels))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See `Context`."""
+        return torch.cat([attend(part, k[:, :, :end], v[:, :, :end])
+                          for part, end in zip(q.split(self.levels, dim=2), self.ends, strict=True)], dim=2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

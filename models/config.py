@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 FORMAT_VERSION = 1
+FULL_PRECISION = "vqvae.quantizer."  # tensors that stay float32: sums over the scales must not be rounded
 WIDTH_PER_BLOCK = 64  # of the published family
 DETAIL_STRIDE = 4  # pixels per cell of the detail branch's blocks
 
@@ -138,6 +139,19 @@ class RefinerConfig:
     def __post_init__(self) -> None:
         _require(1 < self.sampling_steps <= self.train_steps,
                  f"sampling_steps must be in 2..{self.train_steps}, got {self.sampling_steps}")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """How the transformer's training losses are taken.
+
+    error_rate: see `MultiScaleQuantizer.encode`. scale_balance: share of the cross-entropy that weighs every scale
+    alike, whatever its number of tokens (0 in the paper: all tokens alike). label_smoothing: of the cross-entropy.
+    """
+
+    error_rate: float = 0.0
+    scale_balance: float = 0.0
+    label_smoothing: float = 0.0
 
 
 @dataclass(frozen=True)

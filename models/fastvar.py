@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
-from .attention import LayerCache
+from .attention import Context
+from .transformer import Block, Modulation
 
 # Tokens (B, K, C) and their places (B, K), or None for all of them, to what is added to them (B, K, C).
 Update = Callable[[Tensor, Tensor | None], Tensor]
@@ -95,9 +97,8 @@ def select(tokens: Tensor, keep: int) -> Tensor:
 
 def resize_map(tokens: Tensor, side: int) -> Tensor:
     """A token map (B, n², C), area-resized to (B, side², C)."""
-    old = round(tokens.shape[1] ** 0.5)
-    grid = tokens.transpose(1, 2).unflatten(2, (old, old))
-    return F.adaptive_avg_pool2d(grid, side).flatten(2).transpose(1, 2)
+    grid = rearrange(tokens, "b (h w) c -> b c h w", h=round(tokens.shape[1] ** 0.5))
+    return rearrange(F.adaptive_avg_pool2d(grid, side), "b c h w -> b (h w) c")
 
 
 class TokenPruner:
@@ -120,19 +121,28 @@ class TokenPruner:
         """From now on there are twice the rows: the second half goes on from what the first remembers."""
         self.previous = {key: tokens.repeat(2, 1, 1) for key, tokens in self.previous.items()}
 
-    def run(self, block: Callable[..., Tensor], layer: int, x: Tensor, modulation: Tensor, rope: Tensor,
-            cache: LayerCache, wanted: int | None = None) -> Tensor:
-        """One block over the tokens x (B, L, C) of the current level; `wanted` as for the block, on level 0."""
-        if self.level == 0 and not self._prunes(1, layer):
-            return block(x, modulation, rope, cache, wanted=wanted)
-        if self.config.mode == SHARED:
-            return self._run_shared(block, layer, x, modulation, rope, cache)
+    def concerns(self, layer: int) -> bool:
+        """Whether a block must be run by `run` on the current level, to be pruned or to be remembered."""
+        return self.level > 0 or self._prunes(1, layer)
 
-        def separately(part: str, tokens: Tensor, update: Update) -> Tensor:
-            # The fork's cache holds attention outputs gated in place, and gates them again when it restores them.
-            gate = modulation[:, 0] if part == ATTENTION else None
-            return self._update(layer, part, tokens, update, gate)
-        return block(x, modulation, rope, cache, update=separately)
+    def run(self, block: Block, layer: int, x: Tensor, modulation: Tensor, rope: Tensor, context: Context) -> Tensor:
+        """One block over the tokens x (B, L, C) of the current level."""
+        run = self._run_shared if self.config.mode == SHARED else self._run_separately
+        return run(block, layer, x, modulation, rope, context)
+
+    def _run_separately(self, block: Block, layer: int, x: Tensor, modulation: Tensor, rope: Tensor,
+                        context: Context) -> Tensor:
+        """Attention and feed-forward each on a choice of tokens; the others get what they got at the previous scale."""
+        parts = Modulation(*modulation.unbind(1))
+
+        def attend(tokens: Tensor, places: Tensor | None) -> Tensor:
+            return block.attend(tokens, parts, rope if places is None else rope[places], context)
+
+        def feed(tokens: Tensor, places: Tensor | None) -> Tensor:
+            return block.feed(tokens, parts)
+        # The fork's cache holds attention outputs gated in place, and gates them again when it restores them.
+        x = x + self._update(layer, ATTENTION, block.before_attention(x, parts), attend, parts.attention_gate)
+        return x + self._update(layer, FEED_FORWARD, block.before_feed(x, parts), feed, None)
 
     def _update(self, layer: int, part: str, tokens: Tensor, update: Update, restored_gate: Tensor | None) -> Tensor:
         """`update` of the tokens (B, L, C) that stand out, resized old values times `restored_gate` for the others."""
@@ -148,15 +158,15 @@ class TokenPruner:
         self._remember(layer, part, result)
         return result
 
-    def _run_shared(self, block: Callable[..., Tensor], layer: int, x: Tensor, modulation: Tensor, rope: Tensor,
-                    cache: LayerCache) -> Tensor:
+    def _run_shared(self, block: Block, layer: int, x: Tensor, modulation: Tensor, rope: Tensor,
+                    context: Context) -> Tensor:
         """The whole block on one choice of tokens; the others change as their place did at the previous scale."""
         old = self.previous.pop((layer, WHOLE), None)
         if old is None or not self._prunes(self.level, layer):
-            result = block(x, modulation, rope, cache)
+            result = block(x, modulation, rope, context)
         else:
             chosen, places = self._choose(F.layer_norm(x, x.shape[-1:]), layer)
-            result = (x + old).scatter(1, places, block(x.gather(1, places), modulation, rope[chosen], cache))
+            result = (x + old).scatter(1, places, block(x.gather(1, places), modulation, rope[chosen], context))
         if self._prunes(self.level + 1, layer):
             self._remember(layer, WHOLE, result - x)
         return result

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .refiner import DiffusionRefiner
-from .transformer import MODULATIONS, Block, VARTransformer
+from .transformer import Block, Modulation, VARTransformer
 from .varsr import VARSR
 
 CONV_STD = 0.02
@@ -77,7 +77,7 @@ def _initialize_modulation(block: Block, width: int, config: InitConfig) -> None
         nn.init.zeros_(block.modulation_offset)
         block.modulation_offset[:2] = SHARED_GATE
         return
-    rows = block.modulation.weight.unflatten(0, (MODULATIONS, width))
+    rows = block.modulation.weight.unflatten(0, (len(Modulation._fields), width))
     rows[2:].mul_(config.modulation)
     rows[:2].mul_(config.gate)
 

@@ -1,11 +1,4 @@
-"""Fidelity features: what the decoder may take straight from the LR picture.
-
-The published decoder sees the generated latent alone, and a small tokenizer pays for that in lost detail that the
-LR picture still shows. Feature skips from the degraded picture into the decoder, trained last and on generated
-latents, repair it (the idea of CodeFormer, section 3.3, and of StableSR, section 3.2).
-
-A decoder that ends in a pixel shuffle draws every block of pixels on its own. A correction at full resolution, which
-sees across their borders, takes the grid away that they leave.
+"""What the decoder sees of the LR picture: features for its levels, a correction of its pixels, and the detail branch.
 """
 from __future__ import annotations
 
@@ -13,7 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import VQVAEConfig
+from .config import DETAIL_STRIDE, VQVAEConfig
+
+RGB = 3
+SLOPE = 0.2  # of the leaky ReLU
+RESIDUAL_SCALE = 0.2  # of a block's first output, so that many of them in a row start close to the identity
+OUTPUT_SCALE = 0.1  # of the first output: near zero, but with a signal to learn from
 
 
 class ConvBlock(nn.Module):
@@ -87,3 +85,70 @@ class FidelityEncoder(nn.Module):
             if i < len(self.downs):
                 x = self.downs[i](x)
         return features
+
+
+def _conv(channels: int, out: int, scale: float = 1.0) -> nn.Conv2d:
+    """3x3 convolution, its weights drawn for a leaky ReLU behind it (He et al., 2015), times `scale`."""
+    conv = nn.Conv2d(channels, out, 3, padding=1)
+    nn.init.kaiming_normal_(conv.weight, a=SLOPE)
+    with torch.no_grad():
+        conv.weight.mul_(scale)
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
+def _activation(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, SLOPE)
+
+
+class DetailBlock(nn.Module):
+    """x + conv(leaky(conv(x)))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = _conv(width, width)
+        self.conv2 = _conv(width, width, RESIDUAL_SCALE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(_activation(self.conv1(x)))
+
+
+class DetailBranch(nn.Module):
+    """Decoded picture and LR picture, both (B, 3, H, W) in [-1, 1], and the latent (B, c, H/f, W/f) that the picture
+    was decoded from, to the detail (B, 3, H, W) that is added to it.
+
+    H and W are multiples of f, the tokenizer's down-sampling. A pixel depends on nothing that is more than `reach`
+    pixels away, so a large picture may be drawn in parts.
+    """
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
+        width = config.detail_width
+        self.latent_factor = config.downsampling // DETAIL_STRIDE
+        self.unshuffle = nn.PixelUnshuffle(DETAIL_STRIDE)
+        self.conv_in = _conv(2 * RGB * DETAIL_STRIDE ** 2 + config.latent_channels, width)
+        self.blocks = nn.ModuleList(DetailBlock(width) for _ in range(config.detail_blocks))
+        self.conv_trunk = _conv(width, width)
+        self.up1 = _conv(width, width * 3 // 4)
+        self.up2 = _conv(width * 3 // 4, width // 2)
+        self.conv_full = _conv(width // 2, width // 2)
+        self.conv_out = _conv(width // 2, RGB, OUTPUT_SCALE)
+
+    @property
+    def reach(self) -> int:
+        """Pixels that a pixel depends on to each side, at most."""
+        convolutions = 2 * len(self.blocks) + 2  # 3x3, a cell each; those at full resolution add up to two cells
+        return (convolutions + 2 + self.latent_factor - 1) * DETAIL_STRIDE
+
+    def forward(self, decoded: Tensor, lr: Tensor, latent: Tensor) -> Tensor:
+        """See the class."""
+        cells = F.interpolate(latent, scale_factor=float(self.latent_factor), mode="nearest")
+        x = torch.cat([self.unshuffle(decoded), self.unshuffle(lr), cells], dim=1)
+        x = x.contiguous(memory_format=torch.channels_last)
+        start = x = self.conv_in(x)
+        for block in self.blocks:
+            x = block(x)
+        x = start + self.conv_trunk(x)
+        for up in (self.up1, self.up2):
+            x = _activation(up(F.interpolate(x, scale_factor=2.0, mode="nearest")))
+        return self.conv_out(_activation(self.conv_full(x)))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import Replace
 from .config import RefinerConfig
 
 MAX_BETA = 0.999
@@ -142,6 +143,11 @@ class RefinerBlock(nn.Module):
         shift, scale, gate = self.modulation(condition).chunk(3, dim=-1)
         return x + gate * self.mlp(torch.addcmul(shift, self.norm(x), 1 + scale))
 
+    def replace_linears(self, replace: Replace) -> None:
+        """For inference: put other layers in place of the linear ones."""
+        self.modulation = replace(self.modulation)
+        self.mlp = nn.Sequential(replace(self.mlp[0]), self.mlp[1], replace(self.mlp[2]))
+
 
 class DiffusionRefiner(nn.Module):
     """Denoising network on single tokens and the diffusion around it.
@@ -161,6 +167,12 @@ class DiffusionRefiner(nn.Module):
         self.output_modulation = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, 2 * channels)
         self.training_diffusion = GaussianDiffusion(config.train_steps)
+
+    def replace_linears(self, replace: Replace) -> None:
+        """For inference: put other layers in place of those linear ones that do the work."""
+        for block in self.blocks:
+            block.replace_linears(replace)
+        self.output_modulation = replace(self.output_modulation)
 
     def condition(self, hidden: Tensor) -> Tensor:
         """The part of the condition that is the same at every timestep: (M, C) features to (M, W)."""

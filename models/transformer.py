@@ -5,19 +5,23 @@ the first scale; the tokens of scale k see everything up to and including their 
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import Attention, KVCache, LayerCache, rope_table
+from .attention import Attention, BlockCausal, Context, KVCache, Replace, rope_table
 from .config import PrefixConfig, TransformerConfig, VQVAEConfig
-from .fastvar import ATTENTION, FEED_FORWARD, TokenPruner, Update
+
+if TYPE_CHECKING:
+    from .fastvar import TokenPruner
 
 NORM_EPS = 1e-6
-MODULATIONS = 6  # gamma1, gamma2, scale1, scale2, shift1, shift2
+
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Affine-free LayerNorm of x, then the class's scale and shift (DiT, section 3.2)."""
@@ -30,18 +34,27 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.expand = nn.Linear(width, hidden)
+        self.activation = nn.GELU(approximate="tanh")
         self.project = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.project(F.gelu(self.expand(x), approximate="tanh"))
+        return self.project(self.activation(self.expand(x)))
+
+    def replace_linears(self, replace: Replace) -> None:
+        """For inference: put other layers in place of the linear ones, the first with the activation in it."""
+        self.expand, self.activation = replace(self.expand, gelu=True), nn.Identity()
+        self.project = replace(self.project)
 
 
-PartUpdate = Callable[[str, Tensor, Update], Tensor]  # part's name, its input, the part
+class Modulation(NamedTuple):
+    """What the class does to a block's two parts: gates, scales and shifts (B, 1, C)."""
 
-
-def update_all(part: str, tokens: Tensor, update: Update) -> Tensor:
-    """Run a part of a block on all tokens."""
-    return update(tokens, None)
+    attention_gate: Tensor
+    feed_gate: Tensor
+    attention_scale: Tensor
+    feed_scale: Tensor
+    attention_shift: Tensor
+    feed_shift: Tensor
 
 
 class Block(nn.Module):
@@ -54,16 +67,16 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config.width, config.ffn_ratio * config.width)
         self.drop_path = drop_path
         if config.shared_modulation:
-            self.modulation_offset = nn.Parameter(torch.zeros(MODULATIONS, config.width))
+            self.modulation_offset = nn.Parameter(torch.zeros(len(Modulation._fields), config.width))
         else:
-            self.modulation = nn.Linear(config.width, MODULATIONS * config.width)
+            self.modulation = nn.Linear(config.width, len(Modulation._fields) * config.width)
 
     def modulations(self, condition: Tensor) -> Tensor:
-        """What the class does to this block, (B, 6, 1, C): from its activated embedding (B, C), or from the projection
-        (B, 6, 1, C) that all blocks share."""
+        """What the class does to this block, (B, 6, 1, C), in the order of `Modulation`: from its activated embedding
+        (B, C), or from the projection (B, 6, 1, C) that all blocks share."""
         if hasattr(self, "modulation_offset"):
             return condition + self.modulation_offset[:, None]
-        return self.modulation(condition).unflatten(-1, (MODULATIONS, 1, -1))
+        return rearrange(self.modulation(condition), "b (parts c) -> b parts 1 c", parts=len(Modulation._fields))
 
     def compile_elementwise(self) -> None:
         """Have the arithmetic between the matrix products compiled into one kernel where it was many.
@@ -73,24 +86,29 @@ class Block(nn.Module):
         self.modulate = torch.compile(modulate, dynamic=True)
         self.attention.positioned = torch.compile(self.attention.positioned, dynamic=True)
 
-    def forward(self, x: Tensor, modulation: Tensor, rope: Tensor, cache: LayerCache | None = None,
-                levels: Sequence[int] | None = None, update: PartUpdate = update_all,
-                wanted: int | None = None) -> Tensor:
-        """x: (B, L, C); modulation: (B, 6, 1, C); `update` may leave tokens out of either part (`fastvar.py`).
+    def forward(self, x: Tensor, modulation: Tensor, rope: Tensor, context: Context,
+                queries: slice = slice(None)) -> Tensor:
+        """x: (B, L, C); modulation: (B, 6, 1, C). queries: compute these tokens alone, the others being looked at."""
+        parts = Modulation(*modulation.unbind(1))
+        x = x[:, queries] + self._drop_path(self.attend(self.before_attention(x, parts), parts, rope, context, queries))
+        return x + self._drop_path(self.feed(self.before_feed(x, parts), parts))
 
-        levels: see `Attention.forward`. wanted: compute the last tokens alone, (B, wanted, C), the others only being
-        looked at.
-        """
-        last = slice(None) if wanted is None else slice(-wanted, None)
-        gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation.unbind(1)
+    def before_attention(self, x: Tensor, parts: Modulation) -> Tensor:
+        """Tokens as attention takes them."""
+        return self.modulate(x, parts.attention_scale, parts.attention_shift)
 
-        def attend(tokens: Tensor, chosen: Tensor | None) -> Tensor:
-            return self.attention(tokens, rope if chosen is None else rope[chosen], cache, levels, last) * gamma1
+    def attend(self, tokens: Tensor, parts: Modulation, rope: Tensor, context: Context,
+               queries: slice = slice(None)) -> Tensor:
+        """What attention adds to (some of) the tokens."""
+        return self.attention(tokens, rope, context, queries) * parts.attention_gate
 
-        def feed(tokens: Tensor, chosen: Tensor | None) -> Tensor:
-            return self.feed_forward(tokens) * gamma2
-        x = x[:, last] + self._drop_path(update(ATTENTION, self.modulate(x, scale1, shift1), attend))
-        return x + self._drop_path(update(FEED_FORWARD, self.modulate(x, scale2, shift2), feed))
+    def before_feed(self, x: Tensor, parts: Modulation) -> Tensor:
+        """Tokens as the feed-forward part takes them."""
+        return self.modulate(x, parts.feed_scale, parts.feed_shift)
+
+    def feed(self, tokens: Tensor, parts: Modulation) -> Tensor:
+        """What the feed-forward part adds to tokens."""
+        return self.feed_forward(tokens) * parts.feed_gate
 
     def _drop_path(self, x: Tensor) -> Tensor:
         """In training, rows left out at random (stochastic depth)."""
@@ -117,7 +135,7 @@ class PrefixEncoder(nn.Module):
         x = F.silu(self.conv_in(self.stem(image.to(self.conv_in.weight.dtype))))
         for block in self.blocks:
             x = F.silu(block(x))
-        return self.conv_out(x).flatten(2).transpose(1, 2)
+        return rearrange(self.conv_out(x), "b c h w -> b (h w) c")
 
 
 class VARTransformer(nn.Module):
@@ -135,7 +153,7 @@ class VARTransformer(nn.Module):
         self.level_embedding = nn.Embedding(len(self.scales), width)
         last = max(config.depth - 1, 1)
         self.blocks = nn.ModuleList(Block(config, config.drop_path * i / last) for i in range(config.depth))
-        self.shared_modulation = nn.Linear(width, MODULATIONS * width) if config.shared_modulation else None
+        self.shared_modulation = nn.Linear(width, len(Modulation._fields) * width) if config.shared_modulation else None
         self.head_modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, tokenizer.vocab_size)
         self.register_buffer("block_table", None)  # see fold_modulations
@@ -177,9 +195,9 @@ class VARTransformer(nn.Module):
         if self.is_folded:
             return list(self.block_table[:, labels]), self.head_table[labels]
         condition = F.silu(self.class_embedding(labels))
-        head = self.head_modulation(condition).unflatten(-1, (2, 1, self.config.width))
+        head = rearrange(self.head_modulation(condition), "b (parts c) -> b parts 1 c", parts=2)
         if self.shared_modulation is not None:
-            condition = self.shared_modulation(condition).unflatten(-1, (MODULATIONS, 1, self.config.width))
+            condition = rearrange(self.shared_modulation(condition), "b (parts c) -> b parts 1 c", c=self.config.width)
         return [block.modulations(condition) for block in self.blocks], head
 
     @property
@@ -228,9 +246,8 @@ class VARTransformer(nn.Module):
     def injected(self, prefix: Tensor, scale: int) -> Tensor:
         """The prefix (B, N^2, C) area-resized to a scale: (B, n_k^2, C). With it, a token need not first learn to
         find its own place in the prefix, which is most of what a small model can learn in a short training."""
-        side = self.scales[-1]
-        grid = prefix.transpose(1, 2).unflatten(2, (side, side))
-        return F.adaptive_avg_pool2d(grid, self.scales[scale]).flatten(2).transpose(1, 2)
+        grid = rearrange(prefix, "b (h w) c -> b c h w", h=self.scales[-1])
+        return rearrange(F.adaptive_avg_pool2d(grid, self.scales[scale]), "b c h w -> b (h w) c")
 
     def forward_level(self, x: Tensor, level: int, modulations: Sequence[Tensor], cache: KVCache,
                       pruner: TokenPruner | None = None) -> Tensor:
@@ -240,16 +257,17 @@ class VARTransformer(nn.Module):
         block leaves it out.
         """
         rope = self.rope(self.level_slice(level))
+        own = slice(-self.scales[level] ** 2, None)
         cache.start_level(level, last=level == len(self.scales) - 1)
         if pruner is not None:
             pruner.start_level(level)
         for i, (block, modulation, layer) in enumerate(zip(self.blocks, modulations, cache.layers, strict=True)):
-            wanted = self.scales[level] ** 2 if i == len(self.blocks) - 1 else None
-            if pruner is None:
-                x = block(x, modulation, rope, layer, wanted=wanted)
+            queries = own if i == len(self.blocks) - 1 else slice(None)
+            if pruner is None or not pruner.concerns(i):
+                x = block(x, modulation, rope, layer, queries)
             else:
-                x = pruner.run(block, i, x, modulation, rope, layer, wanted)
-        return x[:, -self.scales[level] ** 2:]
+                x = pruner.run(block, i, x, modulation, rope, layer)
+        return x[:, own]
 
     def forward(self, labels: Tensor, inputs: Tensor, prefix: Tensor | None) -> tuple[Tensor, Tensor]:
         """Teacher-forced pass. labels: (B,); inputs: (B, n_2^2 + ... + n_K^2, c); prefix: (B, N^2, C) or None.
@@ -260,13 +278,13 @@ class VARTransformer(nn.Module):
         later = [self.scale_tokens(part, scale, prefix).to(start.dtype)
                  for scale, part in enumerate(inputs.split(self.level_lengths[1:], dim=1), start=1)]
         x = torch.cat([start, *later], dim=1)
-        levels, rope = self.level_lengths, self.rope()
+        context, rope = BlockCausal(self.level_lengths), self.rope()
         modulations, head_modulation = self.modulations(labels)
         for block, modulation in zip(self.blocks, modulations, strict=True):
             if self.checkpointing and self.training:
-                x = checkpoint(block, x, modulation, rope, None, levels, use_reentrant=False)
+                x = checkpoint(block, x, modulation, rope, context, use_reentrant=False)
             else:
-                x = block(x, modulation, rope, None, levels)
+                x = block(x, modulation, rope, context)
         hidden = x[:, self.prefix_length:]  # the prefix predicts nothing
         return hidden, self.logits(hidden, head_modulation)
 

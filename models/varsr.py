@@ -2,27 +2,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import GenerationConfig, VARSRConfig
+from .config import FULL_PRECISION, GenerationConfig, LossConfig, VARSRConfig
 from .fastvar import FastVARConfig, TokenPruner
 from .refiner import DiffusionRefiner
 from .sampling import Noise, guide, gumbel_mixture, sample_codes, to_device
-from .speed.graphs import GenerationGraphs
-from .speed.packed import linear_kind, pack_linears
 from .transformer import VARTransformer
 from .vqvae import VQVAE
 
 CONDITIONAL_CLASS = 0  # super-resolution rows: high quality
 REFINER_LOSS_WEIGHT = 2.0
-FULL_PRECISION = "vqvae.quantizer."  # small, and its sums over the scales must not be rounded
 
 
 @dataclass
@@ -57,14 +54,23 @@ class Losses(NamedTuple):  # a tuple, because FSDP looks for tensors in those al
     logits: Tensor
 
 
+class Recorder(Protocol):
+    """What may stand between `generate_latent` and the generation: `models.speed.graphs.GenerationGraphs`."""
+
+    def generate(self, kind: Hashable, generate: Callable[[dict[str, Tensor], Noise], Tensor],
+                 inputs: dict[str, Tensor], seeds: Sequence[int], device: torch.device) -> Tensor:
+        """`generate(inputs, noise of seeds)`, or the same by other means."""
+        ...
+
+
 class VARSR(nn.Module):
     """The model. Build it from a config, or load one with `from_pretrained`."""
 
     def __init__(self, config: VARSRConfig) -> None:
         super().__init__()
         self.config = config
-        self.is_packed = False  # see `pack`
-        self.graphs: GenerationGraphs | None = None  # see `compile`
+        self.is_packed = False  # see models/speed/packed.py
+        self.graphs: Recorder | None = None  # see models/speed/graphs.py
         self.vqvae = VQVAE(config.vqvae)
         self.transformer = VARTransformer(config.transformer, config.vqvae)
         self.refiner = DiffusionRefiner(config.refiner, config.vqvae.latent_channels, config.transformer.width)
@@ -108,31 +114,6 @@ class VARSR(nn.Module):
         self.transformer.fold_modulations()
         self.vqvae.drop_encoder()
         self.config = dataclasses.replace(self.config, inference=True)
-        return self
-
-    def pack(self, eight_bit: str | None = None) -> VARSR:
-        """For inference: lay the linears out for a CPU's matrix kernels (see packed.py). Cannot be saved then.
-
-        eight_bit: hold them in 8 bits, "int8" (CPUs and GPUs) or "fp8" (GPUs; on CPUs to try, slowly).
-        Raises ValueError where the device or PyTorch cannot compute so.
-        """
-        pack_linears(self.transformer.blocks, self.refiner, linear_kind(self.device, self.dtype, eight_bit))
-        self.is_packed = True
-        return self
-
-    def compile(self) -> VARSR:
-        """For many pictures: compile what PyTorch's compiler makes faster; on a GPU, record generations as CUDA graphs.
-
-        The first picture then takes a minute more, the first of another batch size or of other settings some seconds.
-        Generations that are watched (`on_scale`) are not recorded.
-        """
-        for block in self.transformer.blocks:
-            block.compile_elementwise()
-        if not self.is_packed:
-            for block in self.refiner.blocks:
-                block.compile(dynamic=True)
-        self.vqvae.decoder.compile()
-        self.graphs = GenerationGraphs() if self.device.type == "cuda" else None
         return self
 
     def channels_last(self) -> VARSR:
@@ -338,23 +319,20 @@ class VARSR(nn.Module):
         """Last scale's code vectors (B, N^2, c) as the refiner is told of them: (B, N^2, C)."""
         return self.transformer.token_embedding(embedding.to(self.transformer.token_embedding.weight.dtype))
 
-    def forward(self, image: Tensor, lr: Tensor | None, labels: Tensor, refiner_times: Tensor | None = None,
-                refiner_noise: Tensor | None = None, error_rate: float = 0.0, scale_balance: float = 0.0,
-                label_smoothing: float = 0.0) -> Losses:
+    def forward(self, image: Tensor, lr: Tensor | None, labels: Tensor, *, settings: LossConfig | None = None,
+                refiner_times: Tensor | None = None, refiner_noise: Tensor | None = None) -> Losses:
         """Teacher-forced training losses (VARSR, section 3.5).
 
         image: HR (B, 3, S, S) in [-1, 1]; lr: the same size, in [-1, 1], or None (class-to-image); labels: (B,).
         `refiner_times` and `refiner_noise` replace the refiner loss's random draws (`DiffusionRefiner.loss`).
-        error_rate: see `MultiScaleQuantizer.encode`. scale_balance: share of the cross-entropy that weighs every
-        scale alike, whatever its number of tokens (0 in the paper: all tokens alike). label_smoothing: of the
-        cross-entropy (`F.cross_entropy`).
         """
+        settings = settings or LossConfig()
         with torch.no_grad():
-            quantized = self.vqvae.quantizer.encode(self.vqvae.encode(image), error_rate)
+            quantized = self.vqvae.quantizer.encode(self.vqvae.encode(image), settings.error_rate)
         prefix = None if lr is None else self.transformer.prefix_encoder(lr)
         hidden, logits = self.transformer(labels, quantized.inputs, prefix)
         targets = torch.cat(quantized.codes, dim=1)
-        cross_entropy = self._cross_entropy(logits, targets, scale_balance, label_smoothing)
+        cross_entropy = self._cross_entropy(logits, targets, settings)
         last = self.config.vqvae.side ** 2
         with torch.no_grad():
             predicted = self.vqvae.quantizer.codebook(logits[:, -last:].argmax(-1)).float()
@@ -364,11 +342,12 @@ class VARSR(nn.Module):
         accuracy = (logits.detach().argmax(-1) == targets).float().mean()
         return Losses(cross_entropy + REFINER_LOSS_WEIGHT * refiner, cross_entropy, refiner, accuracy, logits)
 
-    def _cross_entropy(self, logits: Tensor, targets: Tensor, scale_balance: float, label_smoothing: float) -> Tensor:
+    def _cross_entropy(self, logits: Tensor, targets: Tensor, settings: LossConfig) -> Tensor:
         """Cross-entropy of logits (B, L, V) and codes (B, L): the mean over tokens, mixed with the mean over scales."""
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none",
-                                 label_smoothing=label_smoothing).view_as(targets)
-        if not scale_balance:
+                                 label_smoothing=settings.label_smoothing).view_as(targets)
+        balance = settings.scale_balance
+        if not balance:
             return losses.mean()
         by_scale = [part.mean() for part in losses.split([side * side for side in self.config.vqvae.scales], dim=1)]
-        return (1 - scale_balance) * losses.mean() + scale_balance * torch.stack(by_scale).mean()
+        return (1 - balance) * losses.mean() + balance * torch.stack(by_scale).mean()

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import VQVAEConfig
-from .detail import DetailBranch
-from .lr_features import FidelityEncoder, PixelCorrection
+from .lr_features import DetailBranch, FidelityEncoder, PixelCorrection
 from .quantizer import MultiScaleQuantizer
 
 RGB = 3

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from . import exif as exif_block
+from .exif import DAMAGED
 from .formats import ImageError, register_plugins, vips
 from .icc import profile_channels, to_srgb
-from .tiff import DAMAGED
 
 log = logging.getLogger(__name__)
 

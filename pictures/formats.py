@@ -1,4 +1,4 @@
-"""Which kinds of picture files are read and written here, what each can hold, and libvips for what Pillow cannot.
+"""Which files are pictures, what each kind can hold, which HR picture belongs to an LR one; and libvips.
 
 pyvips is imported inside functions only, for the library takes a while to start.
 """
@@ -8,6 +8,7 @@ import logging
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -16,6 +17,8 @@ from PIL import features
 FORMATS = {np.dtype(np.uint8): "uchar", np.dtype(np.uint16): "ushort"}
 INTERPRETATIONS = {np.dtype(np.uint8): {1: "b-w", 2: "b-w", 3: "srgb", 4: "srgb"},
                    np.dtype(np.uint16): {1: "grey16", 2: "grey16", 3: "rgb16", 4: "rgb16"}}
+
+LR_FOLDER, HR_FOLDER, RESULT_FOLDER = "LR", "HR", "VARPrediction"
 
 
 class ImageError(ValueError):
@@ -72,3 +75,20 @@ def reason(error: Exception) -> str:
     """The first line that says something in a libvips error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if not line.startswith("unable to")), lines[0] if lines else "unknown")
+
+
+class InputError(ValueError):
+    """There is nothing to work on; the message names the place that was searched."""
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Picture files directly in a folder, sorted by name."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+
+
+def matching_reference(source: Path) -> Path | None:
+    """The HR picture of an LR picture: the same stem in the folder `HR` beside its own."""
+    folder = source.parent.parent / HR_FOLDER
+    if source.parent.name != LR_FOLDER or not folder.is_dir():
+        return None
+    return next((p for p in pictures_in(folder) if p.stem == source.stem), None)

@@ -14,11 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .file_writer import Labels, encode
+from .file_writer import Labels, PixelStore, encode
 from .formats import KINDS, WRITABLE, ImageError, reason, vips
 from .icc import from_srgb, is_srgb
 from .picture import Metadata, Picture
-from .scratch import PixelStore
 
 log = logging.getLogger(__name__)
 

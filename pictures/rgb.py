@@ -1,12 +1,15 @@
-"""Pictures as plain tensors: a file in as RGB over white, a tensor out, whole or not at all.
+"""Pictures as plain tensors: a file in as RGB over white, a tensor out, whole or not at all, and bicubic enlargement.
 
-Files with all they hold are read by `picture.py` and written by `result_file.py`.
+Files with all they hold are read by `picture.py` and written by `result_file.py`. Any part of a picture is enlarged
+to what that part of the whole picture's enlargement is.
 """
 from __future__ import annotations
 
 import io
+import math
 import os
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,6 +21,9 @@ from .picture import MAX_PIXELS, read_picture
 
 LEVELS_8 = 255.0
 JPEG_QUALITY = 95
+
+MAX_SCALE = 16.0
+REACH = 4  # LR pixels beside a region that its bicubic samples can touch, with room to spare
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
@@ -62,3 +68,60 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
         raise ImageError(f"{path}: cannot be written ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class PictureSource(Protocol):
+    """Where LR pixels come from: a `Picture`, or a `TensorSource`."""
+
+    height: int
+    width: int
+
+    def region(self, top: int, left: int, height: int, width: int) -> Tensor:
+        """Pixels (3, height, width), float32 in [0, 1]."""
+
+
+class TensorSource:
+    """An LR picture (3, h, w) in [0, 1] in memory."""
+
+    def __init__(self, picture: Tensor) -> None:
+        self.picture = picture
+        self.height, self.width = picture.shape[-2:]
+
+    def region(self, top: int, left: int, height: int, width: int) -> Tensor:
+        """Pixels (3, height, width), float32 on the CPU."""
+        return self.picture[:, top:top + height, left:left + width].float().cpu()
+
+
+def _span(first: int, count: int, ratio: float, length: int) -> tuple[int, int, float, float]:
+    """Source pixels [low, high) behind `count` results from `first` on, and the exact place in them."""
+    low = max(math.floor(first * ratio) - REACH, 0)
+    high = min(math.ceil((first + count) * ratio) + REACH, length)
+    return low, high, max(first * ratio - low, 0.0), min((first + count) * ratio - low, high - low)
+
+
+def upsample_region(source: PictureSource, size: tuple[int, int], top: int, left: int, height: int,
+                    width: int) -> Tensor:
+    """Part (3, height, width) at (top, left) of `source` resized to `size` (H, W) by Pillow's bicubic, in [0, 1]."""
+    y0, y1, box_top, box_bottom = _span(top, height, source.height / size[0], source.height)
+    x0, x1, box_left, box_right = _span(left, width, source.width / size[1], source.width)
+    crop = source.region(y0, x0, y1 - y0, x1 - x0).numpy()
+    box = (box_left, box_top, box_right, box_bottom)
+    channels = [np.asarray(Image.fromarray(np.ascontiguousarray(channel)).resize((width, height), Image.BICUBIC, box))
+                for channel in crop]
+    return torch.from_numpy(np.stack(channels)).clamp_(0, 1)
+
+
+def upsample(lr: Tensor, scale: float) -> Tensor:
+    """Bicubic resize of (3, h, w) by `scale`: (3, round(h·scale), round(w·scale)) in [0, 1], at least one pixel."""
+    height, width = result_size(TensorSource(lr), scale)
+    return upsample_region(TensorSource(lr), (height, width), 0, 0, height, width)
+
+
+def result_size(source: PictureSource, scale: float) -> tuple[int, int]:
+    """(height, width) of a picture enlarged by `scale`, at least one pixel a side."""
+    return max(round(source.height * scale), 1), max(round(source.width * scale), 1)
+
+
+def enlarged(source: PictureSource, size: tuple[int, int]) -> Tensor:
+    """The LR picture, bicubically at a result's size, in [0, 1]: what the result is compared with."""
+    return upsample_region(source, size, 0, 0, *size)

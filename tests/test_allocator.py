@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 COUNT_FAULTS = """
 import resource, sys, torch
-from utils.memory import keep_freed_memory
+from utils.device import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 for _ in range(20):  # glibc first fills its free heap of 256 MiB

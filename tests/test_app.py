@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import app
-from inference.load import EMBEDDED
+from inference.settings import EMBEDDED
 
 gradio = pytest.importorskip("gradio", reason="NOTICE: no test of the web page without gradio")
 sync_api = pytest.importorskip("playwright.sync_api", reason="NOTICE: no browser test without playwright")

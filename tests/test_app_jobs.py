@@ -15,11 +15,11 @@ from PIL import Image
 
 import app
 import test_tile as tile_script
-from inference import load
+from inference import settings as load
 from inference.classes import ClassPicture, draw
 from models.varsr import VARSR
 from models.weights.save import save_pretrained
-from models.weights.surgery import with_detail
+from models.weights.transfer import with_detail
 from pictures.rgb import read_image
 from web.jobs import (
     Cancelled,

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from pictures import alpha as module
-from pictures.alpha import bleed
+from pictures import picture as module
+from pictures.picture import bleed
 
 
 @settings(max_examples=40, deadline=None)

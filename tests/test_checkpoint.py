@@ -20,11 +20,10 @@ from torch import Tensor
 
 from models.config import PRESETS
 from models.varsr import FULL_PRECISION, VARSR
-from models.weights.hub import parse_hub_id
-from models.weights.load import load_pretrained, load_vqvae, require_kind
-from models.weights.safetensors_file import MappedFile
+from models.weights.load import load_pretrained, load_vqvae, parse_hub_id, require_kind
 from models.weights.save import export_published, save_pretrained
 from models.weights.unpickle import CheckpointError, load_pickle
+from models.weights.weight_file import MappedFile
 
 
 @pytest.fixture

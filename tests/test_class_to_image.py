@@ -144,7 +144,7 @@ def test_training_from_folders_to_pictures(class_folders: Path, tmp_path: Path) 
     assert train.main([str(flag) for flag in [*flags, "--preset", "varsr-debug"]]) == 1  # a preset for restoring
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("models.config.PRESETS", {"small": small_class_model().config})
-        patch.setattr("models.config.PRESETS", {"small": small_class_model().config})
+        patch.setattr("training.model.PRESETS", {"small": small_class_model().config})
         assert train.main([str(flag) for flag in [*flags, "--preset", "small"]]) == 0
     model = VARSR.from_pretrained(tmp_path / "run")
     assert model.config.class_names == ("dark", "light") and list((tmp_path / "run" / "sheets").glob("*.png"))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import small_model
 
-from inference.load import make_fast
-from models.speed.packed import packing_works
+from inference.settings import prepare
+from models.speed.packed import pack, packing_works
 from utils import device as precision
 from utils.device import cpu_computes_bf16, training_precision, warn_of_imitation
 
@@ -43,10 +43,10 @@ def test_bf16_on_a_processor_without_it_works_and_warns(monkeypatch: pytest.Monk
         return reorder(weight)
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", only_fp32)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    model = make_fast(small_model().bfloat16())
-    assert not model.is_packed and make_fast(small_model()).is_packed
+    model = prepare(small_model().bfloat16())
+    assert not model.is_packed and prepare(small_model()).is_packed
     with pytest.raises(ValueError, match="no packed torch.bfloat16 products for this processor"):
-        model.pack()
+        pack(model)
     with caplog.at_level(logging.WARNING):
         warn_of_imitation(torch.device("cpu"), torch.float32)
         assert not caplog.text

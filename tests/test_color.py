@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import torch
 
-from inference.color_fix import adain_color_fix, low_frequencies, wavelet_color_fix
+from inference.render import adain_color_fix, low_frequencies, wavelet_color_fix
 
 
 def pictures() -> tuple[torch.Tensor, torch.Tensor]:

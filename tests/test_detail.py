@@ -9,10 +9,10 @@ from conftest import small_model
 from torch import Tensor
 
 from models.config import PRESETS, ConfigError, GenerationConfig
-from models.detail import DetailBranch
+from models.lr_features import DetailBranch
 from models.varsr import VARSR
 from models.weights.save import save_pretrained
-from models.weights.surgery import with_detail
+from models.weights.transfer import with_detail
 
 SIDE = 256
 

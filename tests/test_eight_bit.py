@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import small_model
 
-from inference.load import load_model
+from inference.settings import load_model
 from models.config import GenerationConfig
 from models.speed.packed import (
     EightBitLinear,
@@ -17,7 +17,7 @@ from models.speed.packed import (
     QuantizedLinear,
     exact_levels,
     linear_kind,
-    pack_linears,
+    replace_linears,
     require_gpu,
 )
 from models.varsr import VARSR, ScaleStep
@@ -97,7 +97,7 @@ def test_a_model_in_8_bits_is_close(device: str, kind: type[EightBitLinear], lar
                                     pictures: torch.Tensor) -> None:
     model = small_model().to(device)
     expected = first_scale(model, pictures)
-    pack_linears(model.for_inference().transformer.blocks, model.refiner, kind)
+    replace_linears(model.for_inference(), kind)
     found = first_scale(model, pictures)
     error = (found.logits - expected.logits).norm() / expected.logits.norm()
     assert 1e-4 < error < largest  # rounded, but not far off

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from models.attention import LayerCache
 from models.config import GenerationConfig
 from models.fastvar import MODES, SEPARATE, FastVARConfig, TokenPruner, resize_map, select
+from models.transformer import Modulation
 from models.varsr import VARSR
 
 OPTIONS = GenerationConfig(cfg=2.0)
@@ -74,13 +75,24 @@ def test_kept_and_restored_cover_every_token(side: int, batch: int, ratio: float
     pruner = TokenPruner(config, (1, side))
     tokens = torch.randn(batch, side * side, 3, generator=torch.Generator().manual_seed(side))
 
-    def parts(x, modulation, rope, cache, update=None, wanted=None):
-        if update is None:  # nothing to prune, nothing to remember
-            return torch.full_like(x, 2)
-        return update("feed_forward", x, lambda t, chosen: torch.full_like(t, pruner.level or 2))
+    class Added:
+        """A block whose parts add nothing and 2 at the first level, 1 at the second."""
+
+        def before_attention(self, x: torch.Tensor, parts: Modulation) -> torch.Tensor:
+            return x
+
+        def attend(self, chosen: torch.Tensor, parts: Modulation, rope: torch.Tensor, context: None) -> torch.Tensor:
+            return torch.zeros_like(chosen)
+
+        before_feed = before_attention
+
+        def feed(self, chosen: torch.Tensor, parts: Modulation) -> torch.Tensor:
+            return torch.full_like(chosen, 1 if pruner.level else 2)
+    modulation, rope = torch.ones(batch, 6, 1, 3), torch.ones(side * side, 1)
     for level, x in enumerate((tokens[:, :1], tokens)):
         pruner.start_level(level)
-        result = pruner.run(parts, 0, x, None, None, None)
+        if pruner.concerns(0):
+            result = (pruner.run(Added(), 0, x, modulation, rope, None) - x).round()
     kept = config.kept(side, 0)
     assert kept == min(max(side * side - int(side * side * ratio), min_keep), side * side)
     assert ((result == 1).sum(1) == kept).all() and ((result == 2).sum(1) == side * side - kept).all()

@@ -10,11 +10,11 @@ from inference import render as finishing
 from inference import render as rendering
 from inference.generate import BatchSize
 from inference.render import merged_latent, render
-from inference.tiled_picture import TiledPicture
+from inference.windows import TiledPicture
 from models.config import PRESETS
 from models.initialization import initialize
 from models.varsr import VARSR
-from pictures.bicubic import TensorSource
+from pictures.rgb import TensorSource
 
 PART = 64  # smaller than in use, so that a small picture has several
 SIZE = (147, 2 * PART + 31)

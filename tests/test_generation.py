@@ -14,12 +14,12 @@ from inference.generate import (
     is_out_of_memory,
     window_bytes,
 )
+from inference.large import FileLatents, Flags
 from inference.settings import RestoreSettings
-from inference.tiled_picture import TiledPicture
-from inference.work_folder import FileLatents, Flags
+from inference.windows import TiledPicture
 from models.config import GenerationConfig
 from models.varsr import VARSR
-from pictures.bicubic import TensorSource
+from pictures.rgb import TensorSource
 
 SETTINGS = RestoreSettings(GenerationConfig(cfg=1.0, top_k=4))
 

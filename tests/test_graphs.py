@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from models.config import GenerationConfig
 from models.fastvar import FastVARConfig
-from models.speed.graphs import MAX_GRAPHS, GenerationGraphs, Run
+from models.speed.graphs import MAX_GRAPHS, GenerationGraphs, Run, compile_model
 from models.varsr import VARSR, RefinerNoise
 
 GREEDY = GenerationConfig(cfg=2.0, cfg_from_scale=1)
@@ -153,7 +153,7 @@ def test_what_is_recorded_stays_on_the_device(pictures: torch.Tensor, options: G
 
 @pytest.mark.slow
 def test_a_compiled_model_generates_the_same(model: VARSR, pictures: torch.Tensor) -> None:
-    compiled = small_model().for_inference().compile()
+    compiled = compile_model(small_model().for_inference())
     for options, fastvar in ((GREEDY, None), (dataclasses.replace(GREEDY, cfg=0.0), PRUNED)):
         expected = model.generate(pictures, options=options, fastvar=fastvar)
         torch.testing.assert_close(compiled.generate(pictures, options=options, fastvar=fastvar), expected,

@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from conftest import small_model
 
 from models.config import GenerationConfig
-from models.speed.packed import SEVEN_BITS, PackedLinear, QuantizedLinear, exact_levels, packing_works, quantize_tokens
+from models.speed.packed import (
+    SEVEN_BITS,
+    PackedLinear,
+    QuantizedLinear,
+    exact_levels,
+    pack,
+    packing_works,
+    quantize_tokens,
+)
 from models.varsr import VARSR, ScaleStep
 from models.weights.save import save_pretrained
 
@@ -88,7 +96,7 @@ def test_a_packed_model_gives_the_same_pictures(weights: Path, pictures: torch.T
     """From a folder, whose mapped memory packing gives back."""
     model = VARSR.from_pretrained(weights)
     expected, _ = steps_of(model, pictures)
-    packed, _ = steps_of(model.for_inference().pack(), pictures)
+    packed, _ = steps_of(pack(model.for_inference()), pictures)
     kept = [name for name in model.state_dict() if name.startswith("transformer.blocks")]
     assert not [name for name in kept if not name.endswith("log_scale")]
     torch.testing.assert_close(packed, expected, atol=1e-4, rtol=0)
@@ -98,12 +106,12 @@ def test_a_packed_model_gives_the_same_pictures(weights: Path, pictures: torch.T
 def test_an_8_bit_model_is_close(pictures: torch.Tensor) -> None:
     model = small_model()
     _, expected = steps_of(model, pictures)
-    _, found = steps_of(model.for_inference().pack("int8"), pictures)
+    _, found = steps_of(pack(model.for_inference(), "int8"), pictures)
     error = (found[0].logits - expected[0].logits).norm() / expected[0].logits.norm()
     assert 1e-4 < error < 0.05  # rounded, but not far off
 
 
 def test_a_packed_model_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="load it again"):
-        save_pretrained(small_model().for_inference().pack(), tmp_path / "x")
+        save_pretrained(pack(small_model().for_inference()), tmp_path / "x")
     assert not (tmp_path / "x").exists()

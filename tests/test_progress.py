@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from training.throughput import Throughput, bar_text
+from training.loop import Throughput, bar_text
 
 
 class Clock:

@@ -15,13 +15,13 @@ import torch
 from recipe import CASES, case_weights, picture, write_published_checkpoint
 from torch import Tensor
 
-from inference.color_fix import adain_color_fix, wavelet_color_fix
+from inference.render import adain_color_fix, wavelet_color_fix
 from models.config import GenerationConfig
 from models.fastvar import FastVARConfig
 from models.varsr import VARSR, RefinerNoise, ScaleStep
 from models.weights.load import load_vqvae
 from models.weights.published import published_name
-from training.schedule import Schedule
+from training.optim import Schedule
 
 FOLDER = Path(os.environ.get("REFERENCE_CASES", CASES))
 MARGIN = 1e-3  # a code whose guided logits lie closer than this may fall either way
@@ -157,7 +157,8 @@ def test_train(name: str, tmp_path: Path) -> None:
     size = model.config.image_size
     hr = picture(settings["hr_picture_seed"], settings["batch"], size)
     lr = picture(settings["lr_picture_seed"], settings["batch"], size)
-    losses = model(hr, lr, torch.tensor(settings["labels"]), expected["timesteps"].long(), expected["noise"])
+    losses = model(hr, lr, torch.tensor(settings["labels"]), refiner_times=expected["timesteps"].long(),
+                   refiner_noise=expected["noise"])
     check_close(losses.logits, expected["logits"])
     for value, key in ((losses.cross_entropy, "ce"), (losses.refiner, "refiner_loss"), (losses.total, "loss")):
         assert value.item() == pytest.approx(settings[key], abs=LOSS)

@@ -4,12 +4,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from inference.color_fix import wavelet_color_fix
 from inference.generate import BatchSize
-from inference.render import merged_latent, render, with_context
-from inference.tiled_picture import TiledPicture
+from inference.render import merged_latent, render, wavelet_color_fix, with_context
+from inference.windows import TiledPicture
 from models.varsr import VARSR
-from pictures.bicubic import TensorSource
+from pictures.rgb import TensorSource
 
 
 def random_picture(model: VARSR, size: tuple[int, int] = (70, 90)) -> TiledPicture:

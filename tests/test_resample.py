@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pictures.bicubic import SizeRequest, TensorSource, upsample, upsample_region
+from inference.jobs import SizeRequest
+from pictures.rgb import TensorSource, upsample, upsample_region
 
 
 @pytest.mark.parametrize("size, scale", [((9, 14), 4.0), ((1, 1), 4.0), ((30, 7), 2.5), ((5, 40), 1.0), ((4, 4), 16.0)])

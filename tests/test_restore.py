@@ -8,11 +8,10 @@ import torch
 
 from inference.restore import restore
 from inference.settings import RestoreSettings
-from inference.tiled_picture import place_seed, refiner_noise
-from inference.windows import Window
+from inference.windows import Window, place_seed, refiner_noise
 from models.config import GenerationConfig
 from models.varsr import VARSR
-from pictures.bicubic import upsample
+from pictures.rgb import upsample
 
 PLAIN = RestoreSettings(GenerationConfig(cfg=0.0, top_k=1), color_fix="none")
 

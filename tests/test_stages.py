@@ -15,7 +15,7 @@ from models.config import PRESETS
 from models.initialization import initialize
 from models.varsr import VARSR
 from models.vqvae import VQVAE
-from models.weights.surgery import with_detail
+from models.weights.transfer import with_detail
 from training.decoder import DecoderSettings, DecoderStage
 from training.detail import DetailSettings, DetailStage
 from training.optim import parameter_groups

@@ -18,7 +18,7 @@ from PIL import Image
 import inference.large
 import pictures.result_file
 import test_tile as script
-from inference.work_folder import WorkFolder
+from inference.large import WorkFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGE = (104, 101)  # LR pixels: 17 x 17 windows of the debug model, more than fit into a wave

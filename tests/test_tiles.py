@@ -4,10 +4,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from inference.tiled_picture import TiledPicture, refiner_noise
-from inference.windows import Window
+from inference.windows import TiledPicture, Window, refiner_noise
 from models.varsr import VARSR
-from pictures.bicubic import TensorSource, upsample
+from pictures.rgb import TensorSource, upsample
 
 
 def test_guides_repeat_the_edges(model: VARSR) -> None:

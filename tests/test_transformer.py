@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.attention import LayerCache, attend, attend_levels, grid_angles, rotate
+from models.attention import BlockCausal, LayerCache, attend, grid_angles, rotate
 from models.config import PRESETS
 from models.varsr import VARSR
 
@@ -73,7 +73,7 @@ def test_attention_by_levels_is_block_causal(levels: tuple[int, ...]) -> None:
     level = [i for i, count in enumerate(levels) for _ in range(count)]
     mask = torch.tensor([[mine >= theirs for theirs in level] for mine in level])
     expected = ((q @ k.mT).masked_fill(~mask, -torch.inf).softmax(-1)) @ v
-    got = attend_levels(q, k, v, levels)
+    got = BlockCausal(levels).attend(q, k, v)
     torch.testing.assert_close(got, expected)
     for mine, theirs in zip(*(torch.autograd.grad(x.square().sum(), (q, k, v)) for x in (got, expected))):
         torch.testing.assert_close(mine, theirs)

@@ -24,10 +24,9 @@ from models.weights.save import save_pretrained
 from pictures.luma import smooth_luma
 from utils.device import autocast
 
-from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
+from .loop import timed
+from .optim import MovingAverage, Schedule, clipped_step, parameter_groups, set_rates, short_warmup
 from .pool import SamplePool, from_bytes, to_bytes
-from .schedule import Schedule, short_warmup
-from .throughput import timed
 from .validation import Validation
 
 

@@ -1,8 +1,8 @@
 """Last training stage: the detail branch learns to make faithful pictures look like photographs.
 
-All of the model but the branch (models/detail.py) is frozen. Its pictures and the feature maps of what does not change,
-HR and LR picture, are computed once for each sample of a pool. Losses: pixels, a perceptual distance, feature maps, and
-discriminators that see the LR picture too.
+All of the model but the branch (models/lr_features.py) is frozen. Its pictures and the feature maps of what does not
+change, HR and LR picture, are computed once for each sample of a pool. Losses: pixels, a perceptual distance, feature
+maps, and discriminators that see the LR picture too.
 """
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ from utils.device import autocast
 from .adversary import Adversary, AdversarySettings, Discriminators, Seen
 from .decoder import averaged, generate
 from .flags import BOTH
-from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
+from .optim import MovingAverage, Schedule, clipped_step, parameter_groups, set_rates, short_warmup
 from .perceptual import Perceptual, map_distance
 from .pool import SamplePool, from_bytes, to_bytes
-from .schedule import Schedule, short_warmup
 from .validation import Validation
 
 HR, LR = "hr", "lr"  # whose maps the pool holds

@@ -12,7 +12,7 @@ from typing import Any
 
 from utils.flags import OneLineParser, boolean, bounded, numbers
 
-from .schedule import CURVES
+from .optim import CURVES
 
 SR, DECODER, DETAIL, CLASSES = STAGES = ("sr", "decoder", "detail", "c2i")
 GENERATING = (DECODER, DETAIL)  # stages that train on what the model itself generates

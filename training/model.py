@@ -8,15 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from inference.load import CHECKPOINTS, PUBLISHED
+from inference.settings import CHECKPOINTS, PUBLISHED
 from models.config import PRESETS, VARSRConfig, published_size
 from models.initialization import InitConfig, initialize
 from models.varsr import VARSR
 from models.vqvae import VQVAE
 from models.weights.load import LooseTensors, load_loose
-from models.weights.surgery import with_detail, with_fidelity
 from models.weights.tokenizer_file import load_tokenizer
-from models.weights.transfer import Transfer, transfer_weights
+from models.weights.transfer import Transfer, transfer_weights, with_detail, with_fidelity
 from models.weights.unpickle import CheckpointError
 
 from .flags import CLASSES, DECODER, DETAIL, given

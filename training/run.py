@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from utils.memory import keep_freed_memory
+from utils.device import keep_freed_memory
 from utils.ranks import Ranks
 
 from .log import TrainingLog, WandBSettings, open_log
-from .loop import LoopConfig, Stage, TrainingDiverged, TrainLoop
+from .loop import LoopConfig, Stage, TrainingDiverged, TrainLoop, bar_text
 from .parallel import BACKEND
-from .throughput import bar_text
 
 log = logging.getLogger(__name__)
 

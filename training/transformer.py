@@ -10,17 +10,16 @@ from torch import Tensor
 
 from dataloader.pairs import ClassSource, LoadedPairs, Pairs, PairSource
 from dataloader.positions import Stream, generator_at
-from models.config import VARSRConfig
+from models.config import LossConfig, VARSRConfig
 from models.varsr import VARSR
 from models.weights.save import save_pretrained
 from pictures.sheets import write_grid
 from utils.device import autocast
 from utils.ranks import Ranks
 
-from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
+from .loop import timed
+from .optim import MovingAverage, Schedule, clipped_step, parameter_groups, set_rates
 from .parallel import Parallel, ShardedAverage
-from .schedule import Schedule
-from .throughput import timed
 from .validation import Validation
 
 # Parameters without weight decay beside biases and 1-d ones (spec of the SR stage).
@@ -60,13 +59,18 @@ class TransformerSettings:
     warmup_share: float = 0.1
     warmup_start: float = 0.005
     final: float = 0.01
-    error_rate: float = 0.0  # see MultiScaleQuantizer.encode; the paper trains without errors
-    scale_balance: float = 0.0  # see VARSR.forward
+    error_rate: float = 0.0  # see LossConfig; the paper trains without errors
+    scale_balance: float = 0.0
     ema: float = 0.999
     precision: str = "bf16"
     loss_scale: float = 2.0 ** 11  # initial, fp16 only
     seed: int = 0
     val_batch: int = 16
+
+    @property
+    def losses(self) -> LossConfig:
+        """What of them concerns the losses."""
+        return LossConfig(self.error_rate, self.scale_balance, self.label_smoothing)
 
 
 class TransformerStage:
@@ -122,9 +126,9 @@ class TransformerStage:
         with self.parallel.synchronized(last):
             with autocast(self.device, settings.precision):
                 losses = self.parallel.forward(
-                    pairs.target, pairs.lr, pairs.labels, times.to(self.device, non_blocking=True),
-                    noise.to(self.device, non_blocking=True), settings.error_rate, settings.scale_balance,
-                    settings.label_smoothing)
+                    pairs.target, pairs.lr, pairs.labels, settings=settings.losses,
+                    refiner_times=times.to(self.device, non_blocking=True),
+                    refiner_noise=noise.to(self.device, non_blocking=True))
             self.scaler.scale(losses.total / settings.accumulation).backward()
         return {"loss": losses.total.item(), "cross_entropy": losses.cross_entropy.item(),
                 "refiner": losses.refiner.item(), "accuracy": losses.accuracy.item(), "wait": wait,

@@ -20,9 +20,8 @@ from evaluation.protocols import ST_LPIPS
 from models.config import GenerationConfig
 from models.quantizer import Quantized
 from models.varsr import CONDITIONAL_CLASS, VARSR, ScaleStep
-from pictures.bicubic import upsample
 from pictures.luma import gray, luma
-from pictures.rgb import save_picture
+from pictures.rgb import save_picture, upsample
 from pictures.sheets import SheetLayout, comparison_sheet
 from utils.device import autocast
 

@@ -13,18 +13,16 @@ from torch import Tensor
 
 from inference.classes import ClassPicture, class_title, draw
 from inference.generate import Work, batch_size_for, generate_windows
-from inference.jobs import AUTO, OutputNames
-from inference.load import EMBEDDED, PUBLISHED, load_model
+from inference.jobs import AUTO, OutputNames, SizeRequest
 from inference.render import COLOR_FIXES, render
 from inference.script import making_of
-from inference.settings import RestoreSettings, fast_generation, fast_pruning
-from inference.tiled_picture import TiledPicture
+from inference.settings import EMBEDDED, PUBLISHED, RestoreSettings, fast_generation, fast_pruning, load_model
+from inference.windows import TiledPicture
 from models.fastvar import FastVARConfig
 from models.varsr import VARSR, ScaleStep
-from pictures.bicubic import MAX_SCALE, SizeRequest, enlarged
 from pictures.picture import Picture, read_picture
 from pictures.result_file import ResultFile, ResultOptions
-from pictures.rgb import read_image, save_picture
+from pictures.rgb import MAX_SCALE, enlarged, read_image, save_picture
 from pictures.sheets import ContactSheet
 
 from .preview import Preview

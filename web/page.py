@@ -13,8 +13,8 @@ from pathlib import Path
 import gradio as gr
 
 from inference.classes import class_title
-from inference.load import CHECKPOINTS
 from inference.render import COLOR_FIXES
+from inference.settings import CHECKPOINTS
 from models.config import VARSRConfig
 from pictures.formats import SUFFIXES
 from pictures.rgb import read_image, to_pillow

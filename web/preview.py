@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inference.tiled_picture import TiledPicture
-from inference.windows import Window
+from inference.windows import TiledPicture, Window
 from models.varsr import VARSR
-from pictures.bicubic import upsample_region
+from pictures.rgb import upsample_region
 
 PREVIEW_SIDE = 768  # pixels: what a page shows
 SCALE_PIXELS = 2 ** 20  # of results whose windows are decoded after every scale; larger ones after the last

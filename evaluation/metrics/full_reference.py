@@ -6,10 +6,12 @@ RGB) is the protocol's business (`utils/protocols.py`). `psnr_y` and `ssim_y` ar
 from __future__ import annotations
 
 import math
+
 import torch
 import torch.nn.functional as F
-from pictures.luma import PEAK, luma
 from torch import Tensor
+
+from pictures.luma import PEAK, luma
 
 SSIM_SIDE, SSIM_SIGMA, SSIM_K1, SSIM_K2 = 11, 1.5, 0.01, 0.03  # Wang et al. 2004
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, finest scale first

@@ -6,13 +6,16 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import torch
 from collections.abc import Sequence
-from .niqe import Pristine, REMEDY, find_parameters, load_parameters, niqe
-from .st_lpips import REMEDY as ST_LPIPS_REMEDY, STLPIPS, find_weights
-from ..protocols import Metric, NIQE, PAPER_PERCEPTUAL, ST_LPIPS
 from pathlib import Path
+
+import torch
 from torch import Tensor
+
+from ..protocols import NIQE, PAPER_PERCEPTUAL, ST_LPIPS, Metric
+from .niqe import REMEDY, Pristine, find_parameters, load_parameters, niqe
+from .st_lpips import REMEDY as ST_LPIPS_REMEDY
+from .st_lpips import STLPIPS, find_weights
 
 log = logging.getLogger(__name__)
 

@@ -6,14 +6,17 @@ installed package that has brought them; they are not part of this repository.
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from dataclasses import dataclass
-from .full_reference import gaussian_taps, smooth
-from pathlib import Path
-from pictures.luma import full_range_luma
 from torch import Tensor
+
+from pictures.luma import full_range_luma
+
+from .full_reference import gaussian_taps, smooth
 
 FEATURES = 36
 # Packages that bring the file, and its place in them; none of them has to be importable.

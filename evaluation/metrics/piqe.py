@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import torch
-from .niqe import blocks_of, mirrored, mscn
-from pictures.luma import PEAK, gray
 from torch import Tensor
+
+from pictures.luma import PEAK, gray
+
+from .niqe import blocks_of, mirrored, mscn
 
 PIQE_BLOCK, PIQE_SEGMENT = 16, 6
 ACTIVE_VARIANCE, IMPAIRED_DEVIATION, PIQE_CONSTANT = 0.1, 0.1, 1.0

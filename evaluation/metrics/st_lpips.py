@@ -8,10 +8,11 @@ on VGG16, which is trained with. It is not LPIPS, and its values are not LPIPS v
 from __future__ import annotations
 
 import importlib.util
-import torch
-import torch.nn.functional as F
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 PACKAGE = "stlpips_pytorch"

@@ -6,17 +6,20 @@ import io
 import json
 import math
 import re
-from PIL import Image
 from collections.abc import Sequence
-from ..compare import BICUBIC, CONFIDENCE, Estimate, Evaluation, Partners, RESAMPLES, SEED, enlarged
-from ..protocols import Metric
-from .plots import colour, distribution
-from ..tables import number
 from html import escape
 from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
 from pictures.formats import ImageError
 from pictures.rgb import read_image, to_pillow
-from torch import Tensor
+
+from ..compare import BICUBIC, CONFIDENCE, RESAMPLES, SEED, Estimate, Evaluation, Partners, enlarged
+from ..protocols import Metric
+from ..tables import number
+from .plots import colour, distribution
 
 ASSETS = Path(__file__).parent / "assets"
 SHOWN_SIDE, SHOWN_QUALITY = 1024, 90  # longest side and JPEG quality of embedded pictures

@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import math
-import numpy as np
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from ..compare import estimate
 from html import escape
+
+import numpy as np
+
+from ..compare import estimate
 
 # Okabe and Ito's palette, told apart with any colour vision
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#555555")

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.memory import return_freed_memory
+from utils.device import return_freed_memory
 
-from ..weights.safetensors_file import MappedFile
+from ..varsr import VARSR
+from ..weights.weight_file import MappedFile
 
 INT8, FP8 = "int8", "fp8"  # what linears can be held in, beside the model's own type
 ZERO = 128  # where unsigned 8-bit activations have their zero
@@ -123,32 +124,6 @@ def linear_kind(device: torch.device, dtype: torch.dtype, eight_bit: str | None)
     return partial(QuantizedLinear, levels=levels)
 
 
-def pack_linears(blocks: nn.ModuleList, refiner: nn.Module, kind: Callable[..., nn.Module]) -> None:
-    """Replace the linears that do the work, those of the transformer's blocks and of the refiner's, by a kind of layer.
-
-    The memory of weights that are mapped from a file is given back as they are replaced.
-    """
-    files = MappedFile()
-
-    def packed(layer: nn.Linear, bias: Tensor | None = None, gelu: bool = False) -> nn.Module:
-        replacement = kind(layer.weight, layer.bias if bias is None else bias, gelu)
-        files.release(layer.weight)
-        return replacement
-
-    for block in blocks:
-        attention, feed_forward = block.attention, block.feed_forward
-        attention.packed_qkv = packed(attention.qkv, attention.qkv_bias())
-        attention.qkv = attention.q_bias = attention.v_bias = None
-        attention.out = packed(attention.out)
-        block.feed_forward = nn.Sequential(packed(feed_forward.expand, gelu=True), packed(feed_forward.project))
-        return_freed_memory()  # what the conversion took is a block's weights several times over
-    for block in refiner.blocks:
-        block.modulation = packed(block.modulation)
-        block.mlp = nn.Sequential(packed(block.mlp[0]), block.mlp[1], packed(block.mlp[2]))
-    refiner.output_modulation = packed(refiner.output_modulation)
-    return_freed_memory()
-
-
 def row_scales(x: Tensor, largest: float) -> Tensor:
     """What one step of each row of x (M, C) is worth if its largest value becomes `largest`: (M, 1) float32."""
     return (x.abs().amax(-1, keepdim=True).float() / largest).clamp(min=TINY)
@@ -222,3 +197,32 @@ def require_gpu(device: torch.device, name: str) -> None:
     if found < least:
         raise ValueError(f"{name} needs compute capability {least[0]}.{least[1]}, and this GPU has "
                          f"{found[0]}.{found[1]}: use --dtype bf16 or fp16")
+
+
+def pack(model: VARSR, eight_bit: str | None = None) -> VARSR:
+    """For inference: lay out the linears that do the work for the device's matrix kernels. The model cannot be saved
+    then.
+
+    eight_bit: hold them in 8 bits, "int8" (CPUs and GPUs) or "fp8" (GPUs; on CPUs to try, slowly).
+    Raises ValueError where the device or PyTorch cannot compute so.
+    """
+    replace_linears(model, linear_kind(model.device, model.dtype, eight_bit))
+    model.is_packed = True
+    return model
+
+
+def replace_linears(model: VARSR, kind: Callable[..., nn.Module]) -> None:
+    """Put a kind of layer in place of the linears of the transformer's blocks and of the refiner; the memory of mapped
+    weights is given back on the way."""
+    files = MappedFile()
+
+    def replace(layer: nn.Linear, *, bias: Tensor | None = None, gelu: bool = False) -> nn.Module:
+        replacement = kind(layer.weight, layer.bias if bias is None else bias, gelu)
+        files.release(layer.weight)
+        return replacement
+    for block in model.transformer.blocks:
+        block.attention.replace_linears(replace)
+        block.feed_forward.replace_linears(replace)
+        return_freed_memory()  # what the conversion took is a block's weights several times over
+    model.refiner.replace_linears(replace)
+    return_freed_memory()

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from inference.load import CHECKPOINTS
+from inference.settings import CHECKPOINTS
 from utils.flags import OneLineParser
 
-from .hub import PUBLISHED_REPO
 from .hub_files import HubError, HubFile, fault, fetch, list_files, remember, remembered
+from .load import PUBLISHED_REPO
 
 WEIGHTS = ("*.pth", "*.safetensors")
 

@@ -4,33 +4,19 @@ Nothing is loaded before every name, shape and value has been checked, and no st
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.nn import Module
 
 from ..config import VARSRConfig
-from ..varsr import FULL_PRECISION, VARSR
+from ..varsr import VARSR
 from ..vqvae import VQVAE
-from .hub import (
-    CONFIG_FILE,
-    LOCAL_FOLDER,
-    PUBLISHED_REPO,
-    PUBLISHED_REPOS,
-    TOKENIZER_FILE,
-    TRANSFORMER_FILE,
-    WEIGHT_SUFFIXES,
-    WEIGHTS_FILE,
-    download_model,
-    parse_hub_id,
-)
 from .published import (
-    CODE_USAGE,
-    REBUILT,
     from_published,
     infer_config,
     infer_scales,
@@ -42,14 +28,84 @@ from .published import (
     vqvae_from_published,
     vqvae_to_published,
 )
-from .safetensors_file import DTYPE_NAMES, MappedFile, finite, read_safetensors
 from .unpickle import CheckpointError, load_pickle
+from .weight_file import State, check_tensors, convert_tensors, read_safetensors, stored_type
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+PUBLISHED_REPO = "qyp2000/VARSR"
+TRANSFORMER_FILE, TOKENIZER_FILE = "VARSR.pth", "VQVAE.pth"
+PUBLISHED_REPOS = {  # repo id -> default transformer file, tokenizer file
+    PUBLISHED_REPO: (TRANSFORMER_FILE, TOKENIZER_FILE),
+    "FoundationVision/var": ("var_d24.pth", "vae_ch160v4096z32.pth"),
+}
+LOCAL_FOLDER = "checkpoints/"
+WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".json")
+
+_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(/(?P<file>[\w.-]+\.pth))?")
 
 TRANSFORMER_FILES = (TRANSFORMER_FILE, "VARSR_C2I.pth", "var_d24.pth")  # what a folder is searched for, in order
 TOKENIZER_FILES = (TOKENIZER_FILE, "vae_ch160v4096z32.pth")
-LISTED_NAMES = 8  # names per kind in an error message
 
-State = dict[str, Tensor]
+
+def parse_hub_id(source: str | PathLike) -> tuple[str, str | None] | None:
+    """(repo id, file or None) of `owner/name` or `owner/name/file.pth`; None for what can only be a local path.
+
+    A path object, a weight file's name, or anything inside an existing folder is local.
+    """
+    match = _ID.fullmatch(source) if isinstance(source, str) else None
+    if match is None or match["repo"].endswith(WEIGHT_SUFFIXES) or Path(source).parts[0] == LOCAL_FOLDER.rstrip("/"):
+        return None
+    if match["repo"] not in PUBLISHED_REPOS and Path(source).parent.is_dir():
+        return None
+    return match["repo"], match["file"]
+
+
+def download_model(repo: str, file: str | None = None, revision: str | None = None,
+                   cache_dir: str | PathLike | None = None, local_files_only: bool = False) -> Path:
+    """Fetch a model's files, or find them in the cache.
+
+    Returns the `.pth` file (published repositories; its tokenizer lies beside it) or the folder with `config.json`.
+    Raises FileNotFoundError that names the file, the repository and where to put the file by hand.
+    """
+    if repo in PUBLISHED_REPOS or file is not None:
+        transformer, tokenizer = PUBLISHED_REPOS.get(repo, PUBLISHED_REPOS[PUBLISHED_REPO])
+        names = [tokenizer, file or transformer]
+        target = LOCAL_FOLDER
+    else:
+        names = [CONFIG_FILE, WEIGHTS_FILE]
+        target = f"{LOCAL_FOLDER}{repo.rpartition('/')[2]}/"
+    paths = [_fetch(repo, name, revision, cache_dir, local_files_only, target) for name in dict.fromkeys(names)]
+    return paths[-1].parent if names[-1] == WEIGHTS_FILE else paths[-1]
+
+
+def _fetch(repo: str, name: str, revision: str | None, cache_dir: str | PathLike | None, local_files_only: bool,
+           target: str) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+    by_hand = f"download {name} from https://huggingface.co/{repo} and put it into {target}"
+    at = f" at revision {revision}" if revision else ""
+    try:
+        return Path(huggingface_hub.hf_hub_download(repo, name, revision=revision, cache_dir=cache_dir,
+                                                    local_files_only=local_files_only))
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise FileNotFoundError(f"'{repo}' is neither a local path nor a repository on the hub that may be read: "
+                                "check the name") from error
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(f"{repo} has no revision {revision} on the hub") from error
+    except LocalEntryNotFoundError as error:
+        raise FileNotFoundError(f"{name} of {repo}{at} is not in the cache and the hub is out of reach (or offline "
+                                f"mode is on): {by_hand}") from error
+    except EntryNotFoundError as error:
+        raise FileNotFoundError(f"{repo}{at} on the hub holds no {name}, so it is no model that VARSR can load"
+                                ) from error
+    except OSError as error:  # connection, permission, disk
+        raise FileNotFoundError(f"{name} of {repo}{at} could not be downloaded ({error}): {by_hand}") from error
 
 
 def load_pretrained(source: str | PathLike, *, dtype: torch.dtype | None = None, revision: str | None = None,
@@ -100,8 +156,8 @@ def _load_folder(folder: Path, dtype: torch.dtype | None = None) -> tuple[VARSRC
     except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
     tensors = read_safetensors(folder / WEIGHTS_FILE)
-    _check(expected, tensors, folder / WEIGHTS_FILE)
-    return config, _convert(tensors, dtype, folder / WEIGHTS_FILE)
+    check_tensors(expected, tensors, folder / WEIGHTS_FILE)
+    return config, convert_tensors(tensors, dtype, folder / WEIGHTS_FILE)
 
 
 def _load_published(path: Path, dtype: torch.dtype | None) -> tuple[VARSRConfig, State]:
@@ -119,9 +175,9 @@ def _load_published(path: Path, dtype: torch.dtype | None) -> tuple[VARSRConfig,
                                 f"beside {path.name}")
     config = infer_config(parts.transformer, parts.vqvae, str(path))
     expected = to_published(config, _meta_state(config))
-    _check(expected.transformer, parts.transformer, path)
-    _check(expected.vqvae, parts.vqvae, tokenizer or path)
-    return config, _convert(from_published(config, parts.transformer, parts.vqvae), dtype, path)
+    check_tensors(expected.transformer, parts.transformer, path)
+    check_tensors(expected.vqvae, parts.vqvae, tokenizer or path)
+    return config, convert_tensors(from_published(config, parts.transformer, parts.vqvae), dtype, path)
 
 
 def _tokenizer_beside(path: Path) -> Path | None:
@@ -155,7 +211,7 @@ def load_vqvae(source: str | PathLike, scales: Sequence[int] | None = None, *, d
         published = _tokenizer_tensors(path)
         config = infer_vqvae_config(published, None if scales is None else tuple(scales), str(path))
         expected = {f"vqvae.{name}": tensor for name, tensor in _on_meta(VQVAE, config).state_dict().items()}
-        _check(vqvae_to_published(expected), published, path)
+        check_tensors(vqvae_to_published(expected), published, path)
         tensors = vqvae_from_published(config, published)
     vqvae = _on_meta(VQVAE, config)
     state = {name.removeprefix("vqvae."): tensor.to(device, stored_type(name, tensor, dtype))
@@ -172,97 +228,6 @@ def _on_meta(kind: type[Module], config: object) -> Module:
 
 def _meta_state(config: VARSRConfig) -> State:
     return _on_meta(VARSR, config).state_dict()
-
-
-def _convert(tensors: State, dtype: torch.dtype | None, path: Path) -> State:
-    """Convert floating tensors of a file in place of the originals, one at a time."""
-    file = MappedFile(path)
-    for name, tensor in tensors.items():
-        wanted = stored_type(name, tensor, dtype)
-        if tensor.dtype != wanted:
-            tensors[name] = tensor.to(wanted)
-            file.release(tensor)
-    return tensors
-
-
-def stored_type(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    """Type of one of our tensors in a model of `dtype`."""
-    if dtype is None or not tensor.is_floating_point():
-        return tensor.dtype
-    return torch.float32 if name.startswith(FULL_PRECISION) else dtype
-
-
-def _check(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Compare names, shapes, kinds and values with what a configuration asks for; CheckpointError lists all faults.
-
-    Tensors of published files that are rebuilt anyway may be absent, and code usage may have any number of rows.
-    """
-    faults, file = _Faults(str(path)), MappedFile(path)
-    for name, wanted in expected.items():
-        if name not in tensors:
-            if name != CODE_USAGE and not REBUILT.fullmatch(name):
-                faults.missing.append(name)
-            continue
-        tensor = tensors[name]
-        floating = wanted.is_floating_point()
-        plain = tensor.layout is torch.strided and tensor.dtype in DTYPE_NAMES
-        if not plain or tensor.is_floating_point() != floating:
-            faults.misshapen.append(f"{name} ({tensor.dtype}, not {'floating' if floating else 'integer'} values)")
-        elif name != CODE_USAGE and tensor.shape != wanted.shape:
-            faults.misshapen.append(f"{name} {tuple(tensor.shape)} instead of {tuple(wanted.shape)}")
-        elif not REBUILT.fullmatch(name) and not finite(tensor):
-            faults.not_finite.append(name)
-        file.release(tensor)
-    faults.unknown += [name for name in tensors if name not in expected]
-    faults.report(expected)
-
-
-@dataclass
-class _Faults:
-    """What is wrong with a file's tensors, by name."""
-
-    source: str
-    missing: list[str] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
-    misshapen: list[str] = field(default_factory=list)
-    not_finite: list[str] = field(default_factory=list)
-
-    def report(self, expected: Mapping[str, Tensor]) -> None:
-        """Raise CheckpointError if there is any fault."""
-        kinds = {"missing": self.missing, "not known to this model": self.unknown, "of another shape": self.misshapen,
-                 "with NaN or infinite values": self.not_finite}
-        parts = [f"{len(names)} tensor(s) {kind}: {', '.join(names[:LISTED_NAMES])}"
-                 + (f" and {len(names) - LISTED_NAMES} more" if len(names) > LISTED_NAMES else "")
-                 for kind, names in kinds.items() if names]
-        if parts:
-            raise CheckpointError(f"{self.source}: {'; '.join(parts)}. Likely cause: {self._cause(expected)}")
-
-    def _cause(self, expected: Mapping[str, Tensor]) -> str:
-        def ours(names: Iterable[str], part: str) -> set[str]:
-            return {name for name in names if (our_name(name) or name).startswith(part)}
-
-        def lacks(part: str) -> bool:
-            wanted = ours(expected, part)
-            return bool(wanted) and wanted <= set(self.missing)
-
-        prefix = "transformer.prefix_encoder."
-        if lacks("transformer.blocks."):
-            return "a tokenizer file where a whole model is needed"
-        if lacks("vqvae.encoder."):
-            return "a transformer file where a tokenizer or a whole model is needed"
-        if lacks(prefix):
-            return "a class-to-image file where a super-resolution one is needed"
-        if lacks("refiner."):
-            return "a bare VAR file without the diffusion refiner"
-        if ours(self.unknown, prefix):
-            return "a super-resolution file where a class-to-image one is needed"
-        if self.misshapen:
-            return "a model of another size, or a configuration or tokenizer that belongs to another model"
-        if self.missing:
-            return "a truncated or edited file: download it again"
-        if self.unknown:
-            return "a file of another version or architecture"
-        return "a damaged download or a training that diverged"
 
 
 def require_kind(config: VARSRConfig, super_resolution: bool, source: str | PathLike) -> None:

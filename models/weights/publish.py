@@ -12,7 +12,7 @@ import torch
 
 from ..config import VARSRConfig
 from ..varsr import VARSR
-from .hub import CONFIG_FILE, WEIGHTS_FILE
+from .load import CONFIG_FILE, WEIGHTS_FILE
 from .save import save_pretrained
 
 CARD_FILE = "README.md"

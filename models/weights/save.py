@@ -15,10 +15,9 @@ from utils.files import replacing
 
 from ..config import VARSRConfig
 from ..varsr import VARSR
-from .hub import CONFIG_FILE, TOKENIZER_FILE, TRANSFORMER_FILE, WEIGHTS_FILE
-from .load import require_complete, stored_type
+from .load import CONFIG_FILE, TOKENIZER_FILE, TRANSFORMER_FILE, WEIGHTS_FILE, require_complete
 from .published import to_published
-from .safetensors_file import write_safetensors
+from .weight_file import stored_type, write_safetensors
 
 
 def save_pretrained(model: VARSR, folder: str | PathLike, dtype: torch.dtype | None = None) -> None:

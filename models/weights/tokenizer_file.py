@@ -15,8 +15,8 @@ from utils.files import replacing
 from ..config import VQVAEConfig
 from ..vqvae import VQVAE
 from .load import load_vqvae
-from .safetensors_file import read_safetensors, write_safetensors
 from .unpickle import CheckpointError
+from .weight_file import read_safetensors, write_safetensors
 
 TOKENIZER_WEIGHTS = "vqvae.safetensors"
 CONFIG_KEY = "vqvae_config"
