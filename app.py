@@ -9,6 +9,7 @@ import argparse
 import sys
 
 from inference.script import add_model_flags
+from utils.errors import told
 from utils.flags import OneLineParser, bounded, set_up_logging
 
 MEGAPIXELS = 16.0
@@ -41,12 +42,11 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print("app.py: gradio is missing: pip install -r requirements-app.txt", file=sys.stderr)
         return 1
-    try:
+
+    def run() -> int:
         serve(build_page(args), args)
-    except (ValueError, OSError) as error:
-        print(f"app.py: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 1
-    return 0
+        return 0
+    return told("app.py", run)
 
 
 if __name__ == "__main__":

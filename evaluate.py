@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from evaluation.protocols import PROTOCOLS
+from utils.errors import told
 from utils.flags import OneLineParser, bounded, set_up_logging
 
 
@@ -34,12 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     set_up_logging()
     from evaluation.run import run_evaluation
-    try:
-        evaluation = run_evaluation(args, [Path(__file__).name, *(sys.argv[1:] if argv is None else argv)])
-    except (ValueError, OSError) as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
-        return 1
-    return evaluation.exit_code
+    command = [Path(__file__).name, *(sys.argv[1:] if argv is None else argv)]
+    return told(Path(__file__).name, lambda: run_evaluation(args, command).exit_code)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from inference.script import add_compile_flag, add_model_flags, add_sampling_flags
 from inference.settings import generation_options, load_model
+from utils.errors import told
 from utils.flags import OneLineParser, bounded, set_up_logging
 
 DEFAULT_CLASSES = 8
@@ -36,18 +37,19 @@ def main(argv: list[str] | None = None) -> int:
     """Parse, draw, report."""
     args = build_parser().parse_args(argv)
     set_up_logging()
-    try:
-        model, description = load_model(args, super_resolution=False)
-        from inference.classes import parse_classes
-        words = args.classes or [str(c) for c in range(min(DEFAULT_CLASSES, model.config.num_classes))]
-        labels = parse_classes(words, model.config)
-        options = generation_options(args, model)
-        print(f"{description}; {model.config.num_classes} classes, cfg {options.cfg:g}, top_k {options.top_k}, "
-              f"top_p {options.top_p:g}")
-        count = _draw_all(args, model, labels, options)
-    except (ValueError, OSError) as error:
-        print(f"test_C2I.py: {error}", file=sys.stderr)
-        return 1
+    return told(Path(__file__).name, lambda: _run(args))
+
+
+def _run(args) -> int:
+    """Load, draw, report."""
+    from inference.classes import parse_classes
+    model, description = load_model(args, super_resolution=False)
+    words = args.classes or [str(c) for c in range(min(DEFAULT_CLASSES, model.config.num_classes))]
+    labels = parse_classes(words, model.config)
+    options = generation_options(args, model)
+    print(f"{description}; {model.config.num_classes} classes, cfg {options.cfg:g}, top_k {options.top_k}, "
+          f"top_p {options.top_p:g}")
+    count = _draw_all(args, model, labels, options)
     print(f"{count} pictures and contact_sheet.png written to {args.output}")
     return 0
 

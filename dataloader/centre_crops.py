@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from utils.errors import UserError
+
 from .entries import UNREADABLE, Entry, Failures, find_entries, read_entry
 from .photo_crops import LEVELS, NEGATIVE, POSITIVE
 from .positions import PictureOrder, Stream, random_at
@@ -25,7 +27,7 @@ class PublishedCrops:
         """
         enlarge = (1.0 if label == NEGATIVE else 1.25) if enlarge is None else enlarge
         if size < 1 or enlarge < 1:
-            raise ValueError(f"size must be positive and enlarge at least 1, got {size} and {enlarge}")
+            raise UserError(f"size must be positive and enlarge at least 1, got {size} and {enlarge}")
         self.size, self.short_side, self.label, self.flip = size, round(size * enlarge), label, flip
         self.entries = find_entries(root)
         if not self.entries:

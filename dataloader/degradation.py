@@ -14,6 +14,8 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor
 
+from utils.errors import UserError
+
 from .jpeg import constant, jpeg
 from .kernels import filter_each, gaussian_kernels, sinc_kernels
 
@@ -77,24 +79,24 @@ class DegradationConfig:
                 values[stage] = StageConfig(**values[stage])
             return cls(**values)
         except KeyError as error:
-            raise ValueError(f"{path}: {error} is missing") from error
+            raise UserError(f"{path}: {error} is missing") from error
         except TypeError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise UserError(f"{path}: {error}") from error
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that no degradation can have."""
         if self.scale < 1 or self.group < 1:
-            raise ValueError(f"scale and group must be at least 1, got {self.scale} and {self.group}")
+            raise UserError(f"scale and group must be at least 1, got {self.scale} and {self.group}")
         if not 0 <= self.light_probability <= 1:
-            raise ValueError(f"light_probability must be in [0, 1], got {self.light_probability}")
+            raise UserError(f"light_probability must be in [0, 1], got {self.light_probability}")
         if not self.kernel_sizes or any(size < 1 or size % 2 == 0 for size in self.kernel_sizes):
-            raise ValueError(f"kernel_sizes must be odd and positive, got {self.kernel_sizes}")
+            raise UserError(f"kernel_sizes must be odd and positive, got {self.kernel_sizes}")
         unknown = {*self.resize_modes, *self.upsample_modes} - set(RESIZE_MODES)
         if unknown or not self.resize_modes or not self.upsample_modes:
-            raise ValueError(f"resizing modes must be some of {RESIZE_MODES}, got {sorted(unknown) or 'none'}")
+            raise UserError(f"resizing modes must be some of {RESIZE_MODES}, got {sorted(unknown) or 'none'}")
         unknown = set(self.kernels) - set(KERNEL_KINDS)
         if unknown:
-            raise ValueError(f"kernels must be some of {KERNEL_KINDS}, got {sorted(unknown)}")
+            raise UserError(f"kernels must be some of {KERNEL_KINDS}, got {sorted(unknown)}")
 
 
 class _Draws:
@@ -261,7 +263,7 @@ class Degradation:
 
 def _check(hr: Tensor) -> None:
     if hr.ndim != 4 or hr.shape[1] != 3 or not hr.shape[0] or not hr.is_floating_point():
-        raise ValueError(f"expected pictures (B, 3, H, W) of a float type in [0, 1], got {tuple(hr.shape)} {hr.dtype}")
+        raise UserError(f"expected pictures (B, 3, H, W) of a float type in [0, 1], got {tuple(hr.shape)} {hr.dtype}")
 
 
 def _identity(canvas: int) -> Tensor:

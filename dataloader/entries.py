@@ -20,6 +20,7 @@ from PIL import Image
 
 from pictures.formats import SUFFIXES, ImageError
 from pictures.picture import read_picture
+from utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -112,14 +113,14 @@ def _in_text(path: Path) -> list[Entry]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: no text file of `path[, weight]` lines, and no picture or {SHARD} shard") from error
+        raise UserError(f"{path}: no text file of `path[, weight]` lines, and no picture or {SHARD} shard") from error
     entries = []
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.lstrip().startswith(COMMENT):
             continue
         name, weight = _name_and_weight(line)
         if not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"{path}, line {number}: a weight must be a number from 0 on, got {line.strip()!r}")
+            raise UserError(f"{path}, line {number}: a weight must be a number from 0 on, got {line.strip()!r}")
         if weight:
             entries += _listed(path.parent / name, weight, f"{path}, line {number}")
     return entries
@@ -141,7 +142,7 @@ def _listed(path: Path, weight: float, place: str) -> list[Entry]:
         return _in_folder(path, weight)
     if path.suffix.lower() == SHARD and path.is_file():
         return _in_shard(path, weight)
-    raise ValueError(f"{place}: {path} is no picture (known: {' '.join(SUFFIXES)}), folder or {SHARD} shard")
+    raise UserError(f"{place}: {path} is no picture (known: {' '.join(SUFFIXES)}), folder or {SHARD} shard")
 
 
 def read_rgb(path: Path) -> Image.Image:

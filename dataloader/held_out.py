@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pictures.formats import HR_FOLDER, LR_FOLDER, ImageError, matching_reference, pictures_in
 from pictures.rgb import read_image
+from utils.errors import UserError
 
 from .pairs import Degrader, Sampler
 
@@ -29,7 +30,7 @@ class HeldOut:
     def __post_init__(self) -> None:
         """Raises ValueError where they do not belong together."""
         if len(self.target) != len(self.lr) or not len(self.target):
-            raise ValueError(f"{len(self.target)} targets and {len(self.lr)} LR pictures: as many of both are needed")
+            raise UserError(f"{len(self.target)} targets and {len(self.lr)} LR pictures: as many of both are needed")
 
 
 def windows(folder: Path, size: int, count: int) -> Tensor:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from utils.errors import UserError
+
 from .entries import Failures
 from .photo_crops import NEGATIVE
 from .positions import Stream, random_at
@@ -41,7 +43,7 @@ class WithNegatives:
         """negatives: where their pictures come from; without it they are positives with the other label, whose
         degraded pictures are to be their targets. Raises ValueError for a share outside [0, 1)."""
         if not 0 <= share < 1:
-            raise ValueError(f"the share of negatives must be in [0, 1), got {share}")
+            raise UserError(f"the share of negatives must be in [0, 1), got {share}")
         self.positives, self.share, self.negatives = positives, share, negatives
         self.failures = positives.failures
         if negatives is not None:  # one count for both
@@ -61,7 +63,7 @@ class WithLostClasses:
     def __init__(self, source: SampleSource, classes: int, share: float = 0.1) -> None:
         """classes: how many there are; the unconditional one comes behind them. Raises ValueError as the above."""
         if not 0 <= share < 1:
-            raise ValueError(f"the share without a class must be in [0, 1), got {share}")
+            raise UserError(f"the share without a class must be in [0, 1), got {share}")
         self.source, self.classes, self.share, self.failures = source, classes, share, source.failures
 
     def sample(self, position: int, seed: int) -> tuple[np.ndarray, int]:
@@ -101,7 +103,7 @@ class BatchLoader:
         """batch_size: of one rank. workers: processes that draw ahead; with 0 a batch is drawn when asked for.
         pin_memory: for a GPU, which then copies a batch while it computes. Raises ValueError for bad numbers."""
         if batch_size < 1 or workers < 0 or not 0 <= rank < ranks:
-            raise ValueError(f"batch_size must be positive, workers not negative and rank below ranks, got "
+            raise UserError(f"batch_size must be positive, workers not negative and rank below ranks, got "
                              f"{batch_size}, {workers}, {rank} of {ranks}")
         self.failures = source.failures
         self.position = 0

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from utils.errors import UserError
+
 from .loader import BatchLoader
 from .positions import Stream, generator_at
 
@@ -61,7 +63,7 @@ class PairSource(DrawnOnDemand):
     def __init__(self, sample: Sampler, degrade: Degrader, negative_share: float = 0.0,
                  sample_negative: Sampler | None = None) -> None:
         if not 0 <= negative_share < 1:
-            raise ValueError(f"negative_share must be in [0, 1), got {negative_share}")
+            raise UserError(f"negative_share must be in [0, 1), got {negative_share}")
         self.sample, self.degrade = sample, degrade
         self.negative_share, self.sample_negative = negative_share, sample_negative
 
@@ -88,7 +90,7 @@ class ClassSource(DrawnOnDemand):
 
     def __init__(self, sample: ClassSampler, classes: int, unconditional_share: float = 0.1) -> None:
         if not 0 <= unconditional_share < 1:
-            raise ValueError(f"unconditional_share must be in [0, 1), got {unconditional_share}")
+            raise UserError(f"unconditional_share must be in [0, 1), got {unconditional_share}")
         self.sample, self.classes, self.unconditional_share = sample, classes, unconditional_share
 
     def draw(self, batch: int, generator: torch.Generator, device: torch.device) -> Pairs:
@@ -112,7 +114,7 @@ class Loaded:
         """The next batch on `device`: pictures (B, 3, S, S) in [0, 1], classes (B,). Raises ValueError for another
         size than the loader's."""
         if batch != self.loader.batch_size:
-            raise ValueError(f"the loader has batches of {self.loader.batch_size}, asked for {batch}")
+            raise UserError(f"the loader has batches of {self.loader.batch_size}, asked for {batch}")
         pixels, labels = next(self.loader)
         return pixels.to(device, non_blocking=True).float() / LEVELS, labels.to(device, non_blocking=True)
 

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.errors import UserError
+
 from .entries import UNREADABLE, Entry, Failures, find_entries, read_entry
 from .positions import Stream, generator_at, pick, running_sum
 
@@ -41,7 +43,7 @@ class PyramidCache:
 
     def __init__(self, folder: str | os.PathLike, num_levels: int = 4) -> None:
         if num_levels < 1:
-            raise ValueError(f"num_levels must be at least 1, got {num_levels}")
+            raise UserError(f"num_levels must be at least 1, got {num_levels}")
         self.folder = Path(folder)
         self.num_levels = num_levels
 
@@ -106,7 +108,7 @@ class PhotoCrops:
         Raises FileNotFoundError when nothing usable is found, ValueError for bad settings or a bad list.
         """
         if crop_size < 1 or not level_weights or min(level_weights) < 0 or sum(level_weights) <= 0:
-            raise ValueError(f"crop_size must be positive and level_weights a non-empty row of shares, "
+            raise UserError(f"crop_size must be positive and level_weights a non-empty row of shares, "
                              f"got {crop_size} and {tuple(level_weights)}")
         root = Path(root)
         self.crop_size, self.flat_probability = crop_size, flat_probability
@@ -123,7 +125,7 @@ class PhotoCrops:
                                     f"({len(photos)} pictures looked at, {len(self.failures)} skipped)")
         used = [(weight, files) for weight, files in zip(level_weights, levels) if files and weight > 0]
         if not used:
-            raise ValueError(f"level_weights {tuple(level_weights)} leave no level of the pictures below {root}")
+            raise UserError(f"level_weights {tuple(level_weights)} leave no level of the pictures below {root}")
         self._level_ends = running_sum(weight for weight, _ in used)
         self._levels = [files for _, files in used]
         # by the square root of the area: large photographs more often, but not as much as they have pixels

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pictures.formats import ImageError, InputError, pictures_in
 from pictures.rgb import TensorSource, read_image, upsample_region
+from utils.errors import UserError, first_line
 
 from .measure import Measurer
 from .protocols import Protocol
@@ -42,7 +43,7 @@ def estimate(values: Sequence[float], resamples: int = RESAMPLES, confidence: fl
              seed: int = SEED) -> Estimate:
     """Mean of at least one value and its percentile interval; the same for the same values and seed."""
     if not len(values):
-        raise ValueError("there is no mean of no values")
+        raise UserError("there is no mean of no values")
     array = np.asarray(values, dtype=np.float64)
     if len(array) == 1:
         return Estimate(float(array[0]), None, None, 1)
@@ -220,5 +221,5 @@ def enlarged(lr: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _named(path: Path, error: Exception) -> str:
-    line = (str(error).splitlines() or [type(error).__name__])[0]
+    line = first_line(error)
     return line if str(path) in line else f"{path}: {line}"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.config import GenerationConfig, VARSRConfig
 from models.varsr import VARSR, ScaleStep
+from utils.errors import UserError
 
 ALL = "all"
 OnScale = Callable[[Sequence["ClassPicture"], ScaleStep], None]
@@ -56,14 +57,14 @@ def parse_classes(words: Sequence[str], config: VARSRConfig) -> list[int]:
             labels += parse_classes(Path(word).read_text(encoding="utf-8").split(), config)
         else:
             known = f"the names {', '.join(config.class_names)}, " if config.class_names else ""
-            raise ValueError(f"class {word!r} is unknown: give numbers from 0 to {config.num_classes - 1}, {known}"
+            raise UserError(f"class {word!r} is unknown: give numbers from 0 to {config.num_classes - 1}, {known}"
                              f"a text file of them, or {ALL}")
     return list(dict.fromkeys(labels))
 
 
 def _checked(label: int, config: VARSRConfig) -> int:
     if not 0 <= label < config.num_classes:
-        raise ValueError(f"class {label} is out of range: this model knows 0 to {config.num_classes - 1}")
+        raise UserError(f"class {label} is out of range: this model knows 0 to {config.num_classes - 1}")
     return label
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pictures.formats import LR_FOLDER, RESULT_FOLDER, SUFFIXES, InputError, matching_reference, pictures_in
 from pictures.rgb import MAX_SCALE, PictureSource, result_size
+from utils.errors import UserError
 
 AUTO = "auto"
 # What `--ext auto` writes for a source; kinds that are not listed become PNG.
@@ -138,6 +139,6 @@ class SizeRequest:
             size = (self.height or result_size(source, by_width)[0], self.width or result_size(source, by_height)[1])
         factors = size[0] / source.height, size[1] / source.width
         if min(factors) < 1 or max(factors) > MAX_SCALE:
-            raise ValueError(f"{source.width}x{source.height} to {size[1]}x{size[0]} is a scale of "
+            raise UserError(f"{source.width}x{source.height} to {size[1]}x{size[0]} is a scale of "
                              f"{min(factors):.3g} to {max(factors):.3g}: must be from 1 to {MAX_SCALE:g}")
         return size

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from models.varsr import VARSR
 from pictures.rgb import TensorSource, result_size
+from utils.errors import UserError
 
 from .generate import Progress, batch_size_for, generate_windows
 from .render import COLOR_FIXES, render
@@ -23,7 +24,7 @@ def restore(model: VARSR, lr: Tensor, settings: RestoreSettings, progress: Progr
     fix.
     """
     if settings.color_fix not in COLOR_FIXES:
-        raise ValueError(f"unknown colour fix {settings.color_fix!r}: choose one of {', '.join(COLOR_FIXES)}")
+        raise UserError(f"unknown colour fix {settings.color_fix!r}: choose one of {', '.join(COLOR_FIXES)}")
     source = TensorSource(lr)
     picture = TiledPicture(source, size or result_size(source, settings.generation.scale), model.config,
                            settings.overlap)

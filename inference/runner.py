@@ -20,6 +20,7 @@ from pictures.picture import MAX_PIXELS, Picture, frame_count, read_picture
 from pictures.result_file import ResultFile, ResultOptions
 from pictures.rgb import read_image, save_picture
 from pictures.sheets import comparison_sheet, evenly
+from utils.errors import described
 from utils.ranks import Ranks
 
 from .generate import Progress, batch_size_for, generate_windows
@@ -32,7 +33,6 @@ from .windows import LatentStore, TiledPicture
 
 LARGE_WINDOWS = 256  # from here on a picture is worked on alone, by all ranks, and can be continued after a stop
 SHEET_PIXELS = 4_000_000  # larger results are left out of comparison sheets
-FAILURES = (ValueError, OSError, RuntimeError, MemoryError)  # what may happen to one picture without ending the run
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Runner:
             with Image.open(job.source) as file:
                 width, height = file.size
             size = self.options.size.size(Header(height, width))
-        except (*FAILURES, SyntaxError, Image.DecompressionBombError):
+        except Exception:
             return False  # what is wrong is told when the picture is read
         return len(self._tiled(Header(height, width), size).grid) > LARGE_WINDOWS
 
@@ -147,7 +147,7 @@ class Runner:
             return None
         try:
             return self._lay_out(job, record, *self._read(job, record))
-        except FAILURES as error:
+        except Exception as error:  # whatever happens to one picture, the others go on
             self._fail(record, job.source, error)
             return None
 
@@ -186,7 +186,7 @@ class Runner:
         start, progress = time.monotonic(), self._progress(wave[0].job, len(work))
         try:
             generate_windows(self.model, work, self.settings, self.batch, progress)
-        except FAILURES as error:
+        except Exception as error:  # whatever happens to one picture, the others go on
             self._recover()
             if len(wave) > 1:
                 for started in wave:
@@ -210,7 +210,7 @@ class Runner:
             started.record.render_seconds = rendered - start
             started.record.write_seconds = time.monotonic() - rendered
             self._judge(started)
-        except FAILURES as error:
+        except Exception as error:  # whatever happens to one picture, the others go on
             self._recover()
             self._fail(started.record, started.job.source, error)
         else:
@@ -237,7 +237,7 @@ class Runner:
             restore_large(self.model, started, folder, self.settings, self.batch, ranks,
                           self._progress(job, len(started.tiled.grid)))
             ranks.together(lambda: ranks.rank or self._judge(started))
-        except FAILURES as error:
+        except Exception as error:  # whatever happens to one picture, the others go on
             self._recover()
             if started is not None:
                 started.result.discard()
@@ -311,8 +311,8 @@ class Runner:
 
     def _fail(self, record: FileRecord, source: Path, error: Exception | str, once: bool = False) -> None:
         """Report a failure, with the file's name in it; `once`: of a picture that every rank works on."""
-        lines = str(error).splitlines() or [type(error).__name__]
-        reason = lines[0] if str(source) in lines[0] else f"{source}: {lines[0]}"
+        line = error if isinstance(error, str) else described(error)
+        reason = line if str(source) in line else f"{source}: {line}"
         record.error = reason
         if not once or self.ranks.rank == 0:
             self.report.failures[source] = reason

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from utils.errors import UserError, described
 from utils.flags import DTYPES, EIGHT_BIT, automatic, bounded, set_up_logging
 
 from .settings import load_model, restore_settings
@@ -147,8 +148,8 @@ def run_restoration(args: argparse.Namespace, script: Path, adjust: Adjust | Non
             settings, options = adjust(model, settings, options)
         from utils.ranks import Ranks
         ranks = Ranks.from_environment()
-    except (ValueError, OSError) as error:
-        print(f"{script.name}: {error}", file=sys.stderr)
+    except Exception as error:
+        print(f"{script.name}: {described(error)}", file=sys.stderr)
         return None
     try:
         return _run(model, settings, options, ranks, jobs, failures, description)
@@ -174,7 +175,7 @@ def _check_sizes(args: argparse.Namespace) -> None:
     ways = [("--scale", args.scale), ("--longest", args.longest), ("--width or --height", args.width or args.height)]
     given = [name for name, value in ways if value is not None]
     if len(given) > 1:
-        raise ValueError(f"{given[0]} and {given[1]} both say how large the results are: give one of them")
+        raise UserError(f"{given[0]} and {given[1]} both say how large the results are: give one of them")
 
 
 def making_of(settings: RestoreSettings, description: str) -> tuple[tuple[str, str], ...]:

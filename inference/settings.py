@@ -16,6 +16,7 @@ import torch
 from models.config import GenerationConfig, VARSRConfig
 from models.fastvar import SHARED, FastVARConfig
 from utils.device import choose_device, choose_dtype
+from utils.errors import UserError
 from utils.flags import DTYPES, EIGHT_BIT
 
 from .windows import MIN_OVERLAP
@@ -66,7 +67,7 @@ def check_eight_bit(device: torch.device, eight_bit: str | None) -> None:
     """Raise ValueError with the remedy where a device has no, or no fast, products in 8 bits."""
     from models.speed.packed import require_gpu
     if eight_bit == "fp8" and device.type == "cpu":
-        raise ValueError("--dtype fp8 is for GPUs: CPUs only imitate it, slowly (int8 is fast there)")
+        raise UserError("--dtype fp8 is for GPUs: CPUs only imitate it, slowly (int8 is fast there)")
     if eight_bit and device.type == "cuda":
         require_gpu(device, eight_bit)
 

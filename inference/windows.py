@@ -19,6 +19,7 @@ from torch import Tensor
 from models.config import VARSRConfig
 from models.varsr import RefinerNoise
 from pictures.rgb import PictureSource, upsample_region
+from utils.errors import UserError
 
 MIN_OVERLAP = 0.25  # of the window's side
 TINY_WEIGHT = 1e-6
@@ -33,9 +34,9 @@ def window_starts(length: int, window: int, overlap: float = MIN_OVERLAP) -> lis
     Neighbours overlap by at least `overlap` of the window. Raises ValueError for sides shorter than the window.
     """
     if length < window:
-        raise ValueError(f"a side of {length} cells is shorter than the window of {window}: pad it first")
+        raise UserError(f"a side of {length} cells is shorter than the window of {window}: pad it first")
     if not 0 <= overlap < 1:
-        raise ValueError(f"overlap must be in [0, 1), got {overlap}")
+        raise UserError(f"overlap must be in [0, 1), got {overlap}")
     step = max(int(window * (1 - overlap)), 1)
     count = math.ceil((length - window) / step) + 1
     if count == 1:

@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from utils.errors import UserError
+
 FORMAT_VERSION = 1
 FULL_PRECISION = "vqvae.quantizer."  # tensors that stay float32: sums over the scales must not be rounded
 WIDTH_PER_BLOCK = 64  # of the published family
 DETAIL_STRIDE = 4  # pixels per cell of the detail branch's blocks
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration that no model can be built from; the message names the field and the remedy."""
 
 

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from utils.errors import UserError
+
 from .attention import Context
 from .transformer import Block, Modulation
 
@@ -41,12 +43,12 @@ class FastVARConfig:
     def __post_init__(self) -> None:
         for side, ratio in self.drop_ratios.items():
             if not 0 <= ratio < 1:
-                raise ValueError(f"drop ratio of side {side} must be at least 0 and less than 1, got {ratio}")
+                raise UserError(f"drop ratio of side {side} must be at least 0 and less than 1, got {ratio}")
         if self.later_layer_start < 0 or self.min_keep < 1:
-            raise ValueError(f"later_layer_start must be at least 0 and min_keep at least 1, "
+            raise UserError(f"later_layer_start must be at least 0 and min_keep at least 1, "
                              f"got {self.later_layer_start} and {self.min_keep}")
         if self.mode not in MODES:
-            raise ValueError(f"unknown FastVAR mode {self.mode!r}: choose one of {', '.join(MODES)}")
+            raise UserError(f"unknown FastVAR mode {self.mode!r}: choose one of {', '.join(MODES)}")
 
     @property
     def key(self) -> tuple:
@@ -57,7 +59,7 @@ class FastVARConfig:
     def for_last(cls, scales: Sequence[int], ratios: Sequence[float], **options: object) -> FastVARConfig:
         """Ratios of the last len(ratios) scales, the last scale's last. Raises ValueError for more than there are."""
         if len(ratios) >= len(scales):
-            raise ValueError(f"{len(ratios)} drop ratios for a model of {len(scales)} scales: give at most "
+            raise UserError(f"{len(ratios)} drop ratios for a model of {len(scales)} scales: give at most "
                              f"{len(scales) - 1}, the first scale cannot be pruned")
         return cls(dict(zip(scales[len(scales) - len(ratios):], ratios)), **options)
 

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.errors import UserError
+
 from .config import FULL_PRECISION, GenerationConfig, LossConfig, VARSRConfig
 from .fastvar import FastVARConfig, TokenPruner
 from .refiner import DiffusionRefiner
@@ -278,17 +280,17 @@ class VARSR(nn.Module):
             size = self.config.image_size
             if lr is None or lr.ndim != 4 or tuple(lr.shape[1:]) != (3, size, size):
                 shape = None if lr is None else tuple(lr.shape)
-                raise ValueError(f"lr must be (B, 3, {size}, {size}), the LR picture resized to output size; "
+                raise UserError(f"lr must be (B, 3, {size}, {size}), the LR picture resized to output size; "
                                  f"got {shape}")
             if labels is None:
                 labels = torch.full((len(lr),), CONDITIONAL_CLASS, dtype=torch.long)
             if len(labels) != len(lr):
-                raise ValueError(f"{len(labels)} labels for {len(lr)} pictures")
+                raise UserError(f"{len(labels)} labels for {len(lr)} pictures")
         elif lr is not None or labels is None:
-            raise ValueError("a class-to-image model needs labels and no LR picture")
+            raise UserError("a class-to-image model needs labels and no LR picture")
         classes = self.config.transformer.class_rows
         if labels.min() < 0 or labels.max() >= classes:
-            raise ValueError(f"label {labels.tolist()} out of range: this model knows 0..{classes - 1}")
+            raise UserError(f"label {labels.tolist()} out of range: this model knows 0..{classes - 1}")
         return to_device(labels, self.device)
 
     @staticmethod
@@ -296,7 +298,7 @@ class VARSR(nn.Module):
         if isinstance(seed, int):
             return [seed + i for i in range(batch)]
         if len(seed) != batch:
-            raise ValueError(f"{len(seed)} seeds for {batch} pictures: give one, or one a picture")
+            raise UserError(f"{len(seed)} seeds for {batch} pictures: give one, or one a picture")
         return list(seed)
 
     def _refiner_noise(self, steps: int, noise: Noise) -> RefinerNoise:

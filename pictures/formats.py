@@ -14,6 +14,8 @@ from types import ModuleType
 import numpy as np
 from PIL import features
 
+from utils.errors import UserError
+
 FORMATS = {np.dtype(np.uint8): "uchar", np.dtype(np.uint16): "ushort"}
 INTERPRETATIONS = {np.dtype(np.uint8): {1: "b-w", 2: "b-w", 3: "srgb", 4: "srgb"},
                    np.dtype(np.uint16): {1: "grey16", 2: "grey16", 3: "rgb16", 4: "rgb16"}}
@@ -21,7 +23,7 @@ INTERPRETATIONS = {np.dtype(np.uint8): {1: "b-w", 2: "b-w", 3: "srgb", 4: "srgb"
 LR_FOLDER, HR_FOLDER, RESULT_FOLDER = "LR", "HR", "VARPrediction"
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """A picture file that cannot be read or written; one line with the file and the reason."""
 
 
@@ -77,7 +79,7 @@ def reason(error: Exception) -> str:
     return next((line for line in lines if not line.startswith("unable to")), lines[0] if lines else "unknown")
 
 
-class InputError(ValueError):
+class InputError(UserError):
     """There is nothing to work on; the message names the place that was searched."""
 
 

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from utils.errors import first_line
+
 from .file_reader import Decoded, decode, is_tiff, open_picture, pages, usable_profile
 from .formats import ImageError, reason, vips
 from .icc import is_srgb, to_srgb
@@ -196,10 +198,6 @@ def _one_line_errors(path: Path) -> Iterator[None]:
     except Image.DecompressionBombError as error:  # of Pillow, for a frame of an animation
         raise ImageError(f"{path}: too many pixels ({error})") from error
     except DAMAGED_FILE as error:
-        raise ImageError(f"{path}: cannot be read ({_first_line(error)})") from error
+        raise ImageError(f"{path}: cannot be read ({first_line(error)})") from error
     except vips().Error as error:
         raise ImageError(f"{path}: cannot be read ({reason(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

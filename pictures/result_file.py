@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from utils.errors import UserError
+
 from .file_writer import Labels, PixelStore, encode
 from .formats import KINDS, WRITABLE, ImageError, reason, vips
 from .icc import from_srgb, is_srgb
@@ -97,7 +99,7 @@ class ResultFile:
         """Store rows from `top` on: `restored` (3, rows, width), float, sRGB in [0, 1] (clamped). Raises ImageError."""
         rows = restored.shape[1]
         if restored.shape != (3, rows, self.width) or top < 0 or top + rows > self.height:
-            raise ValueError(f"rows {top} to {top + rows} of shape {tuple(restored.shape)} do not fit into a result of "
+            raise UserError(f"rows {top} to {top + rows} of shape {tuple(restored.shape)} do not fit into a result of "
                              f"{self.width}x{self.height} pixels")
         with self._one_line_errors():
             # blocks of a fixed grid, so that the alpha of a row never depends on the band it came with

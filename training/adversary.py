@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from utils.device import autocast
+from utils.errors import UserError
 from utils.ranks import Ranks
 
 from .flags import ADVERSARIES, PATCH, PROJECTED
@@ -90,7 +91,7 @@ class Discriminators(nn.Module):
         are given what was seen of the LR picture."""
         super().__init__()
         if kind not in ADVERSARIES:
-            raise ValueError(f"unknown adversary {kind!r}: choose one of {', '.join(ADVERSARIES)}")
+            raise UserError(f"unknown adversary {kind!r}: choose one of {', '.join(ADVERSARIES)}")
         self.patch = None if kind == PROJECTED else PatchDiscriminator(patch_width, conditional)
         self.heads = nn.ModuleList([] if kind == PATCH else (ProjectedHead(each, conditional) for each in channels))
 

@@ -20,6 +20,7 @@ from models.varsr import VARSR
 from models.weights.save import save_pretrained
 from pictures.luma import smooth_chroma
 from utils.device import autocast
+from utils.errors import UserError
 
 from .adversary import Adversary, AdversarySettings, Discriminators, Seen
 from .decoder import averaged, generate
@@ -66,10 +67,10 @@ class DetailSettings:
         """Raises ValueError for values that no training can have."""
         for name in ("pixel_weight", "chroma_weight", "perceptual_weight", "map_weight", "adversarial_weight"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name in ("batch_size", "pool_size", "fresh", "renew_every", "perceptual_side"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 class DetailStage:
@@ -81,9 +82,9 @@ class DetailStage:
                  perceptual: Perceptual, device: torch.device) -> None:
         """Raises ValueError for a model without a detail branch, or where there are no feature maps."""
         if model.vqvae.detail is None:
-            raise ValueError("the model has no detail branch to train")
+            raise UserError("the model has no detail branch to train")
         if perceptual.features is None:
-            raise ValueError(f"the detail stage needs a perceptual network: {perceptual.description}")
+            raise UserError(f"the detail stage needs a perceptual network: {perceptual.description}")
         self.settings, self.device, self.pairs, self.validation = settings, device, pairs, validation
         self.model = model.to(device).channels_last().eval().requires_grad_(False)
         self.branch = self.model.vqvae.detail.requires_grad_(True)

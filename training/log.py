@@ -17,6 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from utils.errors import UserError, first_line
+
 log = logging.getLogger(__name__)
 
 JSON_FILE, TENSORBOARD_FOLDER, WANDB_ID_FILE = "log.jsonl", "tensorboard", "wandb_id.txt"
@@ -25,7 +27,7 @@ FLUSH_SECONDS = 30
 ID_BYTES = 4
 
 
-class LogError(ValueError):
+class LogError(UserError):
     """A log that was asked for cannot be had; the message says what to do."""
 
 
@@ -123,7 +125,7 @@ class WandB:
             self.run = wandb.init(project=settings.project, name=settings.name, dir=str(folder),
                                   id=self._run_id(folder / WANDB_ID_FILE), resume="allow")
         except Exception as error:  # no login, no network, a full disk: wandb has an own exception for each
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise LogError(f"wandb cannot begin a run ({reason}): `wandb login`, or WANDB_MODE=offline to log to disk"
                            ) from error
 

@@ -17,6 +17,7 @@ from models.weights.load import LooseTensors, load_loose
 from models.weights.tokenizer_file import load_tokenizer
 from models.weights.transfer import Transfer, transfer_weights, with_detail, with_fidelity
 from models.weights.unpickle import CheckpointError
+from utils.errors import UserError
 
 from .flags import CLASSES, DECODER, DETAIL, given
 
@@ -35,7 +36,7 @@ SHAPE_FLAGS = ("preset", "depth", "pn", "saln", "vqvae")  # with one of these, -
 def preset_config(name: str, presets: Mapping[str, Config]) -> Config:
     """A preset by name. Raises ValueError with the names there are."""
     if name not in presets:
-        raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(presets)}")
+        raise UserError(f"unknown preset {name!r}: choose one of {', '.join(presets)}")
     return presets[name]
 
 
@@ -54,7 +55,7 @@ def build_model(args: argparse.Namespace, class_names: tuple[str, ...] = ()) -> 
         del loose
         return _continued(args)
     if args.stage in (DECODER, DETAIL):
-        raise ValueError(f"--stage {args.stage} continues from a trained super-resolution model: give it with --init")
+        raise UserError(f"--stage {args.stage} continues from a trained super-resolution model: give it with --init")
     config, tokenizer = _fresh_config(args, class_names, source)
     _check_factor(args, config)
     model = VARSR(config)
@@ -68,7 +69,7 @@ def build_model(args: argparse.Namespace, class_names: tuple[str, ...] = ()) -> 
         if args.vqvae and model.vqvae.fidelity is not None:
             model.vqvae.fidelity.silence()  # those of --init were trained with another decoder
     elif loose is None or not any(name.startswith("vqvae.encoder.") for name in loose.tensors):
-        raise ValueError(f"--stage {args.stage} needs a tokenizer: train one with train_vqvae.py and give it "
+        raise UserError(f"--stage {args.stage} needs a tokenizer: train one with train_vqvae.py and give it "
                          "with --vqvae")
     return model
 
@@ -76,14 +77,14 @@ def build_model(args: argparse.Namespace, class_names: tuple[str, ...] = ()) -> 
 def _continued(args: argparse.Namespace) -> VARSR:
     """The whole model of --init."""
     if idle := given(args, "ini", "hd", "aln", "alng"):
-        raise ValueError(f"--{next(iter(idle))} cannot act: {args.init} is a whole model of this stage and goes on as "
+        raise UserError(f"--{next(iter(idle))} cannot act: {args.init} is a whole model of this stage and goes on as "
                          "it is, nothing starts fresh")
     model = VARSR.from_pretrained(args.init)
     if args.fidelity_width or args.fidelity_blocks or args.fidelity_pixels:
         vqvae = model.config.vqvae
         width = args.fidelity_width or vqvae.fidelity_width
         if not width:
-            raise ValueError(f"{args.init} has no LR features yet: give --fidelity_width beside the other --fidelity "
+            raise UserError(f"{args.init} has no LR features yet: give --fidelity_width beside the other --fidelity "
                              "flags")
         model = with_fidelity(model, width, args.fidelity_blocks or vqvae.fidelity_blocks,
                               args.fidelity_pixels or vqvae.fidelity_pixels)
@@ -115,7 +116,7 @@ def _fresh_config(args: argparse.Namespace, class_names: tuple[str, ...],
     else:
         config = preset_config(args.preset or DEFAULT_PRESETS[super_resolution], PRESETS)
     if config.is_super_resolution != super_resolution:
-        raise ValueError(f"preset {args.preset} is not for --stage {args.stage}: choose another --preset")
+        raise UserError(f"preset {args.preset} is not for --stage {args.stage}: choose another --preset")
     file = args.vqvae or (PUBLISHED_TOKENIZER if args.depth else None)
     if file is None and source is not None and Path(source).is_dir():
         file = source
@@ -138,7 +139,7 @@ def _fresh_config(args: argparse.Namespace, class_names: tuple[str, ...],
 def _check_factor(args: argparse.Namespace, config: VARSRConfig) -> None:
     factor = config.vqvae.downsampling
     if args.patch_size is not None and args.patch_size != factor:
-        raise ValueError(f"--patch_size {args.patch_size} cannot act: the tokenizer down-samples by {factor}; train "
+        raise UserError(f"--patch_size {args.patch_size} cannot act: the tokenizer down-samples by {factor}; train "
                          "another with train_vqvae.py --stem and --multipliers")
 
 

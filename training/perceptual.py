@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.metrics.st_lpips import STLPIPS, VGG16, find_weights
+from utils.errors import first_line
 
 from .adversary import Seen
 
@@ -128,7 +129,7 @@ def _from_hub(timm) -> nn.Module:
     try:
         return timm.create_model(NETWORK, features_only=True, out_indices=MAPS, pretrained=True)
     except Exception as error:  # any failure of the network, the hub's library or the cache ends here
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise NoFeatures(f"no weights for {NETWORK}: neither the package ({REMEDY}) nor the hub has them "
                          f"({reason})") from error
 

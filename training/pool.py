@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from utils.errors import UserError
+
 LEVELS = 255
 
 
@@ -45,7 +47,7 @@ class SamplePool:
         """Inverse of `state_dict`. Raises ValueError for the state of a pool of another size."""
         held = len(next(iter(state["fields"].values()), ()))
         if held != min(state["added"], self.size):
-            raise ValueError(f"the saved pool holds {held} samples, this one {self.size}: resume with the settings of "
+            raise UserError(f"the saved pool holds {held} samples, this one {self.size}: resume with the settings of "
                              "the run, or start over with --resume no")
         self.added, self.fields = 0, {}
         if held:

@@ -13,6 +13,7 @@ from dataloader.class_crops import class_folders
 from dataloader.pairs import PairSource
 from models.varsr import VARSR
 from utils.device import training_precision
+from utils.errors import UserError
 from utils.ranks import Ranks
 
 from .data import class_pairs, held_out_pairs, photo_pairs
@@ -87,7 +88,7 @@ def _class_model(args: argparse.Namespace) -> VARSR:
     names = tuple(folder.name for folder in class_folders(args.data))
     model = build_model(args, names)
     if model.config.num_classes != len(names):
-        raise ValueError(f"{args.data} holds {len(names)} classes, the model of --init has {model.config.num_classes}")
+        raise UserError(f"{args.data} holds {len(names)} classes, the model of --init has {model.config.num_classes}")
     return model
 
 
@@ -101,7 +102,7 @@ def detail_setup(args: argparse.Namespace, device: torch.device, ranks: Ranks) -
     """The detail branch on restored pictures. Raises as `decoder_setup`, and where there is no perceptual network."""
     parts, perceptual = _generating_parts(args, device, ranks, DetailSettings, DETAIL_FIELDS), find_perceptual(device)
     if perceptual.features is None:
-        raise ValueError(f"--stage detail needs a perceptual network: {perceptual.description}")
+        raise UserError(f"--stage detail needs a perceptual network: {perceptual.description}")
     return Setup(parts.settings, parts.model, lambda: DetailStage(*parts, perceptual, device))
 
 
@@ -117,7 +118,7 @@ class GeneratingParts(NamedTuple):
 def _generating_parts(args: argparse.Namespace, device: torch.device, ranks: Ranks,
                       kind: type[DecoderSettings | DetailSettings], fields: dict[str, str]) -> GeneratingParts:
     if ranks.world > 1:
-        raise ValueError(f"--stage {args.stage} trains on one device: start it without torchrun")
+        raise UserError(f"--stage {args.stage} trains on one device: start it without torchrun")
     batch = _batch_size(args, ranks, kind.batch_size)
     model = build_model(args)
     data = photo_pairs(args, model.config.image_size, batch, ranks)
@@ -149,7 +150,7 @@ def _batch_size(args: argparse.Namespace, ranks: Ranks, default: int) -> int:
         return args.batch_size or default
     parts = (args.ac or 1) * ranks.world
     if args.bs % parts:
-        raise ValueError(f"--bs {args.bs} cannot be shared by {ranks.world} processes in {args.ac or 1} parts: choose "
+        raise UserError(f"--bs {args.bs} cannot be shared by {ranks.world} processes in {args.ac or 1} parts: choose "
                          f"a multiple of {parts}")
     return args.bs // parts
 
@@ -171,7 +172,7 @@ def _tune(args: argparse.Namespace, model: VARSR, device: torch.device) -> None:
                 module.compile(mode=mode)
     if device.type != "cuda":
         if args.tf32 is not None:
-            raise ValueError("--tf32 cannot act on a CPU: leave it out")
+            raise UserError("--tf32 cannot act on a CPU: leave it out")
         return
     torch.set_float32_matmul_precision("highest" if args.tf32 is False else "high")
     torch.backends.cudnn.allow_tf32 = args.tf32 is not False

@@ -25,6 +25,7 @@ from models.weights.tokenizer_file import TOKENIZER_WEIGHTS, write_tokenizer
 from pictures.luma import luma
 from pictures.sheets import write_grid
 from utils.device import autocast
+from utils.errors import UserError
 from utils.ranks import Ranks
 
 from .adversary import Adversary, AdversarySettings, Discriminators, Seen
@@ -133,12 +134,12 @@ class TokenizerSettings:
         """Raises ValueError for values that no training can have."""
         for name in ("continuous_share", "scale_dropout", "adversarial_start"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a share: must be in [0, 1], got {getattr(self, name)}")
+                raise UserError(f"{name} is a share: must be in [0, 1], got {getattr(self, name)}")
         for name in ("commitment", "perceptual_weight", "adversarial_weight", "max_dropped", "revive_threshold"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 0, got {getattr(self, name)}")
         if self.batch_size < 1 or self.revive_every < 1:
-            raise ValueError(f"batch_size and revive_every must be at least 1, got {self.batch_size} and "
+            raise UserError(f"batch_size and revive_every must be at least 1, got {self.batch_size} and "
                              f"{self.revive_every}")
 
 
@@ -291,10 +292,10 @@ class TokenizerStage:
         """Inverse of `state_dict`. Raises ValueError for the state of another tokenizer, or where only one of both
         runs has a discriminator."""
         if state["config"] != dataclasses.asdict(self.model.config):
-            raise ValueError("the state saved in --output is of a tokenizer of another shape: resume with the flags of "
+            raise UserError("the state saved in --output is of a tokenizer of another shape: resume with the flags of "
                              "that run, take another --output, or start over with --resume no")
         if (state["adversary"] is None) != (self.adversary is None):
-            raise ValueError("the saved state and --adversarial_weight disagree on whether there is a discriminator: "
+            raise UserError("the saved state and --adversarial_weight disagree on whether there is a discriminator: "
                              "resume with the flags of the run, or start over with --resume no")
         self.model.load_state_dict(state["model"])
         self.average.model.load_state_dict(state["average"])

@@ -17,6 +17,7 @@ from models.config import PRESETS, VQVAEConfig
 from models.vqvae import VQVAE
 from models.weights.tokenizer_file import load_tokenizer
 from utils.device import training_precision
+from utils.errors import UserError
 from utils.ranks import Ranks
 
 from .flags import BOTH, PATCH
@@ -65,7 +66,7 @@ def build_tokenizer(args: argparse.Namespace) -> VQVAE:
     given = [name for name in SHAPE_FLAGS if getattr(args, name) is not None]
     if args.init:
         if given:
-            raise ValueError(f"--{given[0]} cannot act with --init: {args.init} says how the tokenizer is built")
+            raise UserError(f"--{given[0]} cannot act with --init: {args.init} says how the tokenizer is built")
         model = load_tokenizer(args.init, preset_config(args.preset, PRESETS).vqvae, args.scales)
         log.info("started from %s: %s", args.init, describe(model.config))
         return model
@@ -89,7 +90,7 @@ def tokenizer_settings(args: argparse.Namespace, device: torch.device, perceptua
     """Hyper-parameters from the flags. Raises ValueError."""
     adversary = args.adversary or (BOTH if perceptual.features else PATCH)
     if adversary != PATCH and perceptual.features is None:
-        raise ValueError(f"--adversary {adversary} needs a perceptual network: {perceptual.description}")
+        raise UserError(f"--adversary {adversary} needs a perceptual network: {perceptual.description}")
     warmup = args.warmup_iters
     if warmup is None:
         warmup = short_warmup(TokenizerSettings.warmup_iters, args.max_iters)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from .errors import UserError, first_line
 from .flags import DTYPES, EIGHT_BIT
 
 AUTOCAST_DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -77,13 +78,12 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--device {name} cannot be used here: {first_line(error)}") from error
     return device
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """The type of activations by a name of --dtype; "auto" is the fastest that the device computes in."""
-
     if name not in ("auto", *EIGHT_BIT):
         return getattr(torch, DTYPES[name])
     if computes_bf16(device):
@@ -104,7 +104,7 @@ def training_device(name: str) -> torch.device:
     device = torch.device(local_device() if name == "auto" else name)
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise ValueError(f"--device {name}: PyTorch sees no GPU here, use --device cpu")
+            raise UserError(f"--device {name}: PyTorch sees no GPU here, use --device cpu")
         if device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
         torch.cuda.set_device(device)

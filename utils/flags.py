@@ -5,6 +5,8 @@ import argparse
 import logging
 from collections.abc import Callable
 
+from .errors import log_level
+
 WORDS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 EIGHT_BIT = ("int8", "fp8")  # of the transformer and refiner; the rest is as "auto"
@@ -56,6 +58,6 @@ class OneLineParser(argparse.ArgumentParser):
 
 def set_up_logging() -> None:
     """Log lines as plain text on stderr, beside the progress bar."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=log_level(), format="%(message)s")
     for noisy in ("httpx", "huggingface_hub", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

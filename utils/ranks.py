@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch.distributed as dist
 
+from .errors import UserError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -95,7 +97,7 @@ class Ranks:
         if failure is not None:
             raise failure
         if any(reasons):
-            raise RuntimeError(next(reason for reason in reasons if reason))
+            raise UserError(next(reason for reason in reasons if reason))
         return value
 
 

@@ -24,10 +24,10 @@ from pictures.picture import Picture, read_picture
 from pictures.result_file import ResultFile, ResultOptions
 from pictures.rgb import MAX_SCALE, enlarged, read_image, save_picture
 from pictures.sheets import ContactSheet
+from utils.errors import UserError, described
 
 from .preview import Preview
 
-FAILURES = (ValueError, OSError, RuntimeError, MemoryError)
 MAX_OVERLAP, MAX_SEED = 0.9, 2 ** 31 - 1
 MAX_CLASS_PICTURES, CLASS_BATCH = 16, 4
 
@@ -57,13 +57,13 @@ class RestoreRequest:
 
     def __post_init__(self) -> None:
         if not 1 <= self.scale <= MAX_SCALE:
-            raise ValueError(f"scale {self.scale:g} is out of range: must be from 1 to {MAX_SCALE:g}")
+            raise UserError(f"scale {self.scale:g} is out of range: must be from 1 to {MAX_SCALE:g}")
         if not 0 <= self.seed <= MAX_SEED:
-            raise ValueError(f"seed {self.seed} is out of range: must be from 0 to {MAX_SEED}")
+            raise UserError(f"seed {self.seed} is out of range: must be from 0 to {MAX_SEED}")
         if not 0 <= self.overlap <= MAX_OVERLAP:
-            raise ValueError(f"overlap {self.overlap:g} is out of range: must be from 0 to {MAX_OVERLAP:g}")
+            raise UserError(f"overlap {self.overlap:g} is out of range: must be from 0 to {MAX_OVERLAP:g}")
         if self.color_fix not in COLOR_FIXES:
-            raise ValueError(f"unknown colour fix {self.color_fix!r}: choose one of {', '.join(COLOR_FIXES)}")
+            raise UserError(f"unknown colour fix {self.color_fix!r}: choose one of {', '.join(COLOR_FIXES)}")
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,12 @@ class ClassRequest:
 
     def __post_init__(self) -> None:
         if not self.labels:
-            raise ValueError("choose at least one class")
+            raise UserError("choose at least one class")
         if not 0 <= self.seed <= MAX_SEED:
-            raise ValueError(f"seed {self.seed} is out of range: must be from 0 to {MAX_SEED}")
+            raise UserError(f"seed {self.seed} is out of range: must be from 0 to {MAX_SEED}")
         wanted = len(self.labels) * self.count
         if not 1 <= wanted <= MAX_CLASS_PICTURES:
-            raise ValueError(f"{wanted} pictures at once: must be from 1 to {MAX_CLASS_PICTURES}")
+            raise UserError(f"{wanted} pictures at once: must be from 1 to {MAX_CLASS_PICTURES}")
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def stream(work: Callable[[Tell], None], stop: threading.Event) -> Iterator[Upda
 
 def one_line(error: BaseException, source: Path | None = None) -> str:
     """What to tell the user of a failure: one line, with the name of the file and not where the server keeps it."""
-    text = (str(error).splitlines() or [type(error).__name__])[0]
+    text = described(error)
     return text.replace(str(source), source.name) if source is not None else text
 
 
@@ -174,7 +174,7 @@ def checked_picture(request: RestoreRequest, max_pixels: int) -> tuple[Picture, 
     picture = read_picture(request.source, max_pixels)
     height, width = SizeRequest(request.scale).size(picture)
     if height * width > max_pixels:
-        raise ValueError(f"{request.source.name}: a result of {width}x{height} is over the limit of "
+        raise UserError(f"{request.source.name}: a result of {width}x{height} is over the limit of "
                          f"{max_pixels / 1e6:.1f} million pixels: choose a smaller picture or scale")
     return picture, (height, width)
 
@@ -243,7 +243,7 @@ def draw_classes(model: VARSR, request: ClassRequest, folder: Path, tell: Tell) 
     """
     config = model.config
     if not all(0 <= label < config.num_classes for label in request.labels):
-        raise ValueError(f"a class is out of range: this model knows 0 to {config.num_classes - 1}")
+        raise UserError(f"a class is out of range: this model knows 0 to {config.num_classes - 1}")
     options = config.generation if request.cfg is None else dataclasses.replace(config.generation, cfg=request.cfg)
     wanted = [ClassPicture(label, index) for label in request.labels for index in range(request.count)]
     sheet, sides = ContactSheet(), config.vqvae.scales

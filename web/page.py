@@ -18,9 +18,9 @@ from inference.settings import CHECKPOINTS
 from models.config import VARSRConfig
 from pictures.formats import SUFFIXES
 from pictures.rgb import read_image, to_pillow
+from utils.errors import UserError
 
 from .jobs import (
-    FAILURES,
     MAX_CLASS_PICTURES,
     MAX_OVERLAP,
     Cancelled,
@@ -154,7 +154,7 @@ def _restore_tab(models: Models, sessions: Sessions, sources: dict[str, str], ma
 
         def work(folder: Path, tell: Tell) -> None:
             if source is None:
-                raise ValueError("there is no picture yet: drop one or take an example")
+                raise UserError("there is no picture yet: drop one or take an example")
             wanted = RestoreRequest(source, scale, _guidance(cfg), int(seed or 0), color_fix, overlap,
                                     (second_last, last) if fastvar else (), fast, kind, fidelity)
             loaded, description = models.get(sources[name])
@@ -177,7 +177,7 @@ def _restore_tab(models: Models, sessions: Sessions, sources: dict[str, str], ma
         try:
             picture, _ = checked_picture(RestoreRequest(Path(path), scale=1), max_pixels)
             shown = to_pillow(fitted(read_image(path)))
-        except FAILURES as error:
+        except Exception as error:
             return _warning(one_line(error, Path(path))), gr.update(value=None, visible=True), hidden, hidden
         line = f"{Path(path).name}: {picture.width}x{picture.height} pixels, {picture.color.dtype.itemsize * 8} bits"
         return line, gr.update(value=shown, visible=True), hidden, hidden
@@ -238,7 +238,7 @@ def _follow(work: Callable[[Path, Tell], None], show: Callable[[Update], tuple],
                 yield show(update)
         except Cancelled:
             yield CANCELLED, *rest
-        except FAILURES as error:
+        except Exception as error:
             yield _warning(one_line(error, source)), *rest
         finally:
             sessions.end(request)
@@ -256,7 +256,7 @@ def _guidance(text: str) -> float | None:
     try:
         return float(text) if text.strip() else None
     except ValueError as error:
-        raise ValueError(f"guidance {text!r} is no number: give one, or nothing for the model's own") from error
+        raise UserError(f"guidance {text!r} is no number: give one, or nothing for the model's own") from error
 
 
 def _warning(text: str) -> str:

@@ -9,6 +9,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from utils.errors import UserError
+
 CLASS_LIST = Path(__file__).with_name("classes.txt")
 
 
@@ -20,7 +22,7 @@ def read_classes(path: Path) -> dict[str, list[str]]:
             continue
         name, colon, files = line.partition(":")
         if not colon or not files.split():
-            raise ValueError(f"{path}, line {number}: expected `class: file file ...`, got {line!r}")
+            raise UserError(f"{path}, line {number}: expected `class: file file ...`, got {line!r}")
         classes[name.strip()] = files.split()
     return classes
 

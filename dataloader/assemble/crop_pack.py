@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from utils.errors import UserError, told
 from utils.flags import OneLineParser, bounded
 
 from ..photo_crops import PhotoCrops
@@ -52,7 +53,7 @@ def _groups(pictures: Iterable[bytes], limit: int) -> Iterator[tuple[int, list[b
     for number, picture in enumerate(pictures):
         needed = TAR_BLOCK + -(-len(picture) // TAR_BLOCK) * TAR_BLOCK
         if needed + TAR_RECORD > limit:
-            raise ValueError(f"picture {number} takes {needed + TAR_RECORD} bytes in a shard of at most {limit}: "
+            raise UserError(f"picture {number} takes {needed + TAR_RECORD} bytes in a shard of at most {limit}: "
                              "allow larger shards or cut smaller crops")
         if size + needed + TAR_RECORD > limit:
             yield first, group
@@ -88,13 +89,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--megabytes", type=bounded(float, 0, open_low=True), default=15, help="largest shard")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        crops = PhotoCrops(args.data, args.size, symmetries=1)
-        shards = write_shards((encode(crops.sample(number, SEED)[0]) for number in range(args.count)), args.output,
-                              round(args.megabytes * MEGA))
-    except (OSError, ValueError) as error:
-        print(f"crop_pack: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+    return told("crop_pack", lambda: _pack(args))
+
+
+def _pack(args: argparse.Namespace) -> int:
+    """Cut, pack, report."""
+    crops = PhotoCrops(args.data, args.size, symmetries=1)
+    shards = write_shards((encode(crops.sample(number, SEED)[0]) for number in range(args.count)), args.output,
+                          round(args.megabytes * MEGA))
     total = sum(shard.stat().st_size for shard in shards)
     print(f"{args.count} crops of {args.size}x{args.size} in {len(shards)} shards below {args.output}, "
           f"{total / MEGA:.0f} MB")

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from utils.errors import UserError
+
 from ..degradation import LEVELS, Degradation
 from ..entries import read_rgb
 from .photos import HELD_OUT, PHOTO_LIST, assemble
@@ -75,7 +77,7 @@ def cut(sample: Sample, file: Path) -> Image.Image:
         image = image.reduce(sample.factor)
     (left, top), (width, height) = sample.corner, sample.size
     if left + width > image.width or top + height > image.height or width % SIDE_STEP or height % SIDE_STEP:
-        raise ValueError(f"{sample.name}: a cut of {width}x{height} at {left},{top} does not fit "
+        raise UserError(f"{sample.name}: a cut of {width}x{height} at {left},{top} does not fit "
                          f"{file.name} reduced to {image.width}x{image.height} (sides in steps of {SIDE_STEP})")
     return image.crop((left, top, left + width, top + height))
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from utils.errors import UserError
+
 MAGIC = 0x1EE70F42
 HEADER, ENTRY = struct.Struct(">3I"), struct.Struct(">6I")
 FIRST_PICTURE = b"edje/images/0"
@@ -35,20 +37,20 @@ ARCHIVE, PICTURE = ".edj", ".jpg"  # what lies in the package, and what is made 
 def first_picture(archive: bytes) -> bytes:
     """The JPEG file of an archive's first picture. Raises ValueError for bytes that hold none."""
     if len(archive) < HEADER.size or HEADER.unpack_from(archive)[0] != MAGIC:
-        raise ValueError("no EET archive")
+        raise UserError("no EET archive")
     count = HEADER.unpack_from(archive)[1]
     if len(archive) < HEADER.size + count * ENTRY.size:
-        raise ValueError("an EET archive that was cut off")
+        raise UserError("an EET archive that was cut off")
     for place, size, _, name, length, _ in ENTRY.iter_unpack(archive[HEADER.size:HEADER.size + count * ENTRY.size]):
         if archive[name:name + length].rstrip(b"\0") == FIRST_PICTURE:
             picture = archive[place:place + size]
             start = picture.find(JPEG_START, 0, LONGEST_HEADER)
             if start >= 0 and len(picture) == size:
                 return picture[start:]
-    raise ValueError(f"an EET archive without a JPEG picture {FIRST_PICTURE.decode()}")
+    raise UserError(f"an EET archive without a JPEG picture {FIRST_PICTURE.decode()}")
 
 
-class SourceError(RuntimeError):
+class SourceError(UserError):
     """A package cannot be had or does not hold what the list says; the message says what to do."""
 
 
@@ -83,7 +85,7 @@ def read_photo_list(path: str | os.PathLike) -> list[PackagedPhoto]:
             continue
         match = LINE.fullmatch(line.strip())
         if match is None or ".." in PurePosixPath(match["path"]).parts or match["path"].startswith("/"):
-            raise ValueError(f"{path}, line {number}: expected `package:relative/path WIDTHxHEIGHT [WEIGHT]`, got "
+            raise UserError(f"{path}, line {number}: expected `package:relative/path WIDTHxHEIGHT [WEIGHT]`, got "
                              f"{line!r}")
         photos.append(PackagedPhoto(match["package"], match["path"], int(match["width"]), int(match["height"]),
                                     float(match["weight"] or 1)))

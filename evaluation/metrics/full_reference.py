@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pictures.luma import PEAK, luma
+from utils.errors import UserError
 
 SSIM_SIDE, SSIM_SIGMA, SSIM_K1, SSIM_K2 = 11, 1.5, 0.01, 0.03  # Wang et al. 2004
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, finest scale first
@@ -24,9 +25,9 @@ DETAIL_SIDE, DETAIL_SIGMA = 11, 1.5  # Gaussian that high_frequency takes away
 def require_comparable(image: Tensor, reference: Tensor, side: int = 1, metric: str = "this metric") -> None:
     """Raise ValueError unless both have one size, of at least `side` pixels each way."""
     if image.shape != reference.shape:
-        raise ValueError(f"picture {_size(image)} and reference {_size(reference)} differ in size")
+        raise UserError(f"picture {_size(image)} and reference {_size(reference)} differ in size")
     if min(image.shape[-2:]) < side:
-        raise ValueError(f"{metric} needs at least {side}x{side} pixels, got {_size(image)}")
+        raise UserError(f"{metric} needs at least {side}x{side} pixels, got {_size(image)}")
 
 
 def _size(image: Tensor) -> str:

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from utils.errors import first_line
+
 from ..protocols import NIQE, PAPER_PERCEPTUAL, ST_LPIPS, Metric
 from .niqe import REMEDY, Pristine, find_parameters, load_parameters, niqe
 from .st_lpips import REMEDY as ST_LPIPS_REMEDY
@@ -72,7 +74,7 @@ class LearnedMetrics:
             import pyiqa
             self.models[metric] = pyiqa.create_metric(name, device=self.device)
         except Exception as error:  # pyiqa downloads weights: any network, cache or import failure ends here
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             self.missing[metric.column] = f"pyiqa cannot get the weights of '{name}' ({reason})"
 
     def measure(self, image: Tensor, reference: Tensor | None) -> dict[str, float]:

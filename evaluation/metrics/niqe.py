@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pictures.luma import full_range_luma
+from utils.errors import UserError
 
 from .full_reference import gaussian_taps, smooth
 
@@ -61,7 +62,7 @@ def load_parameters(path: Path) -> Pristine:
         return Pristine(torch.from_numpy(mean.astype(np.float64).reshape(FEATURES)),
                         torch.from_numpy(covariance.astype(np.float64).reshape(FEATURES, FEATURES)))
     except (KeyError, ValueError, OSError) as error:
-        raise ValueError(f"{path}: not NIQE's parameters ({error})") from error
+        raise UserError(f"{path}: not NIQE's parameters ({error})") from error
 
 
 def mscn(plane: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ def niqe(image: Tensor, pristine: Pristine) -> float:
     plane = (full_range_luma(image) - HALF_LEVEL).round()  # halves down, which is nearest to pyiqa's float32
     height, width = (side // NIQE_BLOCK * NIQE_BLOCK for side in plane.shape)
     if height * width < 2 * NIQE_BLOCK ** 2:
-        raise ValueError(f"NIQE needs two blocks of {NIQE_BLOCK}x{NIQE_BLOCK} pixels, "
+        raise UserError(f"NIQE needs two blocks of {NIQE_BLOCK}x{NIQE_BLOCK} pixels, "
                          f"got {plane.shape[1]}x{plane.shape[0]}")
     plane = plane[:height, :width]
     features = torch.cat([_block_features(blocks_of(mscn(scale), NIQE_BLOCK // factor))
@@ -103,7 +104,7 @@ def niqe(image: Tensor, pristine: Pristine) -> float:
     mean = features.nanmean(dim=0)
     features = features[features.isfinite().all(dim=1)]
     if len(features) < 2:
-        raise ValueError("NIQE has nothing to measure: the picture is flat")
+        raise UserError("NIQE has nothing to measure: the picture is flat")
     difference = pristine.mean.to(mean) - mean
     inverse = torch.linalg.pinv((pristine.covariance.to(mean) + torch.cov(features.T)) / 2)
     return (difference @ inverse @ difference).clamp(min=0).sqrt().item()

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.errors import UserError
+
 PACKAGE = "stlpips_pytorch"
 REMEDY = "`pip install -r requirements-perceptual.txt`"
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of pictures in [-1, 1], as LPIPS has them
@@ -91,9 +93,9 @@ class STLPIPS(nn.Module):
     def forward(self, pictures: Tensor, references: Tensor) -> Tensor:
         """See the class. Raises ValueError for sizes that differ or are too small."""
         if pictures.shape != references.shape:
-            raise ValueError(f"picture {tuple(pictures.shape)} and reference {tuple(references.shape)} differ in size")
+            raise UserError(f"picture {tuple(pictures.shape)} and reference {tuple(references.shape)} differ in size")
         if min(pictures.shape[-2:]) < MIN_SIDE:
-            raise ValueError(f"ST-LPIPS needs at least {MIN_SIDE}x{MIN_SIDE} pixels, got {tuple(pictures.shape[-2:])}")
+            raise UserError(f"ST-LPIPS needs at least {MIN_SIDE}x{MIN_SIDE} pixels, got {tuple(pictures.shape[-2:])}")
         with torch.set_grad_enabled(torch.is_grad_enabled() and references.requires_grad):
             wanted = self._maps(references)
         total = torch.zeros(len(pictures), device=pictures.device)

@@ -14,6 +14,8 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
+from utils.errors import first_line
+
 from ..sampling import Noise
 from ..varsr import VARSR
 
@@ -92,7 +94,7 @@ class RecordedGeneration:
             raise
         except RuntimeError as error:
             log.warning("generation goes on without a CUDA graph, which could not be recorded: %s",
-                        str(error).splitlines()[0])
+                        first_line(error))
             return
         difference = (self.replay() - self.first).norm() / self.first.norm()
         if not difference < TOLERANCE:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.device import return_freed_memory
+from utils.errors import UserError
 
 from ..varsr import VARSR
 from ..weights.weight_file import MappedFile
@@ -112,15 +113,15 @@ def linear_kind(device: torch.device, dtype: torch.dtype, eight_bit: str | None)
         return Float8Linear
     if device.type != "cpu":
         if eight_bit is None:
-            raise ValueError(f"weights are packed for CPUs, and this model is on {device}")
+            raise UserError(f"weights are packed for CPUs, and this model is on {device}")
         return Int8Linear
     if eight_bit is None:
         if not packing_works(dtype):
-            raise ValueError(f"PyTorch has no packed {dtype} products for this processor")
+            raise UserError(f"PyTorch has no packed {dtype} products for this processor")
         return PackedLinear
     levels = exact_levels()
     if levels is None:
-        raise ValueError("PyTorch has no exact 8-bit products for this processor: use fp32")
+        raise UserError("PyTorch has no exact 8-bit products for this processor: use fp32")
     return partial(QuantizedLinear, levels=levels)
 
 
@@ -195,7 +196,7 @@ def require_gpu(device: torch.device, name: str) -> None:
     """Raise ValueError where a GPU cannot compute in "int8" or "fp8"."""
     least, found = CAPABILITIES[name], torch.cuda.get_device_capability(device)
     if found < least:
-        raise ValueError(f"{name} needs compute capability {least[0]}.{least[1]}, and this GPU has "
+        raise UserError(f"{name} needs compute capability {least[0]}.{least[1]}, and this GPU has "
                          f"{found[0]}.{found[1]}: use --dtype bf16 or fp16")
 
 

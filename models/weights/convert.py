@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from utils.errors import told
 from utils.flags import DTYPES
 
 
@@ -58,12 +59,11 @@ def convert(options: argparse.Namespace) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     options = parse_args(arguments)
-    try:
+
+    def run() -> int:
         print(convert(options))
-    except (ValueError, OSError) as error:  # CheckpointError is a ValueError
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    return 0
+        return 0
+    return told("convert", run)
 
 
 if __name__ == "__main__":

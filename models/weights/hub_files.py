@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from utils.errors import first_line
 from utils.files import replacing
 
 LIST_FILE = ".published.json"
@@ -49,7 +50,7 @@ def list_files(repo: str, patterns: Sequence[str], revision: str | None = None,
         entries = list(huggingface_hub.HfApi(endpoint=endpoint).list_repo_tree(repo, recursive=True,
                                                                                revision=revision))
     except Exception as error:  # a bad name, refusals, the network: their types depend on the client's version
-        raise HubError(f"{repo}: the hub cannot be asked ({_first_line(error)}): check the name and the network, or "
+        raise HubError(f"{repo}: the hub cannot be asked ({first_line(error)}): check the name and the network, or "
                        "verify what is here with --offline") from error
     files = [HubFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else None, entry.blob_id)
              for entry in entries if isinstance(entry, RepoFile)]
@@ -120,7 +121,7 @@ def fetch(repo: str, file: HubFile, folder: Path, revision: str | None = None, e
                      resume_size=opened.tell(), headers=build_hf_headers(), expected_size=file.size,
                      displayed_filename=file.path)
     except Exception as error:  # as above
-        raise HubError(f"{file.path} of {repo} could not be downloaded ({_first_line(error)}): run again, the download "
+        raise HubError(f"{file.path} of {repo} could not be downloaded ({first_line(error)}): run again, the download "
                        "goes on where it stopped") from error
     wrong = fault(partial, file, advance)
     if wrong:
@@ -128,7 +129,3 @@ def fetch(repo: str, file: HubFile, folder: Path, revision: str | None = None, e
         raise HubError(f"{file.path} of {repo} arrived damaged and was removed: run again")
     os.replace(partial, path)
     return path
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from utils.errors import UserError, first_line
+
 from ..config import VARSRConfig
 from ..varsr import VARSR
 from .load import CONFIG_FILE, WEIGHTS_FILE
@@ -37,11 +39,11 @@ class CardFacts:
 
     def __post_init__(self) -> None:
         if not _PLAIN.fullmatch(self.license):
-            raise ValueError(f"license {self.license!r} is no short name of a licence such as 'mit' or 'cc-by-4.0'")
+            raise UserError(f"license {self.license!r} is no short name of a licence such as 'mit' or 'cc-by-4.0'")
         if not self.data.strip():
-            raise ValueError("say what the model was trained on (data)")
+            raise UserError("say what the model was trained on (data)")
         if self.metrics and not self.test_set.strip():
-            raise ValueError("metrics need the name of the pictures that they were measured on (test_set)")
+            raise UserError("metrics need the name of the pictures that they were measured on (test_set)")
 
 
 def model_card(config: VARSRConfig, parameters: int, facts: CardFacts, repo: str) -> str:
@@ -99,9 +101,9 @@ def upload_model(folder: str | PathLike, repo: str, *, private: bool = False, to
         commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message,
                                    allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, CARD_FILE])
     except HFValidationError as error:
-        raise ValueError(f"{repo!r} is no name of a repository on the hub: give owner/name") from error
+        raise UserError(f"{repo!r} is no name of a repository on the hub: give owner/name") from error
     except Exception as error:  # refusals, the network, the disk: which types they have depends on the client's version
-        line = (str(error).splitlines() or [type(error).__name__])[0]
+        line = first_line(error)
         raise OSError(f"{repo} could not be uploaded ({line}): check the name and log in with `hf auth login`"
                       ) from error
     return str(commit.commit_url)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from utils.errors import UserError
 from utils.files import replacing
 
 from ..config import VARSRConfig
@@ -26,7 +27,7 @@ def save_pretrained(model: VARSR, folder: str | PathLike, dtype: torch.dtype | N
     Raises ValueError for a packed model, CheckpointError when a value is not finite in `dtype`.
     """
     if model.is_packed:
-        raise ValueError("this model is packed for one processor: load it again to save it")
+        raise UserError("this model is packed for one processor: load it again to save it")
     write_folder(model.config, model.state_dict(), folder, dtype)
 
 

@@ -13,6 +13,8 @@ from os import PathLike
 import torch
 from torch import Tensor
 
+from utils.errors import UserError
+
 from ..varsr import VARSR
 from .load import LooseTensors, load_loose
 from .unpickle import CheckpointError
@@ -98,10 +100,10 @@ def with_fidelity(model: VARSR, width: int, blocks: int, pixels: int) -> VARSR:
     """
     old = model.config.vqvae
     if width == old.fidelity_width and blocks < old.fidelity_blocks:
-        raise ValueError(f"the model has {old.fidelity_blocks} fidelity blocks per level: they can grow, not shrink to "
+        raise UserError(f"the model has {old.fidelity_blocks} fidelity blocks per level: they can grow, not shrink to "
                          f"{blocks}")
     if old.fidelity_pixels and pixels != old.fidelity_pixels:
-        raise ValueError(f"the model corrects pixels with {old.fidelity_pixels} channels: they cannot become {pixels}")
+        raise UserError(f"the model corrects pixels with {old.fidelity_pixels} channels: they cannot become {pixels}")
     larger = VARSR(dataclasses.replace(model.config, vqvae=dataclasses.replace(
         old, fidelity_width=width, fidelity_blocks=blocks, fidelity_pixels=pixels)))
     kept = {name: value for name, value in model.state_dict().items()

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from utils.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -44,7 +46,7 @@ _BROKEN = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, 
            AttributeError, struct.error)
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A weight file that cannot be used; the message names the file, the tensor or type, and the likely cause."""
 
 
