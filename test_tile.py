@@ -1,7 +1,7 @@
 """Restore pictures of any size, window by window, into files like the ones they came in.
 
-Without arguments as test_varsr.py, but with the guidance for tiled pictures (published weights: cfg 7). Profiles,
-transparency, 16 bits and metadata are kept. `torchrun --nproc-per-node=N test_tile.py ...` shares the pictures, and
+Without arguments as test_varsr.py. Results are of the sources' kinds: profiles, transparency, 16 bits and metadata are
+kept. `torchrun --nproc-per-node=N test_tile.py ...` shares the pictures, and
 the windows of large ones, between N processes. A large picture whose run was stopped is continued.
 """
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         if config is not None and not args.fastvar_quiet:
             print("\n".join(plan_lines(model, config)))
         return dataclasses.replace(settings, fastvar=config), options
-    report = run_restoration(args, Path(__file__), adjust, tiled=True)
+    report = run_restoration(args, Path(__file__), adjust)
     return 1 if report is None else report.exit_code
 
 

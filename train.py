@@ -8,7 +8,6 @@ them; one that cannot act is refused.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import sys
 from pathlib import Path
 
@@ -18,41 +17,21 @@ from training.flags import DECODER, DETAIL, build_parser, parse
 def main(argv: list[str] | None = None) -> int:
     """Parse, build, train."""
     args = parse(build_parser(__doc__), sys.argv[1:] if argv is None else argv)
-    import torch
-
-    from training.run import training_ranks
-    from utils.device import training_device
-
-    torch.manual_seed(args.seed)
-    try:
-        device = training_device(args.device)
-        ranks = training_ranks(device)
-    except (ValueError, RuntimeError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 1
-    logging.basicConfig(level=logging.INFO if ranks.is_main else logging.ERROR, format="%(asctime)s %(message)s")
-    try:
-        return _train(args, device, ranks)
-    finally:
-        ranks.close()
+    from training.run import start
+    return start(Path(__file__).name, args, lambda device, ranks: _train(args, device, ranks))
 
 
 def _train(args, device, ranks) -> int:
     from training.log import WandBSettings
-    from training.loop import LoopConfig
-    from training.run import run_stage
-    from training.setup import decoder_setup, detail_setup, transformer_setup
-
-    set_up = {DECODER: decoder_setup, DETAIL: detail_setup}.get(args.stage, transformer_setup)
-    try:
-        setup = ranks.together(lambda: set_up(args, device, ranks))
-    except (ValueError, OSError, RuntimeError) as error:
-        if ranks.is_main:
-            print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    loop = LoopConfig(Path(args.output or Path("runs", args.exp_name)), setup.settings.max_iters,
-                      log_every=args.log_every, report_every=args.val_every, save_every=args.save_every,
-                      keep=args.keep, resume=args.resume == "auto")
+    from training.run import loop_config, run_stage
+    if args.stage == DECODER:
+        from training.decoder import set_up
+    elif args.stage == DETAIL:
+        from training.detail import set_up
+    else:
+        from training.transformer import set_up
+    setup = ranks.together(lambda: set_up(args, device, ranks))
+    loop = loop_config(args, Path(args.output or Path("runs", args.exp_name)), setup.settings.max_iters)
     record = {"stage": args.stage, "init": args.init, "data": args.data, "ranks": ranks.world, "shards": args.fsdp,
               "model": dataclasses.asdict(setup.model.config), **dataclasses.asdict(setup.settings)}
     wandb = WandBSettings(args.exp_name) if args.wandb_flag else None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
 import sys
 from pathlib import Path
 
@@ -90,42 +89,19 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Parse, build, train."""
     args = build_parser().parse_args(argv)
-    import torch
-
-    from training.run import training_ranks
-    from utils.device import training_device
-
-    torch.manual_seed(args.seed)
-    try:
-        device = training_device(args.device)
-        ranks = training_ranks(device)
-    except (ValueError, RuntimeError) as error:
-        print(f"train_vqvae.py: {error}", file=sys.stderr)
-        return 1
-    logging.basicConfig(level=logging.INFO if ranks.is_main else logging.ERROR, format="%(asctime)s %(message)s")
-    try:
-        return _train(args, device, ranks)
-    finally:
-        ranks.close()
+    from training.run import start
+    return start(Path(__file__).name, args, lambda device, ranks: _train(args, device, ranks))
 
 
 def _train(args, device, ranks) -> int:
     from training.log import WandBSettings
-    from training.loop import LoopConfig
-    from training.run import run_stage
+    from training.run import loop_config, run_stage
     from training.tokenizer_setup import build_stage
-
-    try:
-        stage = ranks.together(lambda: build_stage(args, device, ranks))
-    except (ValueError, OSError, RuntimeError) as error:
-        if ranks.is_main:
-            print(f"train_vqvae.py: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    loop = LoopConfig(Path(args.output), args.max_iters, log_every=args.log_every, report_every=args.val_every,
-                      save_every=args.save_every, keep=args.keep, resume=args.resume == "auto")
+    stage = ranks.together(lambda: build_stage(args, device, ranks))
     record = {"model": dataclasses.asdict(stage.model.config), "init": args.init, "data": args.data,
               "ranks": ranks.world, "perceptual": stage.distance, **dataclasses.asdict(stage.settings)}
-    return run_stage(stage, loop, record, WandBSettings(args.exp_name) if args.wandb_flag else None, ranks)
+    return run_stage(stage, loop_config(args, Path(args.output), args.max_iters), record,
+                     WandBSettings(args.exp_name) if args.wandb_flag else None, ranks)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,6 @@ def waiting_share(preset: str, pairs, args: argparse.Namespace, device) -> dict[
     On a CPU this is loading and degradation; on a GPU, where the degradation runs beside everything else, it is the
     time until the host has the batch under way.
     """
-    import torch
 
     from models.config import PRESETS
     from models.initialization import initialize
@@ -90,7 +89,7 @@ def waiting_share(preset: str, pairs, args: argparse.Namespace, device) -> dict[
         waited["drawing"] += time.perf_counter() - start
         return drawn
     pairs.draw = timed
-    validation = draw(args.batch_size, torch.Generator(), device)
+    validation = draw(device)
     stage = TransformerStage(model, pairs, validation, TransformerSettings(batch_size=args.batch_size), device)
     for i in range(WARM_UP):
         stage.train_step(i)
@@ -111,7 +110,7 @@ def loading_rates(source, degrade, args: argparse.Namespace, device) -> dict[str
     crops = (next(loading)[0].float() / 255).to(device)
     both = new_pairs(source, degrade, args, device)
     parts = {"loader": lambda: next(loading), "degradation": lambda: degrade.and_upsample(crops, generator),
-             "both": lambda: both.draw(args.batch_size, generator, device)}
+             "both": lambda: both.draw(device)}
     rates = {name: per_second(step, args.batch_size, args.steps, device) for name, step in parts.items()}
     loading.close()
     both.loader.close()
@@ -120,10 +119,9 @@ def loading_rates(source, degrade, args: argparse.Namespace, device) -> dict[str
 
 def new_pairs(source, degrade, args: argparse.Namespace, device):
     """Pairs from the first one on."""
-    from dataloader.loader import BatchLoader
-    from dataloader.pairs import LoadedPairs, PairSource
+    from dataloader.pairs import BatchLoader, PairSource
     loader = BatchLoader(source, args.batch_size, workers=args.workers, pin_memory=device.type == "cuda")
-    return LoadedPairs(loader, PairSource(source.batch, degrade.and_upsample), args.group)
+    return PairSource(loader, degrade.and_upsample, args.group)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -132,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
 
-    from dataloader.centre_crops import PublishedCrops
+    from dataloader.centre_crops import CentreCrops
     from dataloader.degradation import Degradation, DegradationConfig
     from dataloader.photo_crops import PhotoCrops
     from models.config import PRESETS
@@ -142,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     keep_freed_memory()
     device = torch.device(args.device)
     args.size = args.size or (PRESETS[args.preset].image_size if args.preset else DEFAULT_SIZE)
-    crops = {"random": PhotoCrops, "centre": PublishedCrops}[args.crops]
+    crops = {"random": PhotoCrops, "centre": CentreCrops}[args.crops]
     try:
         source = crops(args.data, args.size)
     except (OSError, ValueError) as error:

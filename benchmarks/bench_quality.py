@@ -132,11 +132,10 @@ def quality(pictures: Iterable[Tensor], references: list[Tensor]) -> dict[str, f
     """Means over the pictures, as they are saved: rounded to 8 bits."""
     import torch
 
-    from evaluation.metrics.full_reference import gmsd, high_frequency, psnr_y, ssim_y
+    from evaluation.metrics.full_reference import eight_bit, gmsd, gray, high_frequency, luma, psnr_y, ssim_y
     from evaluation.metrics.learned import LearnedMetrics
     from evaluation.metrics.piqe import piqe
     from evaluation.protocols import NIQE, ST_LPIPS
-    from pictures.luma import eight_bit, gray, luma
     learned = LearnedMetrics(torch.device("cpu"), (NIQE, ST_LPIPS))
     rows: list[dict[str, float]] = []
     for picture, reference in zip(pictures, references, strict=True):

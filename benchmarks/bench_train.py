@@ -14,9 +14,10 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -94,6 +95,8 @@ def build_stage(args: argparse.Namespace, device: torch.device) -> tuple[Stage, 
     """A training stage on random pictures, and the model's name."""
     import torch
 
+    from dataloader.degradation import Degradation, DegradationConfig
+    from dataloader.pairs import BatchLoader, ClassSource, CropSource, PairSource
     from models.config import PRESETS, published_size
     from models.initialization import initialize
     from models.varsr import VARSR
@@ -102,36 +105,38 @@ def build_stage(args: argparse.Namespace, device: torch.device) -> tuple[Stage, 
     config = published_size(args.depth) if args.depth else PRESETS[args.preset or DEFAULT_PRESET]
     side = config.image_size
 
-    def sample(batch: int, generator: torch.Generator) -> torch.Tensor:
-        return torch.rand(batch, 3, side, side, generator=generator)
+    classes = 1 if config.is_super_resolution else config.num_classes
+    loader = BatchLoader(NoisePictures(side, classes), args.batch_size)
     if args.stage == TOKENIZER:
-        from dataloader.pairs import CropSource
         from models.vqvae import VQVAE
         settings = TokenizerSettings(batch_size=args.batch_size, precision=args.dtype, adversarial_start=0.0)
-        crops = CropSource(sample)
-        return TokenizerStage(VQVAE(config.vqvae), crops, torch.rand(1, 3, side, side), settings, device), config.name
+        crops, validation = CropSource(loader), torch.rand(1, 3, side, side)
+        return TokenizerStage(VQVAE(config.vqvae), crops, validation, settings, device), config.name
     model = VARSR(config)
     initialize(model)
     model.transformer.checkpointing = args.checkpointing
     if args.compile:
         for block in model.transformer.blocks:
             block.compile(mode=args.compile)
-    pairs = random_pairs(config, sample)
-    validation = pairs.draw(1, torch.Generator(), torch.device("cpu"))
+    degrade = Degradation(DegradationConfig.load()).and_upsample
+    pairs = PairSource(loader, degrade, args.batch_size) if config.is_super_resolution else ClassSource(loader)
+    validation = pairs.draw(torch.device("cpu"))
     settings = TransformerSettings(batch_size=args.batch_size, precision=args.dtype)
     return TransformerStage(model, pairs, validation, settings, device), config.name
 
 
-def random_pairs(config, sample: Callable):
-    """Pairs of noise and its degradation, or noise of random classes."""
-    import torch
+class NoisePictures:
+    """Samples of noise, drawn once and handed out again: what loading costs is measured elsewhere."""
 
-    from dataloader.degradation import Degradation, DegradationConfig
-    from dataloader.pairs import ClassSource, PairSource
-    if config.is_super_resolution:
-        return PairSource(sample, Degradation(DegradationConfig.load()).and_upsample)
-    return ClassSource(lambda batch, generator: (sample(batch, generator), torch.randint(config.num_classes, (batch,))),
-                       config.num_classes)
+    def __init__(self, side: int, classes: int) -> None:
+        from dataloader.entries import Failures
+        self.failures = Failures()
+        random = np.random.default_rng(0)
+        self.pictures, self.labels = random.integers(0, 256, (8, side, side, 3), np.uint8), range(classes)
+
+    def sample(self, position: int, seed: int) -> tuple[np.ndarray, int]:
+        """(S, S, 3) uint8 and a class."""
+        return self.pictures[position % len(self.pictures)], self.labels[position % len(self.labels)]
 
 
 def step_seconds(stage: Stage, steps: int, device: torch.device) -> float:

@@ -4,28 +4,26 @@ from __future__ import annotations
 import os
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
+from models.config import HIGH_QUALITY, LOW_QUALITY
 from utils.errors import UserError
 
 from .entries import UNREADABLE, Entry, Failures, find_entries, read_entry
-from .photo_crops import LEVELS, NEGATIVE, POSITIVE
 from .positions import PictureOrder, Stream, random_at
 
 
-class PublishedCrops:
+class CentreCrops:
     """Short side to 1.25 S (class 0) or S (class 1), centre crop S, random flip."""
 
-    def __init__(self, root: str | os.PathLike, size: int = 512, *, label: int = POSITIVE,
+    def __init__(self, root: str | os.PathLike, size: int = 512, *, label: int = HIGH_QUALITY,
                  enlarge: float | None = None, flip: bool = True) -> None:
         """root: a folder, a text file or a shard (`find_entries`) of pictures of one class. enlarge: of the short side
         before the cut; 1.25 for high quality and 1 for low quality if not given. flip: mirror every other crop.
 
         Raises FileNotFoundError without pictures, ValueError for bad settings or a bad list.
         """
-        enlarge = (1.0 if label == NEGATIVE else 1.25) if enlarge is None else enlarge
+        enlarge = (1.0 if label == LOW_QUALITY else 1.25) if enlarge is None else enlarge
         if size < 1 or enlarge < 1:
             raise UserError(f"size must be positive and enlarge at least 1, got {size} and {enlarge}")
         self.size, self.short_side, self.label, self.flip = size, round(size * enlarge), label, flip
@@ -46,12 +44,6 @@ class PublishedCrops:
         """
         flip = bool(random_at(seed, Stream.FLIP, position).integers(2))
         return self._crop(self._order.index(position, seed), flip), self.label
-
-    def batch(self, count: int, generator: torch.Generator) -> Tensor:
-        """Crops of `count` pictures drawn at random: (B, 3, S, S), float32 in [0, 1]."""
-        numbers = torch.rand(count, 2, generator=generator, dtype=torch.float64).tolist()
-        crops = np.stack([self._crop(self._order.chosen(share), flip < 0.5) for share, flip in numbers])
-        return torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous().float().div_(LEVELS)
 
     def _crop(self, index: int, flip: bool) -> np.ndarray:
         for offset in range(len(self)):

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from .entries import Failures
 from .photo_crops import CACHE_FOLDER, PhotoCrops
@@ -46,12 +44,6 @@ class ClassCrops:
     def __len__(self) -> int:
         """Pictures of all classes, an epoch."""
         return sum(map(len, self._crops))
-
-    def batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Crops (B, 3, S, S) float32 in [0, 1] and their classes (B,); all randomness comes from `generator`."""
-        labels = torch.randint(len(self.names), (count,), generator=generator)
-        crops = [self._crops[label].batch(1, generator) for label in labels.tolist()]
-        return torch.cat(crops), labels
 
     def sample(self, position: int, seed: int) -> tuple[np.ndarray, int]:
         """The crop of a position of the endless row of samples, (S, S, 3) uint8, and its class."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor
 
+from pictures.rgb import BT601
 from utils.errors import UserError
 
 from .jpeg import constant, jpeg
@@ -25,7 +26,6 @@ POISSON_COUNTS = 256.0  # photons that make white
 MAX_SEED = 2 ** 62
 SMALL_KERNEL = 13  # below this size a sinc kernel may cut off lower
 SINC_CUTOFF_LARGE, SINC_CUTOFF_SMALL = torch.pi / 5, torch.pi / 3
-LUMA = (0.299, 0.587, 0.114)
 RESIZE_MODES = ("area", "bilinear", "bicubic")
 KERNEL_KINDS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
 
@@ -253,7 +253,7 @@ class Degradation:
         gray = _per_sample(draws.chance(stage.gray_noise_prob, count), x)
         sigma = _per_sample(draws.uniform(stage.gaussian_sigma, count) / LEVELS, x)
         scale = _per_sample(draws.uniform(stage.poisson_scale, count), x)
-        clean = torch.where(gray, (x * constant(LUMA, x.device).view(1, 3, 1, 1)).sum(1, keepdim=True), x)
+        clean = torch.where(gray, (x * constant(BT601, x.device).view(1, 3, 1, 1)).sum(1, keepdim=True), x)
         normal = draws.normal(x)
         normal = torch.where(gray, normal[:, :1], normal)
         # shot noise of 256 counts at white: a Gaussian of its mean and variance, without the skew of few counts

@@ -13,7 +13,7 @@ from pictures.formats import HR_FOLDER, LR_FOLDER, ImageError, matching_referenc
 from pictures.rgb import read_image
 from utils.errors import UserError
 
-from .pairs import Degrader, Sampler
+from .pairs import Degrader, SampleSource, drawn
 
 log = logging.getLogger(__name__)
 
@@ -58,16 +58,17 @@ def pairs_of_folder(folder: Path, size: int, count: int) -> HeldOut:
     return HeldOut(torch.stack([target for target, _ in chosen]), torch.stack([lr for _, lr in chosen]))
 
 
-def held_out(folder: str | None, size: int, count: int, degrade: Degrader, sample: Sampler | None = None) -> HeldOut:
+def held_out(folder: str | None, size: int, count: int, degrade: Degrader,
+             crops: SampleSource | None = None) -> HeldOut:
     """The validation pairs of a training run, the same in every run.
 
     folder: with `LR` and `HR`, or plain pictures, which `degrade` (HR to LR at its own size) is applied to; without
-    one, crops of the training pictures by `sample`. size: S of the model. Raises FileNotFoundError.
+    one, samples of `crops`, the training pictures. size: S of the model. Raises FileNotFoundError.
     """
     generator = torch.Generator().manual_seed(SEED)
     if folder is None:
         log.info("no --val_data: validation pairs are crops of the training pictures, so not quite unseen")
-        target = sample(count, generator)
+        target = drawn(crops, count, SEED)
     else:
         if (Path(folder) / LR_FOLDER).is_dir() and (Path(folder) / HR_FOLDER).is_dir():
             return pairs_of_folder(Path(folder), size, count)

@@ -1,25 +1,165 @@
-"""Training pairs: HR crops and what the degradation makes of them, with the class that each pair teaches."""
+"""Training batches: samples by their positions in one endless row, and the pairs that the degradation makes of them.
+
+Batch i is the same whatever the number of workers, and two ranks with batches of b together have what one rank has
+with 2b: a sample depends on the seed and its position alone (`positions.py`). So the data position of a run is one
+number.
+"""
 from __future__ import annotations
 
-from collections.abc import Callable
+import multiprocessing
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import count
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from models.config import LOW_QUALITY
 from utils.errors import UserError
 
-from .loader import BatchLoader
-from .positions import Stream, generator_at
+from .entries import Failures
+from .positions import Stream, generator_at, random_at
 
-ClassSampler = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]  # the same, with labels (B,)
-Sampler = Callable[[int, torch.Generator], Tensor]  # (batch, generator) -> (B, 3, S, S) in [0, 1]
+# Not by a plain fork: a child inherits locks of libvips and of the GPU's driver that nobody will open.
+START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+LEVELS = 255.0
+
+News = list[tuple[str, str]]
 Degrader = Callable[[Tensor, torch.Generator], Tensor]  # HR (B, 3, S, S) -> LR at HR size, both in [0, 1]
 
-HIGH_QUALITY, LOW_QUALITY = 0, 1
 
-LEVELS = 255.0
+class SampleSource(Protocol):
+    """`PhotoCrops`, `CentreCrops`, `ClassCrops`, `WithNegatives`, `WithLostClasses`."""
+
+    failures: Failures
+
+    def sample(self, position: int, seed: int) -> tuple[np.ndarray, int]:
+        """(S, S, 3) uint8 and a class, decided by the two numbers."""
+
+
+class WithNegatives:
+    """Samples of which a share teaches the low-quality class, for image-based guidance (VARSR, section 3.3)."""
+
+    def __init__(self, positives: SampleSource, share: float, negatives: SampleSource | None = None) -> None:
+        """negatives: where their pictures come from; without it they are positives with the other label, whose
+        degraded pictures are to be their targets. Raises ValueError for a share outside [0, 1)."""
+        self.positives, self.share, self.negatives = positives, _share(share), negatives
+        self.failures = positives.failures
+        if negatives is not None:  # one count for both
+            self.failures.reasons.update(negatives.failures.reasons)
+            negatives.failures = self.failures
+
+    def sample(self, position: int, seed: int) -> tuple[np.ndarray, int]:
+        """(S, S, 3) uint8 and the class."""
+        if random_at(seed, Stream.NEGATIVE, position).random() >= self.share:
+            return self.positives.sample(position, seed)
+        return (self.negatives or self.positives).sample(position, seed)[0], LOW_QUALITY
+
+
+class WithLostClasses:
+    """Samples of classes, a share of which gets the unconditional class, for guidance (VAR, section 3.3)."""
+
+    def __init__(self, source: SampleSource, classes: int, share: float = 0.1) -> None:
+        """classes: how many there are; the unconditional one comes behind them. Raises ValueError as the above."""
+        self.source, self.classes, self.share, self.failures = source, classes, _share(share), source.failures
+
+    def sample(self, position: int, seed: int) -> tuple[np.ndarray, int]:
+        """(S, S, 3) uint8 and the class."""
+        pixels, label = self.source.sample(position, seed)
+        lost = random_at(seed, Stream.UNCONDITIONAL, position).random() < self.share
+        return pixels, self.classes if lost else label
+
+
+def _share(share: float) -> float:
+    if not 0 <= share < 1:
+        raise UserError(f"a share of samples must be in [0, 1), got {share}")
+    return share
+
+
+def drawn(source: SampleSource, count: int, seed: int) -> Tensor:
+    """The first `count` pictures of a seed's row, (M, 3, S, S) float32 in [0, 1]: for validation."""
+    pixels = np.stack([source.sample(position, seed)[0] for position in range(count)])
+    return rearrange(torch.from_numpy(pixels), "m h w c -> m c h w").contiguous().float().div_(LEVELS)
+
+
+class _Batches(Dataset):
+    """Item i is batch i of a rank: pixels (B, S, S, 3) uint8, classes (B,), and what was skipped on the way."""
+
+    def __init__(self, source: SampleSource, batch_size: int, seed: int, rank: int, ranks: int) -> None:
+        self.source, self.batch_size, self.seed, self.rank, self.ranks = source, batch_size, seed, rank, ranks
+
+    def first_sample(self, batch: int) -> int:
+        """Position of a batch's first sample in the row that all ranks share."""
+        return (batch * self.ranks + self.rank) * self.batch_size
+
+    def __getitem__(self, batch: int) -> tuple[Tensor, Tensor, News]:
+        first = self.first_sample(batch)
+        samples = [self.source.sample(first + i, self.seed) for i in range(self.batch_size)]
+        pixels = torch.from_numpy(np.stack([pixels for pixels, _ in samples]))
+        return pixels, torch.tensor([label for _, label in samples]), self.source.failures.take_news()
+
+
+def _be_quiet(_: int) -> None:
+    """In a worker: skipped pictures are named by the main process."""
+    get_worker_info().dataset.source.failures.announce = False
+
+
+class BatchLoader:
+    """An endless iterator of (pictures (B, 3, S, S) uint8, classes (B,)) that continues at any position."""
+
+    def __init__(self, source: SampleSource, batch_size: int, *, seed: int = 0, rank: int = 0, ranks: int = 1,
+                 workers: int = 0, pin_memory: bool = False) -> None:
+        """batch_size: of one rank. workers: processes that draw ahead; with 0 a batch is drawn when asked for.
+        pin_memory: for a GPU, which then copies a batch while it computes. Raises ValueError for bad numbers."""
+        if batch_size < 1 or workers < 0 or not 0 <= rank < ranks:
+            raise UserError(f"batch_size must be positive, workers not negative and rank below ranks, got "
+                            f"{batch_size}, {workers}, {rank} of {ranks}")
+        self.failures = source.failures
+        self.position = 0
+        self.batch_size, self.seed, self.workers, self.pin_memory = batch_size, seed, workers, pin_memory
+        self._batches = _Batches(source, batch_size, seed, rank, ranks)
+        self._iterator: Iterator | None = None
+
+    @property
+    def first_sample(self) -> int:
+        """Position of the next batch's first sample in the row that all ranks share."""
+        return self._batches.first_sample(self.position)
+
+    def __iter__(self) -> BatchLoader:
+        return self
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        """The batch at `position`, which moves on. Raises what the source raises when nothing can be read."""
+        if self._iterator is None:
+            self._iterator = self._start()
+        pixels, labels, news = next(self._iterator)
+        self.failures.update(news)
+        self.position += 1
+        return rearrange(pixels, "b h w c -> b c h w"), labels
+
+    def _start(self) -> Iterator:
+        context = multiprocessing.get_context(START_METHOD) if self.workers else None
+        own = torch.Generator()  # else a number is drawn from the global generator, and again after each resume
+        return iter(DataLoader(self._batches, batch_size=None, sampler=count(self.position), generator=own,
+                               num_workers=self.workers, worker_init_fn=_be_quiet, multiprocessing_context=context,
+                               pin_memory=self.pin_memory))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The data position."""
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue behind the batch that was the last one when the state was taken."""
+        self.position = state["position"]
+        self.close()
+
+    def close(self) -> None:
+        """End the worker processes; a following batch starts new ones."""
+        self._iterator = None
 
 
 @dataclass
@@ -31,90 +171,17 @@ class Pairs:
     labels: Tensor
 
 
-class DrawnOnDemand:
-    """A source whose draws depend on the caller's generator alone: it has no data position to save."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to do."""
-
-
-class CropSource(DrawnOnDemand):
-    """Draws pictures alone, for the tokenizer."""
-
-    def __init__(self, sample: Sampler) -> None:
-        self.sample = sample
-
-    def draw(self, batch: int, generator: torch.Generator, device: torch.device) -> Tensor:
-        """(B, 3, S, S) in [0, 1] on `device`."""
-        return self.sample(batch, generator).to(device)
-
-
-class PairSource(DrawnOnDemand):
-    """Draws pairs; a share of them are negatives for image-based guidance (VARSR, section 3.3).
-
-    Negatives come from a sampler of low-quality pictures (`trainset_neg`). Without one, the degraded picture is
-    its own target: the low-quality class then means "leave it as it is", which is what guidance must push away from.
-    """
-
-    def __init__(self, sample: Sampler, degrade: Degrader, negative_share: float = 0.0,
-                 sample_negative: Sampler | None = None) -> None:
-        if not 0 <= negative_share < 1:
-            raise UserError(f"negative_share must be in [0, 1), got {negative_share}")
-        self.sample, self.degrade = sample, degrade
-        self.negative_share, self.sample_negative = negative_share, sample_negative
-
-    def draw(self, batch: int, generator: torch.Generator, device: torch.device) -> Pairs:
-        """A batch on `device`; everything random comes from `generator`."""
-        negative = torch.rand(batch, generator=generator) < self.negative_share
-        target = self.sample(batch, generator)
-        if self.sample_negative is not None and negative.any():
-            target[negative] = self.sample_negative(int(negative.sum()), generator)
-        target = target.to(device)
-        lr = self.degrade(target, generator)
-        if self.sample_negative is None:
-            target = torch.where(negative.to(device)[:, None, None, None], lr, target)
-        labels = torch.where(negative, LOW_QUALITY, HIGH_QUALITY)
-        return Pairs(target * 2 - 1, lr * 2 - 1, labels.to(device))
-
-    def positives_only(self) -> PairSource:
-        """The same source without negatives, for validation."""
-        return PairSource(self.sample, self.degrade)
-
-
-class ClassSource(DrawnOnDemand):
-    """Draws pictures of classes for class-to-image training; some lose their class, for guidance (VAR, section 3.3)."""
-
-    def __init__(self, sample: ClassSampler, classes: int, unconditional_share: float = 0.1) -> None:
-        if not 0 <= unconditional_share < 1:
-            raise UserError(f"unconditional_share must be in [0, 1), got {unconditional_share}")
-        self.sample, self.classes, self.unconditional_share = sample, classes, unconditional_share
-
-    def draw(self, batch: int, generator: torch.Generator, device: torch.device) -> Pairs:
-        """A batch on `device` without LR pictures; the unconditional class comes after all others."""
-        target, labels = self.sample(batch, generator)
-        lost = torch.rand(batch, generator=generator) < self.unconditional_share
-        return Pairs(target.to(device) * 2 - 1, None, labels.masked_fill(lost, self.classes).to(device))
-
-    def positives_only(self) -> ClassSource:
-        """The same source with every class kept, for validation."""
-        return ClassSource(self.sample, self.classes, 0.0)
-
-
-class Loaded:
-    """What draws from a loader: its position is the data position of a run."""
+class CropSource:
+    """Draws pictures alone, for the tokenizer. Its position is the data position of a run."""
 
     def __init__(self, loader: BatchLoader) -> None:
         self.loader = loader
 
-    def _next(self, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The next batch on `device`: pictures (B, 3, S, S) in [0, 1], classes (B,). Raises ValueError for another
-        size than the loader's."""
-        if batch != self.loader.batch_size:
-            raise UserError(f"the loader has batches of {self.loader.batch_size}, asked for {batch}")
+    def draw(self, device: torch.device) -> Tensor:
+        """The next pictures (B, 3, S, S) in [0, 1] on `device`."""
+        return self._next(device)[0]
+
+    def _next(self, device: torch.device) -> tuple[Tensor, Tensor]:
         pixels, labels = next(self.loader)
         return pixels.to(device, non_blocking=True).float() / LEVELS, labels.to(device, non_blocking=True)
 
@@ -127,44 +194,32 @@ class Loaded:
         self.loader.load_state_dict(state)
 
 
-class LoadedCrops(Loaded):
-    """Draws as `CropSource` would, but ahead of time."""
+class ClassSource(CropSource):
+    """Draws pictures of classes, for class-to-image training."""
 
-    def draw(self, batch: int, _: torch.Generator, device: torch.device) -> Tensor:
-        """The next pictures (B, 3, S, S) in [0, 1] on `device`."""
-        return self._next(batch, device)[0]
+    def draw(self, device: torch.device) -> Pairs:
+        """The next batch on `device`, without LR pictures."""
+        target, labels = self._next(device)
+        return Pairs(target * 2 - 1, None, labels)
 
 
-class LoadedPairs(Loaded):
-    """Draws as another source would, but ahead of time; like the loader's batches, the pairs follow from the seed and
-    the data position alone."""
+class PairSource(CropSource):
+    """Draws pictures and degrades them on the training device."""
 
-    def __init__(self, loader: BatchLoader, plain: PairSource | ClassSource, group: int = 1) -> None:
-        """plain: the same without a loader: it degrades, and serves validation. group: samples that are degraded
-        together (`DegradationConfig.group`); ranks draw what a single one would where it divides their batch size."""
+    def __init__(self, loader: BatchLoader, degrade: Degrader, group: int = 1, negatives_are_degraded: bool = True
+                 ) -> None:
+        """group: samples that are degraded together (`DegradationConfig.group`); ranks draw what a single one would
+        where it divides their batch size. negatives_are_degraded: a picture of the low-quality class is its own
+        target, degraded: the class then means "leave it as it is", which is what guidance must push away from."""
         super().__init__(loader)
-        self.plain, self.group = plain, group
+        self.degrade, self.group, self.negatives_are_degraded = degrade, group, negatives_are_degraded
 
-    def draw(self, batch: int, _: torch.Generator, device: torch.device) -> Pairs:
+    def draw(self, device: torch.device) -> Pairs:
         """The next batch on `device`."""
         first = self.loader.first_sample
-        target, labels = self._next(batch, device)
-        if isinstance(self.plain, ClassSource):
-            return Pairs(target * 2 - 1, None, labels)
-        lr = torch.cat([self.plain.degrade(part, self._generator(first + i * self.group))
+        target, labels = self._next(device)
+        lr = torch.cat([self.degrade(part, generator_at(self.loader.seed, Stream.DEGRADATION, first + i * self.group))
                         for i, part in enumerate(target.split(self.group))])
-        if self.plain.sample_negative is None:
+        if self.negatives_are_degraded:
             target = torch.where((labels == LOW_QUALITY)[:, None, None, None], lr, target)
         return Pairs(target * 2 - 1, lr * 2 - 1, labels)
-
-    def _generator(self, position: int) -> torch.Generator:
-        return generator_at(self.loader.seed, Stream.DEGRADATION, position)
-
-    @property
-    def sample(self) -> Sampler | ClassSampler:
-        """Pictures of the same place on demand, for validation."""
-        return self.plain.sample
-
-    def positives_only(self) -> PairSource | ClassSource:
-        """For validation: on demand, without negatives, with every class."""
-        return self.plain.positives_only()

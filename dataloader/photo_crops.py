@@ -9,16 +9,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from models.config import HIGH_QUALITY
+from pictures.rgb import BT601
 from utils.errors import UserError
+from utils.files import replacing
 
 from .entries import UNREADABLE, Entry, Failures, find_entries, read_entry
 from .positions import Stream, generator_at, pick, running_sum
@@ -31,11 +32,10 @@ CACHE_FOLDER = Path(".cache", "photo-pyramids")  # next to the folder of photogr
 LEVEL_WEIGHTS = (0.15, 0.35, 0.35, 0.15)  # the full resolution of a photograph is often soft or noisy
 MAX_DRAWS = 4  # tries for a crop with detail before a flat one is taken
 MAX_LOST = 100  # photographs in a row whose cache cannot be read
-LUMA = np.array((0.299, 0.587, 0.114), dtype=np.float32)  # BT.601
+LUMA = np.array(BT601, dtype=np.float32)
 DETAIL_BLOCK = 4  # pixels
 FINE_BLOCK, COARSE_BLOCK = 2, 8  # of `sharpness`
 LEVELS = 255.0
-POSITIVE, NEGATIVE = 0, 1  # the classes of high and low quality
 
 
 class PyramidCache:
@@ -67,15 +67,9 @@ class PyramidCache:
 
 
 def _write_array(file: Path, array: np.ndarray) -> None:
-    """Under a temporary name first, so that a stopped run or a neighbour never sees half a file."""
-    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.save(stream, array)
-        os.replace(temporary, file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """So that a stopped run or a neighbour never sees half a file."""
+    with replacing(file) as temporary, open(temporary, "wb") as stream:
+        np.save(stream, array)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,14 +150,9 @@ class PhotoCrops:
         if not usable:
             self.failures.add(photo, f"smaller than a crop of {self.crop_size} pixels")
 
-    def batch(self, count: int, generator: torch.Generator) -> Tensor:
-        """`count` crops: (B, 3, S, S), float32 in [0, 1]; all randomness comes from the CPU `generator`."""
-        crops = np.stack([self._draw(generator) for _ in range(count)])
-        return torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous().float().div_(LEVELS)
-
     def sample(self, position: int, seed: int) -> tuple[np.ndarray, int]:
         """The crop of a position of the endless row of samples, (S, S, 3) uint8, and its class."""
-        return self._draw(generator_at(seed, Stream.CROP, position)), POSITIVE
+        return self._draw(generator_at(seed, Stream.CROP, position)), HIGH_QUALITY
 
     def _draw(self, generator: torch.Generator) -> np.ndarray:
         """One crop (S, S, 3) uint8."""

@@ -56,12 +56,8 @@ class PictureOrder:
     def index(self, position: int, seed: int) -> int:
         """In 0..count - 1, for a position from 0 on."""
         if self._by_chance:
-            return self.chosen(random_at(seed, Stream.ORDER, position).random())
+            return pick(self._ends, random_at(seed, Stream.ORDER, position).random())
         epoch, place = divmod(position, self.count)
         if self._epoch is None or self._epoch[0] != (seed, epoch):
             self._epoch = (seed, epoch), random_at(seed, Stream.ORDER, epoch).permutation(self.count)
         return int(self._epoch[1][place])
-
-    def chosen(self, share: float) -> int:
-        """The picture that a random number in [0, 1) chooses, by the weights alone."""
-        return pick(self._ends, share)

@@ -6,10 +6,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from pictures.luma import eight_bit, gray, luma
-
 from .metrics.fsim import fsim
-from .metrics.full_reference import gmsd, ms_ssim, psnr, require_comparable, ssim
+from .metrics.full_reference import eight_bit, gmsd, gray, luma, ms_ssim, psnr, require_comparable, ssim
 from .metrics.learned import LearnedMetrics
 from .metrics.piqe import piqe
 from .protocols import Metric, Protocol

@@ -116,8 +116,7 @@ def sha256(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a text file under a temporary name, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a text file, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from models.config import GenerationConfig
 from models.varsr import VARSR, ScaleStep
 
 from .settings import RestoreSettings
@@ -82,25 +83,29 @@ def generate_windows(model: VARSR, work: Work, settings: RestoreSettings, batch:
     of memory halves the batch and goes on; only a single window that does not fit raises. What `on_scale` raises ends
     the run.
     """
-    done = 0
-    while done < len(work):
-        part = work[done:done + batch.size]
-        try:
-            _generate(model, part, settings, on_scale)
-        except RuntimeError as error:
-            if not is_out_of_memory(error) or len(part) == 1:
-                raise
-            batch.halve()
-            continue
-        done += len(part)
-        if progress is not None:
-            progress(len(part))
+    by_options: dict[GenerationConfig, list[tuple[TiledPicture, Window]]] = {}
+    for picture, window in work:
+        by_options.setdefault(settings.for_picture(len(picture.grid)), []).append((picture, window))
+    for options, alike in by_options.items():
+        done = 0
+        while done < len(alike):
+            part = alike[done:done + batch.size]
+            try:
+                _generate(model, part, options, settings, on_scale)
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or len(part) == 1:
+                    raise
+                batch.halve()
+                continue
+            done += len(part)
+            if progress is not None:
+                progress(len(part))
 
 
-def _generate(model: VARSR, part: Work, settings: RestoreSettings, on_scale: OnScale | None) -> None:
+def _generate(model: VARSR, part: Work, options: GenerationConfig, settings: RestoreSettings,
+              on_scale: OnScale | None) -> None:
     windows = [window for _, window in part]
     guides = torch.stack([picture.window_guide(window) for picture, window in part])
-
     watched = on_scale is not None or any(set(picture.latents) - {picture.config.vqvae.side} for picture, _ in part)
 
     def keep(step: ScaleStep) -> None:
@@ -109,9 +114,9 @@ def _generate(model: VARSR, part: Work, settings: RestoreSettings, on_scale: OnS
                 picture.latents[step.side][window.index] = latent.cpu()
         if on_scale is not None:
             on_scale(part, step)
-    noise = refiner_noise(model.config, settings.seed, windows, model.config.refiner_steps(settings.generation))
+    noise = refiner_noise(model.config, settings.seed, windows, model.config.refiner_steps(options))
     seeds = [place_seed(settings.seed, window.top, window.left) for window in windows]
-    latents = model.generate_latent(guides, options=settings.generation, seed=seeds, refiner_noise=noise,
+    latents = model.generate_latent(guides, options=options, seed=seeds, refiner_noise=noise,
                                     on_scale=keep if watched else None, fastvar=settings.fastvar).float().cpu()
     for (picture, window), latent in zip(part, latents, strict=True):
         picture.finished[window.index] = latent
@@ -121,4 +126,5 @@ def batch_size_for(model: VARSR, settings: RestoreSettings) -> BatchSize:
     """The batch size that the settings name, or the one that suits the model and the free memory."""
     if settings.batch_size is not None:
         return BatchSize(settings.batch_size)
-    return automatic_batch_size(model, guided=settings.generation.cfg > 0)
+    guided = max(settings.generation.cfg, settings.generation.tiled_cfg or 0) > 0
+    return automatic_batch_size(model, guided)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from models.varsr import VARSR
+from utils.files import replacing
 from utils.ranks import Ranks
 
 from .generate import BatchSize, Progress, generate_windows
@@ -100,9 +101,8 @@ class WorkFolder:
             return True
         self.remove()
         self.path.mkdir(parents=True)
-        temporary = plan_file.with_name(f"{self.PLAN}.new")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, plan_file)
+        with replacing(plan_file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
         return False
 
     def latents(self, side: int, windows: int, shape: tuple[int, int, int]) -> FileLatents:

@@ -1,19 +1,28 @@
-"""What a run did: metrics, failures, the summary, the tables and the log of files."""
+"""What a run did and how good it was: metrics, failures, the summary, the tables, the log of files."""
 from __future__ import annotations
 
 import csv
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
+from evaluation.metrics.full_reference import SSIM_SIDE, psnr_y, ssim_y
+from evaluation.metrics.learned import LearnedMetrics
 from pictures.picture import Picture
-from pictures.result_file import ResultFile
+from pictures.result_file import ResultFile, ResultOptions
+from pictures.rgb import read_image
+from utils.files import replacing
 
 from .jobs import Job
-from .windows import TiledPicture
+from .windows import LatentStore, TiledPicture
 
 METRICS_FILE = "metrics.csv"
+SHEET_PIXELS = 4_000_000  # larger results are left out of comparison sheets
 
 
 @dataclass
@@ -76,6 +85,9 @@ class Report:
         return "\n".join(lines)
 
 
+Extra = Callable[["Started"], dict[str, Tensor]]  # more pictures for the sheet, by label, of a finished picture
+
+
 def mean_row(rows: list[dict[str, float]]) -> dict[str, float]:
     """Mean of every column over the rows that have it."""
     names = dict.fromkeys(name for row in rows for name in row)
@@ -83,18 +95,13 @@ def mean_row(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def write_table(path: Path, rows: dict[str, dict[str, float]], mean: dict[str, float]) -> None:
-    """A CSV with a row per picture and a mean row, under a temporary name first."""
+    """A CSV with a row per picture and a mean row."""
     names = list(dict.fromkeys(name for row in (*rows.values(), mean) for name in row))
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["picture", *names])
-            for picture, row in [*rows.items(), ("mean", mean)]:
-                writer.writerow([picture, *(f"{row[name]:.6g}" if name in row else "" for name in names)])
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["picture", *names])
+        for picture, row in [*rows.items(), ("mean", mean)]:
+            writer.writerow([picture, *(f"{row[name]:.6g}" if name in row else "" for name in names)])
 
 
 def append_log(path: Path, record: FileRecord) -> None:
@@ -117,3 +124,72 @@ class Started:
     tiled: TiledPicture
     result: ResultFile
     record: FileRecord
+
+
+class Judge:
+    """Looks at finished pictures: the picture after each scale, metrics against the reference, the row of the sheet."""
+
+    def __init__(self, device: torch.device, report: Report, render: Callable[[Started, LatentStore, ResultFile], None],
+                 result: ResultOptions, on_sheet: bool = False, exports: bool = False, label: str = "VARSR",
+                 extra: Extra | None = None) -> None:
+        """report: where metrics go. render: fills a result from latents. result: how exported pictures are written.
+        on_sheet: keep pictures for a comparison sheet, ours under a label, with extra ones."""
+        self.device, self.report, self.render, self.result = device, report, render, result
+        self.on_sheet, self.exports, self.label, self.extra = on_sheet, exports, label, extra
+        self.learned: LearnedMetrics | None = None
+        self.sheet_rows: dict[str, dict[str, Tensor]] = {}
+
+    def __call__(self, started: Started) -> None:
+        job, tiled = started.job, started.tiled
+        if self.exports:
+            self._export(started)
+        extra = self.extra(started) if self.extra else {}
+        on_sheet = self.on_sheet and tiled.height * tiled.width <= SHEET_PIXELS
+        if job.reference is None and not on_sheet:
+            return
+        # what the written file shows counts, not what was meant to be written
+        restored, bicubic = read_image(job.output), tiled.guide(0, 0, tiled.height, tiled.width)
+        reference = read_image(job.reference) if job.reference else None
+        if on_sheet:
+            pictures = {"bicubic": bicubic, self.label: restored, **extra}
+            if reference is not None and reference.shape == restored.shape:
+                pictures["HR"] = reference
+            self.sheet_rows[job.output.stem] = pictures
+        if reference is not None:
+            self.learned = self.learned or LearnedMetrics(self.device)
+            self.report.rows[job.output] = {**psnr_ssim(restored, reference),
+                                            **self.learned.measure(restored, reference)}
+            self.report.baselines[job.output] = {**psnr_ssim(bicubic, reference),
+                                                 **self.learned.distance(bicubic, reference)}
+            self.report.references[job.output] = job.reference
+
+    def _export(self, started: Started) -> None:
+        """The picture after each exported scale, as NAME_scales/side{n}.png."""
+        folder = started.job.output.with_name(f"{started.job.output.stem}_scales")
+        for side, latents in started.tiled.latents.items():
+            result = ResultFile(folder / f"side{side}.png", started.picture, started.tiled.height,
+                                started.tiled.width, self.result)
+            try:
+                self.render(started, latents, result)
+                result.finish()
+            finally:
+                result.discard()
+
+    def write_tables(self, report: Report) -> None:
+        """`metrics.csv` into every folder of results that were measured."""
+        for folder in dict.fromkeys(path.parent for path in report.rows):
+            rows = {path.name: row for path, row in report.rows.items() if path.parent == folder}
+            mean = mean_row(list(rows.values()))
+            references = {path.parent for output, path in report.references.items() if output.parent == folder}
+            fid = self.learned.fid(folder, references.pop()) if self.learned and len(references) == 1 else None
+            if fid is not None:
+                mean["fid"] = fid
+            write_table(folder / METRICS_FILE, dict(sorted(rows.items())), mean)
+
+
+def psnr_ssim(image: Tensor, reference: Tensor) -> dict[str, float]:
+    """The metrics that need no learned weights. Raises ValueError where the sizes differ."""
+    values = {"psnr_y": psnr_y(image, reference)}
+    if min(image.shape[-2:]) >= SSIM_SIDE:
+        values["ssim_y"] = ssim_y(image, reference)
+    return values

@@ -3,22 +3,18 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.metrics.full_reference import SSIM_SIDE, psnr_y, ssim_y
-from evaluation.metrics.learned import LearnedMetrics
 from models.varsr import VARSR
 from pictures.formats import ImageError
 from pictures.picture import MAX_PIXELS, Picture, frame_count, read_picture
 from pictures.result_file import ResultFile, ResultOptions
-from pictures.rgb import read_image, save_picture
+from pictures.rgb import save_picture
 from pictures.sheets import comparison_sheet, evenly
 from utils.errors import described
 from utils.ranks import Ranks
@@ -27,12 +23,11 @@ from .generate import Progress, batch_size_for, generate_windows
 from .jobs import Job, SizeRequest
 from .large import WorkFolder, restore_large
 from .render import render
-from .report import METRICS_FILE, FileRecord, Report, Started, append_log, mean_row, write_table
+from .report import Extra, FileRecord, Judge, Report, Started, append_log
 from .settings import RestoreSettings
 from .windows import LatentStore, TiledPicture
 
 LARGE_WINDOWS = 256  # from here on a picture is worked on alone, by all ranks, and can be continued after a stop
-SHEET_PIXELS = 4_000_000  # larger results are left out of comparison sheets
 
 
 @dataclass(frozen=True)
@@ -41,10 +36,6 @@ class Header:
 
     height: int
     width: int
-
-
-# Extra pictures for the sheet, by label, of a finished picture.
-Extra = Callable[[Started], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -71,8 +62,8 @@ class Runner:
         self.model, self.settings, self.options, self.ranks = model, settings, options, ranks or Ranks()
         self.batch = batch_size_for(model, settings)
         self.report = Report()
-        self.learned: LearnedMetrics | None = None
-        self.sheet_rows: dict[str, dict[str, Tensor]] = {}
+        self.judge = Judge(model.device, self.report, self._render, options.result, options.sheet is not None,
+                           options.export_max > 0, options.label, options.extra)
 
     def run(self, jobs: list[Job], failures: dict[Path, str] | None = None) -> Report:
         """Work through the jobs, write `metrics.csv` into every result folder that has references.
@@ -103,10 +94,9 @@ class Runner:
         parts = self.ranks.gather(self.report)
         for part in parts if self.ranks.rank == 0 else []:
             report.merge(part)
-        rows = {name: row for part in self.ranks.gather(self.sheet_rows) for name, row in part.items()} \
-            if self.options.sheet is not None else {}
+        rows = {name: row for part in self.ranks.gather(self.judge.sheet_rows) for name, row in part.items()}
         if self.ranks.rank == 0:
-            self._write_tables(report)
+            self.judge.write_tables(report)
             if rows:
                 save_picture(comparison_sheet(evenly(rows, self.options.sheet_pictures)), self.options.sheet)
         return report
@@ -209,7 +199,7 @@ class Runner:
             started.result.finish()
             started.record.render_seconds = rendered - start
             started.record.write_seconds = time.monotonic() - rendered
-            self._judge(started)
+            self.judge(started)
         except Exception as error:  # whatever happens to one picture, the others go on
             self._recover()
             self._fail(started.record, started.job.source, error)
@@ -236,7 +226,7 @@ class Runner:
             started = ranks.together(lambda: self._lay_out(job, record, picture, size, folder))
             restore_large(self.model, started, folder, self.settings, self.batch, ranks,
                           self._progress(job, len(started.tiled.grid)))
-            ranks.together(lambda: ranks.rank or self._judge(started))
+            ranks.together(lambda: ranks.rank or self.judge(started))
         except Exception as error:  # whatever happens to one picture, the others go on
             self._recover()
             if started is not None:
@@ -257,43 +247,6 @@ class Runner:
         return {"source": [str(job.source.resolve()), source.st_size, source.st_mtime_ns, job.frame], "size": size,
                 "model": self.model.config.to_json(), "dtype": str(self.model.dtype), "settings": repr(settings),
                 "options": repr(self.options.result), "windows": LARGE_WINDOWS}
-
-    def _judge(self, started: Started) -> None:
-        """Pictures after each scale, metrics against the reference, and the row of the sheet."""
-        job, tiled = started.job, started.tiled
-        if self.options.export_max:
-            self._export(started)
-        extra = self.options.extra(started) if self.options.extra else {}
-        on_sheet = self.options.sheet is not None and tiled.height * tiled.width <= SHEET_PIXELS
-        if job.reference is None and not on_sheet:
-            return
-        # what the written file shows counts, not what was meant to be written
-        restored, bicubic = read_image(job.output), tiled.guide(0, 0, tiled.height, tiled.width)
-        reference = read_image(job.reference) if job.reference else None
-        if on_sheet:
-            pictures = {"bicubic": bicubic, self.options.label: restored, **extra}
-            if reference is not None and reference.shape == restored.shape:
-                pictures["HR"] = reference
-            self.sheet_rows[job.output.stem] = pictures
-        if reference is not None:
-            self.learned = self.learned or LearnedMetrics(self.model.device)
-            self.report.rows[job.output] = {**fidelity(restored, reference),
-                                            **self.learned.measure(restored, reference)}
-            self.report.baselines[job.output] = {**fidelity(bicubic, reference),
-                                                 **self.learned.distance(bicubic, reference)}
-            self.report.references[job.output] = job.reference
-
-    def _export(self, started: Started) -> None:
-        """The picture after each exported scale, as NAME_scales/side{n}.png."""
-        folder = started.job.output.with_name(f"{started.job.output.stem}_scales")
-        for side, latents in started.tiled.latents.items():
-            result = ResultFile(folder / f"side{side}.png", started.picture, started.tiled.height,
-                                started.tiled.width, self.options.result)
-            try:
-                self._render(started, latents, result)
-                result.finish()
-            finally:
-                result.discard()
 
     def _progress(self, job: Job, windows: int) -> Progress:
         done = 0
@@ -328,21 +281,3 @@ class Runner:
         self.report.records.append(record)
         if self.options.log is not None:
             append_log(self.options.log, record)
-
-    def _write_tables(self, report: Report) -> None:
-        for folder in dict.fromkeys(path.parent for path in report.rows):
-            rows = {path.name: row for path, row in report.rows.items() if path.parent == folder}
-            mean = mean_row(list(rows.values()))
-            references = {path.parent for output, path in report.references.items() if output.parent == folder}
-            fid = self.learned.fid(folder, references.pop()) if self.learned and len(references) == 1 else None
-            if fid is not None:
-                mean["fid"] = fid
-            write_table(folder / METRICS_FILE, dict(sorted(rows.items())), mean)
-
-
-def fidelity(image: Tensor, reference: Tensor) -> dict[str, float]:
-    """The metrics that need no learned weights. Raises ValueError where the sizes differ."""
-    values = {"psnr_y": psnr_y(image, reference)}
-    if min(image.shape[-2:]) >= SSIM_SIDE:
-        values["ssim_y"] = ssim_y(image, reference)
-    return values

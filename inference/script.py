@@ -129,12 +129,10 @@ def add_fastvar_flags(parser: argparse.ArgumentParser) -> None:
     add("--fastvar_quiet", action="store_true", help="do not say what is pruned")
 
 
-def run_restoration(args: argparse.Namespace, script: Path, adjust: Adjust | None = None,
-                    tiled: bool = False) -> Report | None:
+def run_restoration(args: argparse.Namespace, script: Path, adjust: Adjust | None = None) -> Report | None:
     """Restore what the flags name and print the summary; None after a mistake in the flags, told in one line.
 
-    adjust: what a script changes in the settings and options. tiled: the model's guidance for tiled pictures is the
-    default, not the one for single windows.
+    adjust: what a script changes in the settings and options.
     """
     set_up_logging()
     ranks = None
@@ -142,7 +140,7 @@ def run_restoration(args: argparse.Namespace, script: Path, adjust: Adjust | Non
         _check_sizes(args)
         jobs, failures = _jobs(args, script.resolve().parent / "testset")
         model, description = load_model(args)
-        settings = restore_settings(args, model, tiled)
+        settings = restore_settings(args, model)
         options = _run_options(args, settings, description)
         if adjust is not None:
             settings, options = adjust(model, settings, options)
@@ -162,8 +160,9 @@ def _run(model: VARSR, settings: RestoreSettings, options: RunOptions, ranks: Ra
     from .runner import Runner
     size = model.config.image_size
     if ranks.rank == 0:
-        print(f"{description}; scale {settings.generation.scale:g}, cfg {settings.generation.cfg:g}, "
-              f"results larger than {size}x{size} are made of windows")
+        cfg, tiled = settings.generation.cfg, settings.generation.tiled_cfg
+        print(f"{description}; scale {settings.generation.scale:g}, cfg {cfg:g}, results larger than {size}x{size} are "
+              f"made of windows{'' if tiled is None else f' (cfg {tiled:g})'}")
     report = Runner(model, settings, options, ranks).run(jobs, failures)
     if ranks.rank == 0:
         print(report.summary())

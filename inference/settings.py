@@ -99,6 +99,12 @@ class RestoreSettings:
     overlap: float = MIN_OVERLAP  # of neighbouring windows
     fastvar: FastVARConfig | None = None  # token pruning
 
+    def for_picture(self, windows: int) -> GenerationConfig:
+        """The sampling settings for a picture of so many windows: one of several has a guidance of its own where the
+        model says so (`tiled_cfg`)."""
+        tiled = self.generation.tiled_cfg
+        return self.generation if windows == 1 or tiled is None else dataclasses.replace(self.generation, cfg=tiled)
+
 
 def fast_generation(config: VARSRConfig) -> GenerationConfig:
     """The model's own sampling with late guidance and fewer refiner steps."""
@@ -119,16 +125,14 @@ def generation_options(args: argparse.Namespace, model: VARSR) -> GenerationConf
     options = fast_generation(model.config) if getattr(args, "fast", False) else model.config.generation
     names = [field.name for field in dataclasses.fields(options)]
     given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
-    options = dataclasses.replace(options, **given)
+    options = dataclasses.replace(options, **given).with_cfg(args.cfg)
     model.config.check_options(options)
     return options
 
 
-def restore_settings(args: argparse.Namespace, model: VARSR, tiled: bool = False) -> RestoreSettings:
-    """Restoration settings from the flags; `tiled`: the model's guidance for tiled pictures where no flag says one."""
+def restore_settings(args: argparse.Namespace, model: VARSR) -> RestoreSettings:
+    """Restoration settings from the flags."""
     generation = generation_options(args, model)
-    if tiled and args.cfg is None and generation.tiled_cfg is not None:
-        generation = dataclasses.replace(generation, cfg=generation.tiled_cfg)
     return RestoreSettings(generation, seed=args.seed, color_fix=args.color_fix,
                            batch_size=None if args.batch_size == "auto" else args.batch_size,
                            overlap=args.tile_overlap, fastvar=fast_pruning(model.config) if args.fast else None)

@@ -14,6 +14,7 @@ from typing import Any
 from utils.errors import UserError
 
 FORMAT_VERSION = 1
+HIGH_QUALITY, LOW_QUALITY = 0, 1  # the classes of super-resolution
 FULL_PRECISION = "vqvae.quantizer."  # tensors that stay float32: sums over the scales must not be rounded
 WIDTH_PER_BLOCK = 64  # of the published family
 DETAIL_STRIDE = 4  # pixels per cell of the detail branch's blocks
@@ -164,7 +165,7 @@ class GenerationConfig:
     cfg_from_scale: int = 0  # scales (0-based) before this one are generated without guidance
     top_k: int = 1  # 0: all codes
     top_p: float = 0.75  # 1: no nucleus
-    tiled_cfg: float | None = None  # cfg of pictures made of windows; None: the same
+    tiled_cfg: float | None = None  # cfg of pictures made of several windows; None: the same
     scale: float = 4.0  # up-scaling factor that the model was trained for
     fidelity: float = 0.0  # of models with a detail branch: 0 adds all of the detail, 1 none
     more_smooth: bool = False  # Gumbel-softmax mixture of codes instead of one code per token
@@ -179,6 +180,10 @@ class GenerationConfig:
         _require(0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p}")
         _require(0 <= self.fidelity <= 1, f"fidelity must be in [0, 1], got {self.fidelity}")
         _require(self.scale >= 1, f"scale must be at least 1, got {self.scale}")
+
+    def with_cfg(self, cfg: float | None) -> GenerationConfig:
+        """The same with one guidance strength for all pictures; None leaves it as it is."""
+        return self if cfg is None else dataclasses.replace(self, cfg=cfg, tiled_cfg=None)
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from utils.errors import UserError
 
-from .config import FULL_PRECISION, GenerationConfig, LossConfig, VARSRConfig
+from .config import FULL_PRECISION, HIGH_QUALITY, GenerationConfig, LossConfig, VARSRConfig
 from .fastvar import FastVARConfig, TokenPruner
 from .refiner import DiffusionRefiner
 from .sampling import Noise, guide, gumbel_mixture, sample_codes, to_device
 from .transformer import VARTransformer
 from .vqvae import VQVAE
 
-CONDITIONAL_CLASS = 0  # super-resolution rows: high quality
 REFINER_LOSS_WEIGHT = 2.0
 
 
@@ -283,7 +282,7 @@ class VARSR(nn.Module):
                 raise UserError(f"lr must be (B, 3, {size}, {size}), the LR picture resized to output size; "
                                  f"got {shape}")
             if labels is None:
-                labels = torch.full((len(lr),), CONDITIONAL_CLASS, dtype=torch.long)
+                labels = torch.full((len(lr),), HIGH_QUALITY, dtype=torch.long)
             if len(labels) != len(lr):
                 raise UserError(f"{len(labels)} labels for {len(lr)} pictures")
         elif lr is not None or labels is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil, floor
 from pathlib import Path
@@ -15,17 +15,18 @@ from PIL import Image
 from torch import Tensor
 
 from utils.errors import UserError
+from utils.files import replacing
 
 from .file_writer import Labels, PixelStore, encode
 from .formats import KINDS, WRITABLE, ImageError, reason, vips
 from .icc import from_srgb, is_srgb
 from .picture import Metadata, Picture
+from .rgb import BT601
 
 log = logging.getLogger(__name__)
 
 MEMORY_BYTES = 128 * 2 ** 20  # of pixels that wait in memory; more wait in a file
 BLOCK_ROWS = 64  # rows that are converted at a time
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 LANCZOS_REACH = 3  # pixels, of the larger grid
 TOP_16 = 65_535
 
@@ -59,7 +60,6 @@ class ResultFile:
                  options: ResultOptions = ResultOptions(), spool: str | Path | None = None) -> None:
         self.path, self.picture, self.height, self.width = Path(path), picture, height, width
         self.options, self.suffix = options, self.path.suffix.lower()
-        self.temporary = self.path.with_name(f".{self.path.name}.part{self.suffix}")
         self.shared = spool is not None
         self.store: PixelStore | None = None
         self._check_kind()
@@ -125,7 +125,7 @@ class ResultFile:
     def _converted(self, color: Tensor, alpha: np.ndarray | None) -> np.ndarray:
         """Pixels (rows, width, channels) as the file holds them, of colours (3, rows, width) and alpha in [0, 1]."""
         if self.picture.is_gray:
-            color = (color * torch.tensor(LUMA).view(3, 1, 1)).sum(0, keepdim=True)
+            color = (color * torch.tensor(BT601).view(3, 1, 1)).sum(0, keepdim=True)
         if alpha is not None and not self.has_alpha:
             weight = torch.from_numpy(alpha)
             color = color * weight + (1 - weight)
@@ -144,9 +144,8 @@ class ResultFile:
     def finish(self) -> None:
         """Encode, rename, and remove what was temporary. Raises ImageError; a given `spool` stays then."""
         labels = Labels.of(self.metadata, () if self.options.strip_metadata else self.options.text)
-        with self._one_line_errors():
-            encode(self.store, self.temporary, self.suffix, labels, self.options.quality)
-            os.replace(self.temporary, self.path)
+        with self._one_line_errors(), replacing(self.path) as temporary:
+            encode(self.store, temporary, self.suffix, labels, self.options.quality)
         self.store.remove()
 
     def close(self) -> None:
@@ -156,7 +155,6 @@ class ResultFile:
     def discard(self) -> None:
         """Remove everything that was temporary; what was at `path` before stays."""
         self.store.remove()
-        self.temporary.unlink(missing_ok=True)
 
     @contextmanager
     def _one_line_errors(self) -> Iterator[None]:
@@ -173,8 +171,6 @@ class ResultFile:
 
     def _give_up(self) -> None:
         """After a failure: a spool that was given holds the work of others and is left to them."""
-        with suppress(OSError):
-            self.temporary.unlink(missing_ok=True)
         if not self.shared and self.store is not None:
             self.store.remove()
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from pathlib import Path
 from typing import Protocol
 
@@ -16,10 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from utils.files import replacing
+
 from .formats import ImageError
 from .picture import MAX_PIXELS, read_picture
 
 LEVELS_8 = 255.0
+BT601 = (0.299, 0.587, 0.114)  # luma of R, G and B (ITU-R BT.601)
 JPEG_QUALITY = 95
 
 MAX_SCALE = 16.0
@@ -56,18 +58,15 @@ def write_image(path: str | Path, image: Tensor) -> None:
 def save_picture(picture: Image.Image, path: str | Path) -> None:
     """Write a Pillow picture as `write_image` does."""
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
     options = {"quality": JPEG_QUALITY} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
         picture.save(buffer, Image.registered_extensions().get(path.suffix.lower()), **options)
-        temporary.write_bytes(buffer.getbuffer())  # Pillow itself overlooks what a full disk does not take
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(buffer.getbuffer())  # Pillow itself overlooks what a full disk does not take
     except (OSError, ValueError) as error:
         raise ImageError(f"{path}: cannot be written ({error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class PictureSource(Protocol):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import threading
 from collections.abc import Callable
@@ -17,10 +18,13 @@ import app
 import test_tile as tile_script
 from inference import settings as load
 from inference.classes import ClassPicture, draw
+from inference.restore import restore
+from inference.settings import RestoreSettings
+from inference.windows import TiledPicture
 from models.varsr import VARSR
 from models.weights.save import save_pretrained
 from models.weights.transfer import with_detail
-from pictures.rgb import read_image
+from pictures.rgb import TensorSource, read_image, save_picture
 from web.jobs import (
     Cancelled,
     ClassRequest,
@@ -132,6 +136,36 @@ def test_a_job_gives_the_file_of_the_script(model: VARSR, weights: Path, source:
     difference = np.asarray(result).astype(int) - np.asarray(Image.open(source.parent / "x.png"))
     assert result.size == (80, 36) and np.abs(difference).max() <= 1
     assert "seed=5" in result.text["VARSR"] and result.text["Software"].startswith("VARSR")
+
+
+@pytest.mark.parametrize("side, windows", [(4, 1), (12, 9)])
+def test_script_page_and_api_guide_alike(tmp_path: Path, side: int, windows: int) -> None:
+    """A model may have another guidance for several windows: all three ways must take it, and --cfg wins."""
+    guided = small_model()
+    generation = dataclasses.replace(guided.config.generation, cfg=1.0, tiled_cfg=6.0)
+    guided.config = dataclasses.replace(guided.config, generation=generation)
+    save_pretrained(guided, tmp_path / "guided")
+    save_picture(Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)),
+                 tmp_path / "a.png")
+
+    def by_page(cfg: float | None = None) -> torch.Tensor:
+        request = RestoreRequest(tmp_path / "a.png", cfg=cfg)
+        return told(lambda tell: restore_file(guided, "", request, tmp_path / "out", PLENTY, tell))[-1].pictures[1]
+
+    def by_script(*flags: str) -> torch.Tensor:
+        assert tile_script.main(["-i", str(tmp_path / "a.png"), "-o", str(tmp_path / "x.png"), "--model",
+                                 str(tmp_path / "guided"), "--dtype", "fp32", *flags]) == 0
+        return read_image(tmp_path / "x.png")
+    lr = read_image(tmp_path / "a.png")
+    picture = TiledPicture(TensorSource(lr), (side * 4, side * 4), guided.config)
+    assert len(picture.grid) == windows
+    api = restore(guided, lr, RestoreSettings(generation))
+    for each in (by_page(), by_script()):
+        torch.testing.assert_close(each, api, atol=1.1 / 255, rtol=0)
+    one = restore(guided, lr, RestoreSettings(dataclasses.replace(generation, tiled_cfg=None)))
+    assert (torch.equal(api, one)) == (windows == 1)
+    torch.testing.assert_close(by_page(cfg=1.0), one, atol=1.1 / 255, rtol=0)
+    torch.testing.assert_close(by_script("--cfg", "1"), one, atol=1.1 / 255, rtol=0)
 
 
 def test_fast_is_the_fast_of_the_script(model: VARSR, weights: Path, source: Path) -> None:

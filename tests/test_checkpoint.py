@@ -18,8 +18,8 @@ from recipe import SMALL, config_weights, write_published_checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.config import PRESETS
-from models.varsr import FULL_PRECISION, VARSR
+from models.config import FULL_PRECISION, PRESETS
+from models.varsr import VARSR
 from models.weights.load import load_pretrained, load_vqvae, parse_hub_id, require_kind
 from models.weights.save import export_published, save_pretrained
 from models.weights.unpickle import CheckpointError, load_pickle

@@ -14,7 +14,7 @@ from dataloader.assemble.class_set import CLASS_LIST, read_classes
 from dataloader.assemble.class_set import main as sort_classes
 from dataloader.assemble.sources import read_photo_list
 from dataloader.class_crops import ClassCrops
-from dataloader.pairs import ClassSource
+from dataloader.pairs import BatchLoader, ClassSource, WithLostClasses
 from inference.classes import parse_classes
 from models.config import ConfigError, VARSRConfig
 from models.varsr import VARSR
@@ -115,20 +115,18 @@ def test_class_names_are_part_of_the_configuration() -> None:
 def test_crops_come_with_their_classes(class_folders: Path) -> None:
     crops = ClassCrops(class_folders, 32)
     assert crops.names == ("dark", "light")
-    pictures, labels = crops.batch(40, torch.Generator().manual_seed(0))
+    pictures, labels = next(BatchLoader(crops, 40))
     assert pictures.shape == (40, 3, 32, 32) and 8 < labels.sum() < 32
-    assert ((pictures.mean((1, 2, 3)) > 0.5) == labels.bool()).all()
-    again, _ = crops.batch(40, torch.Generator().manual_seed(0))
+    assert ((pictures.float().mean((1, 2, 3)) > 127) == labels.bool()).all()
+    again, _ = next(BatchLoader(crops, 40))
     assert torch.equal(pictures, again)
     with pytest.raises(FileNotFoundError, match="class folders"):
         ClassCrops(class_folders / "dark", 32)
 
 
 def test_some_pictures_lose_their_class(class_folders: Path) -> None:
-    source = ClassSource(ClassCrops(class_folders, 32).batch, 2, unconditional_share=0.5)
-    drawn = source.draw(64, torch.Generator().manual_seed(0), CPU)
+    drawn = ClassSource(BatchLoader(WithLostClasses(ClassCrops(class_folders, 32), 2, share=0.5), 64)).draw(CPU)
     assert drawn.lr is None and 16 < (drawn.labels == 2).sum() < 48 and drawn.target.min() >= -1
-    assert (source.positives_only().draw(64, torch.Generator().manual_seed(0), CPU).labels < 2).all()
 
 
 @pytest.mark.slow

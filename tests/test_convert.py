@@ -11,8 +11,8 @@ from conftest import small_model
 from recipe import SMALL, config_weights, write_published_checkpoint
 from safetensors.torch import load_file
 
-from models.config import GenerationConfig
-from models.varsr import FULL_PRECISION, VARSR
+from models.config import FULL_PRECISION, GenerationConfig
+from models.varsr import VARSR
 from models.weights.convert import main
 from models.weights.load import load_vqvae
 from models.weights.save import save_pretrained

@@ -16,12 +16,23 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from evaluation.measure import full_reference
 from evaluation.metrics.fsim import fsim
-from evaluation.metrics.full_reference import gmsd, mean_ssim, ms_ssim, psnr, psnr_y, ssim, ssim_y
+from evaluation.metrics.full_reference import (
+    eight_bit,
+    gmsd,
+    luma,
+    mean_ssim,
+    ms_ssim,
+    psnr,
+    psnr_y,
+    smooth_chroma,
+    smooth_luma,
+    ssim,
+    ssim_y,
+)
 from evaluation.metrics.learned import LearnedMetrics
 from evaluation.metrics.niqe import REMEDY, Pristine, find_parameters, load_parameters, mscn, niqe
 from evaluation.metrics.piqe import piqe
 from evaluation.protocols import PROTOCOLS
-from pictures.luma import eight_bit, luma, smooth_chroma, smooth_luma
 from pictures.rgb import read_image
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -5,13 +5,16 @@ import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from dataloader.entries import Failures
 from dataloader.held_out import HeldOut
-from dataloader.pairs import CropSource, PairSource
-from models.config import PRESETS
+from dataloader.pairs import BatchLoader, CropSource, PairSource, WithNegatives, drawn
+from dataloader.positions import Stream, generator_at
+from models.config import HIGH_QUALITY, PRESETS
 from models.initialization import initialize
 from models.varsr import VARSR
 from models.vqvae import VQVAE
@@ -29,10 +32,15 @@ from utils.ranks import Ranks
 CPU = torch.device("cpu")
 
 
-def blobs(count: int, generator: torch.Generator) -> Tensor:
-    """Smooth random pictures (B, 3, 32, 32) in [0, 1]."""
-    coarse = torch.rand(count, 3, 4, 4, generator=generator)
-    return torch.nn.functional.interpolate(coarse, size=32, mode="bicubic").clamp(0, 1)
+class Blobs:
+    """Smooth random pictures (32, 32, 3)."""
+
+    failures = Failures()
+
+    def sample(self, position: int, seed: int) -> tuple[np.ndarray, int]:
+        coarse = torch.rand(1, 3, 4, 4, generator=generator_at(seed, Stream.CROP, position))
+        smooth = torch.nn.functional.interpolate(coarse, size=32, mode="bicubic").clamp(0, 1)[0]
+        return (smooth * 255).byte().permute(1, 2, 0).numpy(), HIGH_QUALITY
 
 
 def blur(hr: Tensor, generator: torch.Generator) -> Tensor:
@@ -41,12 +49,12 @@ def blur(hr: Tensor, generator: torch.Generator) -> Tensor:
     return torch.nn.functional.interpolate(noisy, size=hr.shape[-2:], mode="bilinear").clamp(0, 1)
 
 
-def pairs() -> PairSource:
-    return PairSource(blobs, blur, negative_share=0.25)
+def pairs(batch: int, negative_share: float = 0.0) -> PairSource:
+    return PairSource(BatchLoader(WithNegatives(Blobs(), negative_share), batch), blur, group=batch)
 
 
 def validation() -> Validation:
-    target = blobs(4, torch.Generator().manual_seed(9))
+    target = drawn(Blobs(), 4, seed=9)
     pairs = HeldOut(target, torch.nn.functional.avg_pool2d(target, 4))
     return Validation(pairs, ValidationSettings(precision="fp32", batch_size=3, sheet_rows=2))
 
@@ -64,20 +72,20 @@ def tokenizer_stage(perceptual: Perceptual | None = None, ranks: Ranks | None = 
     torch.manual_seed(0)
     settings = TokenizerSettings(**{"batch_size": 8, "max_iters": 60, "warmup_iters": 5, "learning_rate": 3e-3,
                                     "precision": "fp32", "revive_every": 10, **changes})
-    validation = blobs(8, torch.Generator().manual_seed(9))
-    return TokenizerStage(VQVAE(PRESETS["varsr-debug"].vqvae), CropSource(blobs), validation, settings, CPU, perceptual,
-                          ranks)
+    validation = drawn(Blobs(), 8, seed=9)
+    crops = CropSource(BatchLoader(Blobs(), 8))
+    return TokenizerStage(VQVAE(PRESETS["varsr-debug"].vqvae), crops, validation, settings, CPU, perceptual, ranks)
 
 
 def transformer_stage() -> TransformerStage:
     settings = TransformerSettings(batch_size=8, max_iters=40, learning_rate=3e-3, precision="fp32")
-    return TransformerStage(fresh_model(), pairs(), validation(), settings, CPU)
+    return TransformerStage(fresh_model(), pairs(8, 0.25), validation(), settings, CPU)
 
 
 def decoder_stage(**changes) -> DecoderStage:
     settings = DecoderSettings(**{"batch_size": 4, "fresh": 2, "pool_size": 8, "max_iters": 50, "warmup_iters": 2,
                                   "precision": "fp32", "learning_rate": 2e-3, **changes})
-    return DecoderStage(fresh_model(), PairSource(blobs, blur), validation(), settings, CPU)
+    return DecoderStage(fresh_model(), pairs(2), validation(), settings, CPU)
 
 
 class Convolutions(torch.nn.Module):
@@ -110,7 +118,7 @@ def detail_stage(**changes) -> DetailStage:
     settings = DetailSettings(**{"batch_size": 4, "fresh": 2, "renew_every": 2, "pool_size": 8, "max_iters": 40,
                                  "warmup_iters": 2, "precision": "fp32", "learning_rate": 2e-3, **changes})
     model = with_detail(fresh_model(), 8, 1)
-    return DetailStage(model, PairSource(blobs, blur), validation(), settings, perceptual(Squares()), CPU)
+    return DetailStage(model, pairs(2), validation(), settings, perceptual(Squares()), CPU)
 
 
 STAGES = {"tokenizer": tokenizer_stage, "adversarial": lambda: tokenizer_stage(adversarial_start=0.0),
@@ -305,7 +313,7 @@ def test_weight_decay_groups_follow_the_rule() -> None:
 
 
 def test_negatives_without_their_own_pictures_are_their_lr() -> None:
-    drawn = PairSource(blobs, blur, negative_share=0.5).draw(16, torch.Generator().manual_seed(0), CPU)
-    assert 0 < drawn.labels.sum() < 16
-    for target, lr, label in zip(drawn.target, drawn.lr, drawn.labels):
+    batch = pairs(16, negative_share=0.5).draw(CPU)
+    assert 0 < batch.labels.sum() < 16
+    for target, lr, label in zip(batch.target, batch.lr, batch.labels):
         assert torch.equal(target, lr) == bool(label)

@@ -86,7 +86,6 @@ def test_the_published_command_line_is_understood() -> None:
     (("--stage=c2i", "--light=0.5"), "--light cannot act with --stage c2i"),
     (("--adversarial_weight=1",), "--adversarial_weight cannot act with --stage sr"),
     (("--stage=decoder", "--detail_width=8"), "--detail_width cannot act with --stage decoder"),
-    (("--stage=detail", "--workers=2"), "--workers cannot act with --stage detail"),
     (("--stage=detail", "--adversary=all"), "invalid choice: 'all'"),
     (("--fsdp", "--fp16=1"), "--fsdp has no loss scaler"), (("--nonsense",), "--nonsense"),
     (("--device=cpu", "--tf32=True"), "--tf32 cannot act on a CPU"), (("--patch_size=16",), "down-samples by 8"),
@@ -208,7 +207,7 @@ def test_a_detail_branch_is_added_and_all_else_kept(place: Path, tmp_path: Path)
 
 def test_the_detail_stage_names_what_it_needs(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                               capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr("training.setup.find_perceptual", lambda device: Perceptual(description="none, get one"))
+    monkeypatch.setattr("training.detail.find_perceptual", lambda device: Perceptual(description="none, get one"))
     assert "none, get one" in refusal(capsys, *detail_line(place, tmp_path / "run", "--max_iters", 1))
     assert "continues from a trained" in refusal(capsys, "--stage", "detail", "--data", place / "pictures", "--output",
                                                  tmp_path / "run", "--device", "cpu")

@@ -11,9 +11,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from dataloader.held_out import HeldOut
-from evaluation.metrics.full_reference import gmsd, high_frequency, psnr_y, ssim_y
+from evaluation.metrics.full_reference import gmsd, gray, high_frequency, luma, psnr_y, ssim_y
 from models.varsr import VARSR
-from pictures.luma import gray, luma
 from training.validation import Validation, ValidationSettings, measure
 
 SEED = 7

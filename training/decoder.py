@@ -3,10 +3,11 @@
 In the tokenizer stage the decoder saw latents of clean pictures only. Here transformer, refiner and encoder are
 frozen; the decoder and its fidelity features are trained on generated latents and the LR picture, on pixels and
 structural similarity (the idea of CodeFormer, stage III, and of StableSR's feature skips). The result is as faithful
-as the model can be, and soft: sharpness is the detail stage's business (detail_stage.py).
+as the model can be, and soft: sharpness is the detail stage's business (detail.py).
 """
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,15 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataloader.pairs import Pairs, PairSource
-from evaluation.metrics.full_reference import mean_ssim
+from evaluation.metrics.full_reference import mean_ssim, smooth_luma
 from models.varsr import VARSR
 from models.weights.save import save_pretrained
-from pictures.luma import smooth_luma
 from utils.device import autocast
+from utils.ranks import Ranks
 
 from .loop import timed
 from .optim import MovingAverage, Schedule, clipped_step, parameter_groups, set_rates, short_warmup
 from .pool import SamplePool, from_bytes, to_bytes
+from .setup import Setup, generating_parts
 from .validation import Validation
 
 
@@ -74,16 +76,18 @@ class DecoderStage:
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.pool = SamplePool(settings.pool_size)
 
-    def _generate(self, count: int) -> float:
+    def _generate(self) -> float:
         """Put freshly generated samples into the pool; returns the seconds that their data took."""
-        pairs, latent, wait = generate(self.model, self.pairs, count, self.generator, self.settings.precision)
+        pairs, latent, wait = generate(self.model, self.pairs, self.generator, self.settings.precision)
         self.pool.add(latent=latent, target=to_bytes(pairs.target), lr=to_bytes(pairs.lr))
         return wait
 
     def train_step(self, iteration: int) -> dict[str, float]:
         """One decoder step."""
         settings = self.settings
-        wait = self._generate(settings.fresh if len(self.pool) else settings.batch_size)
+        wait = self._generate()
+        while len(self.pool) < min(settings.batch_size, settings.pool_size):
+            wait += self._generate()
         drawn = {name: part.to(self.device)
                  for name, part in self.pool.draw(settings.batch_size, self.generator).items()}
         target, lr = from_bytes(drawn["target"]), from_bytes(drawn["lr"])
@@ -115,10 +119,11 @@ class DecoderStage:
             return self.validation.run(self.model, folder / "sheets" / f"{iteration:07d}.png", fidelity=1.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything trained, the optimiser, the pool and the generator."""
+        """Everything trained, the optimiser, the pool, the generator and the data position."""
         return {"trained": self.trained.state_dict(), "average": self.average.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-                "generator": self.generator.get_state(), "pool": self.pool.state_dict()}
+                "generator": self.generator.get_state(), "pool": self.pool.state_dict(),
+                "data": self.pairs.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
@@ -128,6 +133,7 @@ class DecoderStage:
         self.scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"])
         self.pool.load_state_dict(state["pool"])
+        self.pairs.load_state_dict(state["data"])
 
     def export(self, folder: Path) -> None:
         """The model with the averaged decoder as `model.safetensors` + `config.json`, float32."""
@@ -136,10 +142,11 @@ class DecoderStage:
 
 
 @torch.no_grad()
-def generate(model: VARSR, pairs: PairSource, count: int, generator: torch.Generator,
+def generate(model: VARSR, pairs: PairSource, generator: torch.Generator,
              precision: str) -> tuple[Pairs, Tensor, float]:
-    """New pairs, the latents (M, c, N, N) that the model generates for them, and the seconds that the data took."""
-    drawn, wait = timed(pairs.draw, count, generator, model.device)
+    """The next pairs, the latents (M, c, N, N) that the model generates for them, and the seconds that the data took.
+    """
+    drawn, wait = timed(pairs.draw, model.device)
     seed = int(torch.randint(2 ** 31, (1,), generator=generator))
     with autocast(model.device, precision):
         latent = model.generate_latent((drawn.lr + 1) / 2, drawn.labels, seed=seed)
@@ -155,3 +162,9 @@ def averaged(trained: torch.nn.Module, average: MovingAverage) -> Iterator[None]
         yield
     finally:
         trained.load_state_dict(current)
+
+
+def set_up(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setup:
+    """The stage from the flags. Raises as `generating_parts`."""
+    parts = generating_parts(args, device, ranks, DecoderSettings, {"ssim_weight": "ssim_weight"})
+    return Setup(parts.settings, parts.model, lambda: DecoderStage(*parts, device))

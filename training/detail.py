@@ -6,6 +6,7 @@ maps, and discriminators that see the LR picture too.
 """
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +17,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataloader.pairs import PairSource
+from evaluation.metrics.full_reference import smooth_chroma
 from models.varsr import VARSR
 from models.weights.save import save_pretrained
-from pictures.luma import smooth_chroma
 from utils.device import autocast
 from utils.errors import UserError
+from utils.ranks import Ranks
 
 from .adversary import Adversary, AdversarySettings, Discriminators, Seen
 from .decoder import averaged, generate
 from .flags import BOTH
 from .optim import MovingAverage, Schedule, clipped_step, parameter_groups, set_rates, short_warmup
-from .perceptual import Perceptual, map_distance
+from .perceptual import Perceptual, find_perceptual, map_distance
 from .pool import SamplePool, from_bytes, to_bytes
+from .setup import Setup, generating_parts
 from .validation import Validation
+
+# Flags that are fields of the settings under the same name.
+FIELDS = {name: name for name in ("pixel_weight", "chroma_weight", "perceptual_weight", "map_weight", "adversary",
+                                  "adversarial_weight", "pool_size", "renew_every")}
 
 HR, LR = "hr", "lr"  # whose maps the pool holds
 
@@ -105,9 +112,9 @@ class DetailStage:
         self.pool = SamplePool(settings.pool_size)
 
     @torch.no_grad()
-    def _add_samples(self, count: int) -> float:
+    def _add_samples(self) -> float:
         """Put new samples into the pool; returns the seconds that their data took."""
-        pairs, latent, wait = generate(self.model, self.pairs, count, self.generator, self.settings.precision)
+        pairs, latent, wait = generate(self.model, self.pairs, self.generator, self.settings.precision)
         with autocast(self.device, self.settings.precision):
             decoded = self.model.vqvae.decode_unclamped(latent, pairs.lr).float()
         pictures = {"decoded": to_bytes(decoded), HR: to_bytes(pairs.target), LR: to_bytes(pairs.lr)}
@@ -126,7 +133,7 @@ class DetailStage:
 
     def _fill_pool(self) -> None:
         while len(self.pool) < self.settings.pool_size:
-            self._add_samples(min(self.settings.batch_size, self.settings.pool_size - len(self.pool)))
+            self._add_samples()
 
     def train_step(self, iteration: int) -> dict[str, float]:
         """One step of the branch and one of the discriminators."""
@@ -134,7 +141,7 @@ class DetailStage:
         if not len(self.pool):
             self._fill_pool()
         elif iteration % settings.renew_every == 0:
-            wait = self._add_samples(settings.fresh)
+            wait = self._add_samples()
         drawn = {name: part.to(self.device)
                  for name, part in self.pool.draw(settings.batch_size, self.generator).items()}
         decoded, real, condition = (from_bytes(drawn[name]) for name in ("decoded", HR, LR))
@@ -180,13 +187,13 @@ class DetailStage:
                                        perceptual=self.perceptual)
 
     def state_dict(self) -> dict[str, Any]:
-        """Branch, its average, the adversary, the optimiser, the generator, and the pool without its maps."""
+        """Branch, its average, the adversary, optimiser and generator, the pool without its maps, the data position."""
         pool = self.pool.state_dict()
         kept = {name: value for name, value in pool["fields"].items() if name in ("latent", "decoded", HR, LR)}
         return {"branch": self.branch.state_dict(), "average": self.average.model.state_dict(),
                 "adversary": self.adversary.state_dict(), "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(), "generator": self.generator.get_state(),
-                "pool": {**pool, "fields": kept}}
+                "pool": {**pool, "fields": kept}, "data": self.pairs.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
@@ -197,6 +204,7 @@ class DetailStage:
         self.scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"])
         self.pool.load_state_dict(state["pool"])
+        self.pairs.load_state_dict(state["data"])
         if len(self.pool):
             self._restore_maps()
 
@@ -215,3 +223,11 @@ class DetailStage:
 
 def _map_name(picture: str, index: int) -> str:
     return f"{picture}_map{index}"
+
+
+def set_up(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setup:
+    """The stage from the flags. Raises as `generating_parts`, and where there is no perceptual network."""
+    parts, perceptual = generating_parts(args, device, ranks, DetailSettings, FIELDS), find_perceptual(device)
+    if perceptual.features is None:
+        raise UserError(f"--stage detail needs a perceptual network: {perceptual.description}")
+    return Setup(parts.settings, parts.model, lambda: DetailStage(*parts, perceptual, device))

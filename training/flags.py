@@ -236,8 +236,6 @@ def idle_flag(args: argparse.Namespace) -> str | None:
          f"--fsdp cannot act with --stage {args.stage}, which trains on one device"),
         (args.checkpointing and args.stage in GENERATING,
          f"--checkpointing cannot act with --stage {args.stage}: leave it out"),
-        (args.workers > 0 and args.stage in GENERATING,
-         f"--workers cannot act with --stage {args.stage}, which replays most of its samples: leave it out"),
     )
     return next((message for fault, message in checks if fault), None)
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from inference.settings import CHECKPOINTS, PUBLISHED
 from models.config import PRESETS, VARSRConfig, published_size
 from models.initialization import InitConfig, initialize
 from models.varsr import VARSR
@@ -25,7 +24,8 @@ log = logging.getLogger(__name__)
 Config = TypeVar("Config")
 
 DEFAULT_PRESETS = {True: "varsr-tiny", False: "varsr-tiny-c2i"}  # by super-resolution
-PUBLISHED_TOKENIZER = CHECKPOINTS / "VQVAE.pth"
+CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
+PUBLISHED_TOKENIZER, PUBLISHED_CLASSES = CHECKPOINTS / "VQVAE.pth", CHECKPOINTS / "VARSR_C2I.pth"
 # what a tokenizer's file does not know of
 FEATURES = ("fidelity_width", "fidelity_blocks", "fidelity_pixels", "detail_width", "detail_blocks")
 DETAIL_WIDTH = 64  # of a detail branch that no flag describes
@@ -100,9 +100,9 @@ def _published_start(args: argparse.Namespace) -> Path | None:
     """With --depth, the published class-to-image weights where they are, as the published command line has it."""
     if not args.depth or args.stage == CLASSES:
         return None
-    if PUBLISHED[False].is_file():
-        return PUBLISHED[False]
-    log.info("%s is not there: the transformer starts from scratch", PUBLISHED[False])
+    if PUBLISHED_CLASSES.is_file():
+        return PUBLISHED_CLASSES
+    log.info("%s is not there: the transformer starts from scratch", PUBLISHED_CLASSES)
     return None
 
 

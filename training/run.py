@@ -1,15 +1,17 @@
 """One training run: devices, processes, the progress bar, the exit code."""
 from __future__ import annotations
 
+import argparse
 import logging
-import os
-import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from utils.device import keep_freed_memory
+from utils.device import keep_freed_memory, training_device
+from utils.errors import described, log_level, told
 from utils.ranks import Ranks
 
 from .log import TrainingLog, WandBSettings, open_log
@@ -19,24 +21,41 @@ from .parallel import BACKEND
 log = logging.getLogger(__name__)
 
 
-def training_ranks(device: torch.device) -> Ranks:
-    """The processes of torchrun, or this one alone."""
-    return Ranks.from_environment(BACKEND.get(device.type, BACKEND["cpu"]))
+def start(program: str, args: argparse.Namespace, train: Callable[[torch.device, Ranks], int]) -> int:
+    """The exit code of `train`, called with the device of --device and the processes of torchrun, or this one alone.
+    Whatever goes wrong is told by the main process."""
+    torch.manual_seed(args.seed)
+
+    def run() -> int:
+        device = training_device(args.device)
+        ranks = Ranks.from_environment(BACKEND.get(device.type, BACKEND["cpu"]))
+        logging.basicConfig(level=log_level() if ranks.is_main else logging.ERROR, format="%(asctime)s %(message)s")
+        try:
+            return train(device, ranks)
+        except Exception as error:
+            if ranks.is_main:
+                raise
+            log.debug("%s", described(error))
+            return 1
+        finally:
+            ranks.close()
+    return told(program, run)
+
+
+def loop_config(args: argparse.Namespace, output: Path, max_iters: int) -> LoopConfig:
+    """The loop from the flags that both training scripts have."""
+    return LoopConfig(output, max_iters, log_every=args.log_every, report_every=args.val_every,
+                      save_every=args.save_every, keep=args.keep, resume=args.resume == "auto")
 
 
 def run_stage(stage: Stage, config: LoopConfig, settings: dict[str, Any], wandb: WandBSettings | None = None,
               ranks: Ranks | None = None) -> int:
     """Train a stage with a progress bar; the exit code is 0 when finished, 1 when it diverged, was stopped or its
-    files cannot be written."""
+    files cannot be written. Raises ValueError or OSError for a log that cannot be had or a state of another run."""
     keep_freed_memory()
     ranks = ranks or Ranks()
-    script = os.path.basename(sys.argv[0])
-    try:
-        records = open_log(config.output, wandb) if ranks.is_main else TrainingLog([])
-        loop = TrainLoop(stage, config, settings, records, ranks)
-    except (ValueError, RuntimeError, OSError) as error:  # a log that cannot be had, a state of another run
-        print(f"{script}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+    records = open_log(config.output, wandb) if ranks.is_main else TrainingLog([])
+    loop = TrainLoop(stage, config, settings, records, ranks)
     with tqdm(total=config.max_iters, initial=loop.start, unit="it", dynamic_ncols=True, mininterval=5.0,
               disable=not ranks.is_main) as bar:
         def advance(metrics: dict[str, float]) -> None:

@@ -1,109 +1,102 @@
-"""The stages of `train.py` with their models, data and settings, from its flags."""
+"""What the stages of `train.py` have in common before they begin: data, settings and tuning from its flags."""
 from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from dataloader.class_crops import class_folders
-from dataloader.pairs import PairSource
+from dataloader.centre_crops import CentreCrops
+from dataloader.degradation import Degradation, DegradationConfig
+from dataloader.entries import find_entries
+from dataloader.held_out import held_out
+from dataloader.pairs import BatchLoader, PairSource, SampleSource, WithNegatives
+from dataloader.photo_crops import PhotoCrops
+from models.config import HIGH_QUALITY, LOW_QUALITY
 from models.varsr import VARSR
-from utils.device import training_precision
+from utils.device import training_device, training_precision
 from utils.errors import UserError
 from utils.ranks import Ranks
 
-from .data import class_pairs, held_out_pairs, photo_pairs
-from .decoder import DecoderSettings, DecoderStage
-from .detail import DetailSettings, DetailStage
-from .flags import CLASSES, COMPILE_MODES, PRECISIONS, given
+from .flags import COMPILE_MODES, PRECISIONS, SR, crops_of, given
+from .loop import Stage
 from .model import build_model
-from .perceptual import find_perceptual
-from .transformer import TransformerSettings, TransformerStage
-from .validation import Validation
+from .validation import Validation, ValidationSettings
 
 DEFAULT_ITERATIONS = 20000
-ZERO_WARMUP = 0.02  # what --wp=0 means in the published command line
-VALIDATION_SEED = 12345
+NEGATIVE_SHARE = 0.1
+DEFAULT_DATA, DEFAULT_NEGATIVES = "trainset", "trainset_neg"
+MIRRORED, UPRIGHT = 2, 1  # symmetries of random crops
 
-# Flags and the fields of the settings they set.
+# Flags and the fields of the settings they set, in every stage.
 SHARED_FIELDS = {"ema": "ema", "twd": "weight_decay"}
-TRANSFORMER_FIELDS = {**SHARED_FIELDS, "ac": "accumulation", "afuse": "fused", "ls": "label_smoothing",
-                      "wp0": "warmup_start", "wpe": "final", "sche": "schedule", "error_rate": "error_rate",
-                      "scale_balance": "scale_balance"}
-DECODER_FIELDS = {**SHARED_FIELDS, "ssim_weight": "ssim_weight"}
-DETAIL_FIELDS = {**SHARED_FIELDS, **{name: name for name in (
-    "pixel_weight", "chroma_weight", "perceptual_weight", "map_weight", "adversary", "adversarial_weight", "pool_size",
-    "renew_every")}}
+
+Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True)
 class Setup:
     """A stage that is ready to be made. Making it needs all ranks, so nothing can fail any more on one alone."""
 
-    settings: TransformerSettings | DecoderSettings | DetailSettings
+    settings: Any  # the stage's own dataclass
     model: VARSR
-    make: Callable[[], TransformerStage | DecoderStage | DetailStage]
+    make: Callable[[], Stage]
 
 
-def transformer_setup(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setup:
-    """Super-resolution or class-to-image. Raises ValueError, OSError or CheckpointError for flags and files."""
-    batch = _batch_size(args, ranks, TransformerSettings.batch_size)
-    accumulation = args.ac or 1
-    if args.stage == CLASSES:
-        model = _class_model(args)
-        data = class_pairs(args, model.config.image_size, batch, ranks)
-    else:
-        model = build_model(args)
-        data = photo_pairs(args, model.config.image_size, batch, ranks)
-    changes = {**_fields(args, TRANSFORMER_FIELDS), "batch_size": batch, "precision": _precision(args, device),
-               "seed": args.seed,
-               "max_iters": _iterations(args, data.pictures, batch * accumulation * ranks.world)}
-    if args.tblr is not None:
-        changes["learning_rate"] = args.tblr * accumulation
-    if args.twde:
-        changes["final_weight_decay"] = args.twde
-    if args.wp is not None:
-        changes["warmup_share"] = args.wp or ZERO_WARMUP
-    settings = TransformerSettings(**changes)
-    _tune(args, model, device)
-    if args.stage == CLASSES:
-        generator = torch.Generator().manual_seed(VALIDATION_SEED)
-        validation = data.pairs.positives_only().draw(settings.val_batch, generator, device)
-    else:
-        validation = held_out_pairs(args, data.pairs, model.config.image_size, settings.val_batch, settings.precision)
+class TrainingData(NamedTuple):
+    """Where pairs come from, the pictures below them, and how many of those make an epoch."""
 
-    def make() -> TransformerStage:
-        stage = TransformerStage(model, data.pairs, validation, settings, device, ranks, args.fsdp)
-        if ranks.world > 1:  # from here on, what is drawn in a step (stochastic depth, wrong codes) is each rank's own
-            torch.manual_seed(args.seed + ranks.rank)
-        return stage
-    return Setup(settings, model, make)
+    pairs: PairSource
+    crops: SampleSource
+    pictures: int
 
 
-def _class_model(args: argparse.Namespace) -> VARSR:
-    names = tuple(folder.name for folder in class_folders(args.data))
-    model = build_model(args, names)
-    if model.config.num_classes != len(names):
-        raise UserError(f"{args.data} holds {len(names)} classes, the model of --init has {model.config.num_classes}")
-    return model
+def loader(args: argparse.Namespace, source: SampleSource, batch_size: int, ranks: Ranks) -> BatchLoader:
+    """Batches of a source's samples, drawn ahead by --workers."""
+    return BatchLoader(source, batch_size, seed=args.seed, rank=ranks.rank, ranks=ranks.world,
+                       workers=max(args.workers, 0), pin_memory=training_device(args.device).type == "cuda")
 
 
-def decoder_setup(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setup:
-    """The decoder on generated latents. Raises ValueError, OSError or CheckpointError for flags and files."""
-    parts = _generating_parts(args, device, ranks, DecoderSettings, DECODER_FIELDS)
-    return Setup(parts.settings, parts.model, lambda: DecoderStage(*parts, device))
+def photo_pairs(args: argparse.Namespace, size: int, batch_size: int, ranks: Ranks) -> TrainingData:
+    """Crops of the training photographs and their degradation on the fly."""
+    crops = _crops(args, args.data, size, HIGH_QUALITY)
+    negative_root = args.data_neg or _default_negatives(args)
+    negatives = _crops(args, negative_root, size, LOW_QUALITY) if negative_root else None
+    share = 0.0
+    if args.stage == SR:
+        share = NEGATIVE_SHARE if args.negative_share is None else args.negative_share
+    changes = given(args, "group")
+    if args.upsample is not None:
+        changes["upsample_modes"] = tuple(args.upsample.split(","))
+    degradation = Degradation(DegradationConfig.load(light_probability=args.light or 0.0, **changes))
+    pairs = PairSource(loader(args, WithNegatives(crops, share, negatives), batch_size, ranks),
+                       degradation.and_upsample, degradation.config.group, negatives_are_degraded=negatives is None)
+    return TrainingData(pairs, crops, len(crops))
 
 
-def detail_setup(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setup:
-    """The detail branch on restored pictures. Raises as `decoder_setup`, and where there is no perceptual network."""
-    parts, perceptual = _generating_parts(args, device, ranks, DetailSettings, DETAIL_FIELDS), find_perceptual(device)
-    if perceptual.features is None:
-        raise UserError(f"--stage detail needs a perceptual network: {perceptual.description}")
-    return Setup(parts.settings, parts.model, lambda: DetailStage(*parts, perceptual, device))
+def _default_negatives(args: argparse.Namespace) -> str | None:
+    """trainset_neg, where the published layout is used and holds pictures."""
+    used = args.stage == SR and args.data == DEFAULT_DATA and os.path.isdir(DEFAULT_NEGATIVES)
+    return DEFAULT_NEGATIVES if used and find_entries(DEFAULT_NEGATIVES) else None
+
+
+def _crops(args: argparse.Namespace, root: str, size: int, label: int) -> PhotoCrops | CentreCrops:
+    if crops_of(args) == "centre":
+        enlarge = args.mid_reso if label == HIGH_QUALITY else None
+        return CentreCrops(root, size, label=label, enlarge=enlarge, flip=args.hflip is not False)
+    if args.hflip is None:
+        return PhotoCrops(root, size)
+    return PhotoCrops(root, size, symmetries=MIRRORED if args.hflip else UPRIGHT)
+
+
+def held_out_pairs(args: argparse.Namespace, crops: SampleSource, size: int, count: int, precision: str) -> Validation:
+    """The pairs that a stage is validated on: of --val_data, or seeded training crops."""
+    degradation = Degradation(DegradationConfig.load(light_probability=args.light or 0.0))
+    return Validation(held_out(args.val_data, size, count, degradation, crops), ValidationSettings(precision=precision))
 
 
 class GeneratingParts(NamedTuple):
@@ -112,57 +105,61 @@ class GeneratingParts(NamedTuple):
     model: VARSR
     pairs: PairSource
     validation: Validation
-    settings: DecoderSettings | DetailSettings
+    settings: Any
 
 
-def _generating_parts(args: argparse.Namespace, device: torch.device, ranks: Ranks,
-                      kind: type[DecoderSettings | DetailSettings], fields: dict[str, str]) -> GeneratingParts:
+def generating_parts(args: argparse.Namespace, device: torch.device, ranks: Ranks, kind: type[Settings],
+                     fields: dict[str, str]) -> GeneratingParts:
+    """For settings of a kind, of which flags set `fields`. Raises ValueError, OSError or CheckpointError for flags and
+    files."""
     if ranks.world > 1:
         raise UserError(f"--stage {args.stage} trains on one device: start it without torchrun")
-    batch = _batch_size(args, ranks, kind.batch_size)
+    batch = batch_size(args, ranks, kind.batch_size)
     model = build_model(args)
-    data = photo_pairs(args, model.config.image_size, batch, ranks)
-    changes = {**_fields(args, fields), "batch_size": batch, "precision": _precision(args, device),
-               "seed": args.seed, "max_iters": _iterations(args, data.pictures, batch)}
+    data = photo_pairs(args, model.config.image_size, kind.fresh, ranks)
+    changes = {**setting_fields(args, fields), "batch_size": batch, "precision": precision(args, device),
+               "seed": args.seed, "max_iters": iterations(args, data.pictures, batch)}
     if args.tblr is not None:
         changes["learning_rate"] = args.tblr
     settings = kind(**changes)
-    _tune(args, model, device)
-    validation = held_out_pairs(args, data.pairs, model.config.image_size, settings.val_batch, settings.precision)
+    tune(args, model, device)
+    validation = held_out_pairs(args, data.crops, model.config.image_size, settings.val_batch, settings.precision)
     return GeneratingParts(model, data.pairs, validation, settings)
 
 
-def _precision(args: argparse.Namespace, device: torch.device) -> str:
+def precision(args: argparse.Namespace, device: torch.device) -> str:
+    """What --fp16 says, or what suits the device."""
     return training_precision(None if args.fp16 is None else PRECISIONS[args.fp16], device)
 
 
-def _fields(args: argparse.Namespace, fields: dict[str, str]) -> dict[str, Any]:
+def setting_fields(args: argparse.Namespace, fields: dict[str, str]) -> dict[str, Any]:
     """Settings that flags give."""
+    fields = {**SHARED_FIELDS, **fields}
     changes = {fields[flag]: value for flag, value in given(args, *fields).items()}
     if args.tclip is not None:
         changes["clip"] = max(args.tclip, 0.0)
     return changes
 
 
-def _batch_size(args: argparse.Namespace, ranks: Ranks, default: int) -> int:
+def batch_size(args: argparse.Namespace, ranks: Ranks, default: int) -> int:
     """Of one process and part of a step."""
     if args.bs is None:
         return args.batch_size or default
     parts = (args.ac or 1) * ranks.world
     if args.bs % parts:
         raise UserError(f"--bs {args.bs} cannot be shared by {ranks.world} processes in {args.ac or 1} parts: choose "
-                         f"a multiple of {parts}")
+                        f"a multiple of {parts}")
     return args.bs // parts
 
 
-def _iterations(args: argparse.Namespace, pictures: int, step: int) -> int:
+def iterations(args: argparse.Namespace, pictures: int, step: int) -> int:
     """Length of the run; `step` is the batch of a whole step."""
     if args.ep is None:
         return args.max_iters or DEFAULT_ITERATIONS
     return max(round(args.ep * math.ceil(pictures / step)), 1)
 
 
-def _tune(args: argparse.Namespace, model: VARSR, device: torch.device) -> None:
+def tune(args: argparse.Namespace, model: VARSR, device: torch.device) -> None:
     """What makes a step cheaper without changing it (TensorFloat-32: hardly)."""
     model.transformer.checkpointing = args.checkpointing
     for mode, modules in ((COMPILE_MODES[args.tfast], model.transformer.blocks),

@@ -26,20 +26,15 @@ def save_atomically(state: Any, path: Path) -> None:
 
     Raises OSError where it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
     except RuntimeError as error:  # closing its archive, torch hides what the disk said
         if isinstance(error.__context__, OSError):
             raise error.__context__ from error
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def rng_state() -> dict[str, Any]:

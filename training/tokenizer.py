@@ -17,12 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dataloader.pairs import CropSource, LoadedCrops
+from dataloader.pairs import CropSource
 from dataloader.positions import Stream, generator_at
-from evaluation.metrics.full_reference import ssim
+from evaluation.metrics.full_reference import luma, ssim
 from models.vqvae import VQVAE
 from models.weights.tokenizer_file import TOKENIZER_WEIGHTS, write_tokenizer
-from pictures.luma import luma
 from pictures.sheets import write_grid
 from utils.device import autocast
 from utils.errors import UserError
@@ -146,12 +145,12 @@ class TokenizerSettings:
 class TokenizerStage:
     """See `loop.Stage`. Keeps a moving average of the weights, which is what it validates and exports."""
 
-    def __init__(self, model: VQVAE, crops: CropSource | LoadedCrops, validation: Tensor, settings: TokenizerSettings,
+    def __init__(self, model: VQVAE, crops: CropSource, validation: Tensor, settings: TokenizerSettings,
                  device: torch.device, perceptual: Perceptual | None = None, ranks: Ranks | None = None) -> None:
         """`validation`: held-out crops (M, 3, S, S) in [0, 1]. `perceptual`: see `find_perceptual`; none by default;
         projected discriminators need its feature maps.
-        ranks: processes that train it together: each must be given the same model and crops of its own
-        (`LoadedCrops`). Gradients are averaged after the backward pass: one step calls several parts of the model, not
+        ranks: processes that train it together: each must be given the same model and crops of its own.
+        Gradients are averaged after the backward pass: one step calls several parts of the model, not
         one forward that DDP could wrap."""
         self.settings, self.device, self.crops, self.ranks = settings, device, crops, ranks or Ranks()
         self.best_metric = (f"psnr_{model.config.side}", 1.0)
@@ -179,7 +178,7 @@ class TokenizerStage:
     def train_step(self, iteration: int) -> dict[str, float]:
         """One step on a fresh batch, and one of the discriminator once it takes part."""
         settings, rate = self.settings, self.schedule.rate(iteration)
-        crops, wait = timed(self.crops.draw, settings.batch_size, self.generator, self.device)
+        crops, wait = timed(self.crops.draw, self.device)
         image = crops * 2 - 1
         set_rates(self.optimizer, settings.learning_rate * rate, settings.weight_decay)
         continuous = round(settings.continuous_share * len(image))

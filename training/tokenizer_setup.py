@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from dataloader.held_out import SEED, windows
-from dataloader.loader import BatchLoader
-from dataloader.pairs import CropSource, LoadedCrops
+from dataloader.pairs import BatchLoader, CropSource, drawn
 from dataloader.photo_crops import PhotoCrops
 from models.config import PRESETS, VQVAEConfig
 from models.vqvae import VQVAE
@@ -46,19 +45,12 @@ def build_stage(args: argparse.Namespace, device: torch.device, ranks: Ranks) ->
     crops = PhotoCrops(args.data, crop_size=model.config.image_size)
     if model.config.linear_path and not args.init:
         generator = torch.Generator().manual_seed(args.seed)
-        model.fit(crops.batch(FIT_PICTURES, generator) * 2 - 1, generator)
+        model.fit(drawn(crops, FIT_PICTURES, args.seed) * 2 - 1, generator)
         log.info("started from the principal components of %d crops", FIT_PICTURES)
     validation = validation_crops(args, crops, model.config.image_size)
-    return TokenizerStage(model, _source(args, crops, device, ranks), validation, settings, device, perceptual, ranks)
-
-
-def _source(args: argparse.Namespace, crops: PhotoCrops, device: torch.device,
-            ranks: Ranks) -> CropSource | LoadedCrops:
-    """Crops on demand, or, with workers or several ranks, by their numbers in a row that ranks share."""
-    if not args.workers and ranks.world == 1:
-        return CropSource(crops.batch)
-    return LoadedCrops(BatchLoader(crops, args.batch_size, seed=args.seed, rank=ranks.rank, ranks=ranks.world,
-                                   workers=args.workers, pin_memory=device.type == "cuda"))
+    source = CropSource(BatchLoader(crops, args.batch_size, seed=args.seed, rank=ranks.rank, ranks=ranks.world,
+                                    workers=args.workers, pin_memory=device.type == "cuda"))
+    return TokenizerStage(model, source, validation, settings, device, perceptual, ranks)
 
 
 def build_tokenizer(args: argparse.Namespace) -> VQVAE:
@@ -104,4 +96,4 @@ def validation_crops(args: argparse.Namespace, crops: PhotoCrops, size: int) -> 
     if args.val_data:
         return windows(Path(args.val_data), size, args.val_batch)
     log.info("no --val_data: validation crops are of the training pictures, so not quite unseen")
-    return crops.batch(args.val_batch, torch.Generator().manual_seed(SEED))
+    return drawn(crops, args.val_batch, SEED)

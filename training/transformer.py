@@ -1,28 +1,40 @@
 """Training stage of the transformer and the refiner, the tokenizer frozen (VARSR, section 3.5; VAR, section 3.3)."""
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dataloader.pairs import ClassSource, LoadedPairs, Pairs, PairSource
+from dataloader.pairs import BatchLoader, ClassSource, Pairs, PairSource, WithLostClasses
 from dataloader.positions import Stream, generator_at
 from models.config import LossConfig, VARSRConfig
 from models.varsr import VARSR
 from models.weights.save import save_pretrained
 from pictures.sheets import write_grid
 from utils.device import autocast
+from utils.errors import UserError
 from utils.ranks import Ranks
 
+from .flags import CLASSES
 from .loop import timed
+from .model import build_model
 from .optim import MovingAverage, Schedule, clipped_step, parameter_groups, set_rates
 from .parallel import Parallel, ShardedAverage
+from .setup import Setup, batch_size, held_out_pairs, iterations, loader, photo_pairs, precision, setting_fields, tune
 from .validation import Validation
 
 # Parameters without weight decay beside biases and 1-d ones (spec of the SR stage).
+ZERO_WARMUP = 0.02  # what --wp=0 means in the published command line
+VALIDATION_SEED = 12345
+# Flags and the fields of the settings they set.
+FIELDS = {"ac": "accumulation", "afuse": "fused", "ls": "label_smoothing", "wp0": "warmup_start", "wpe": "final",
+          "sche": "schedule", "error_rate": "error_rate", "scale_balance": "scale_balance"}
+
 NO_DECAY = ("class_embedding", "start_position", "level_embedding", "log_scale", "modulation_offset", "refiner.")
 SHEET_CLASSES, SHEET_SEEDS = 12, (0, 1000)
 
@@ -78,11 +90,11 @@ class TransformerStage:
 
     best_metric = ("psnr_y", 1.0)  # of `report`, and whether more (1) or less (-1) is better
 
-    def __init__(self, model: VARSR, pairs: PairSource | ClassSource | LoadedPairs, validation: Validation | Pairs,
+    def __init__(self, model: VARSR, pairs: PairSource | ClassSource, validation: Validation | Pairs,
                  settings: TransformerSettings, device: torch.device, ranks: Ranks | None = None,
                  shard: bool = False) -> None:
         """`validation`: held-out pairs; class-to-image: held-out pictures and their classes. ranks, shard: see
-        `Parallel`; with several ranks, each must be given pairs of its own (`LoadedPairs`)."""
+        `Parallel`; with several ranks, each must be given pairs of its own."""
         self.settings, self.device, self.pairs, self.validation = settings, device, pairs, validation
         self.ranks = ranks or Ranks()
         if not isinstance(validation, Validation):
@@ -119,7 +131,7 @@ class TransformerStage:
     def _accumulate(self, part: int, last: bool) -> dict[str, float]:
         """Add the gradients of one batch; `part` counts the batches of this rank from the run's first one on."""
         settings = self.settings
-        pairs, wait = timed(self.pairs.draw, settings.batch_size, self.generator, self.device)
+        pairs, wait = timed(self.pairs.draw, self.device)
         count = len(pairs.target)
         first = (part * self.ranks.world + self.ranks.rank) * settings.batch_size
         times, noise = refiner_draws(self.model.config, settings.seed, first, count)
@@ -185,3 +197,63 @@ class TransformerStage:
         model = self.average.whole(self.device)
         if self.ranks.is_main:
             save_pretrained(model, folder)
+
+
+def set_up(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setup:
+    """Super-resolution or class-to-image from the flags. Raises ValueError, OSError or CheckpointError for flags and
+    files."""
+    batch = batch_size(args, ranks, TransformerSettings.batch_size)
+    accumulation = args.ac or 1
+    model, pairs, pictures, validate = (_classes if args.stage == CLASSES else _photographs)(args, batch, ranks)
+    changes = {**setting_fields(args, FIELDS), "batch_size": batch, "precision": precision(args, device),
+               "seed": args.seed, "max_iters": iterations(args, pictures, batch * accumulation * ranks.world)}
+    if args.tblr is not None:
+        changes["learning_rate"] = args.tblr * accumulation
+    if args.twde:
+        changes["final_weight_decay"] = args.twde
+    if args.wp is not None:
+        changes["warmup_share"] = args.wp or ZERO_WARMUP
+    settings = TransformerSettings(**changes)
+    tune(args, model, device)
+    validation = validate(settings, device)
+
+    def make() -> TransformerStage:
+        stage = TransformerStage(model, pairs, validation, settings, device, ranks, args.fsdp)
+        if ranks.world > 1:  # from here on, what is drawn in a step (stochastic depth, wrong codes) is each rank's own
+            torch.manual_seed(args.seed + ranks.rank)
+        return stage
+    return Setup(settings, model, make)
+
+
+class _Parts(NamedTuple):
+    """What differs between the two kinds of the stage."""
+
+    model: VARSR
+    pairs: PairSource | ClassSource
+    pictures: int
+    validate: Callable[[TransformerSettings, torch.device], Validation | Pairs]
+
+
+def _photographs(args: argparse.Namespace, batch: int, ranks: Ranks) -> _Parts:
+    model = build_model(args)
+    size = model.config.image_size
+    data = photo_pairs(args, size, batch, ranks)
+
+    def validate(settings: TransformerSettings, device: torch.device) -> Validation:
+        return held_out_pairs(args, data.crops, size, settings.val_batch, settings.precision)
+    return _Parts(model, data.pairs, data.pictures, validate)
+
+
+def _classes(args: argparse.Namespace, batch: int, ranks: Ranks) -> _Parts:
+    """A class for each folder of --data."""
+    from dataloader.class_crops import ClassCrops, class_folders
+    names = tuple(folder.name for folder in class_folders(args.data))
+    model = build_model(args, names)
+    if model.config.num_classes != len(names):
+        raise UserError(f"{args.data} holds {len(names)} classes, the model of --init has {model.config.num_classes}")
+    crops = ClassCrops(args.data, model.config.image_size)
+    pairs = ClassSource(loader(args, WithLostClasses(crops, len(names)), batch, ranks))
+
+    def validate(settings: TransformerSettings, device: torch.device) -> Pairs:
+        return ClassSource(BatchLoader(crops, settings.val_batch, seed=VALIDATION_SEED)).draw(device)
+    return _Parts(model, pairs, len(crops), validate)

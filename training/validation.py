@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from dataloader.held_out import HeldOut
-from evaluation.metrics.full_reference import gmsd, high_frequency, psnr_y, ssim_y
+from evaluation.metrics.full_reference import gmsd, gray, high_frequency, luma, psnr_y, ssim_y
 from evaluation.metrics.learned import LearnedMetrics
 from evaluation.protocols import ST_LPIPS
-from models.config import GenerationConfig
+from models.config import HIGH_QUALITY, GenerationConfig
 from models.quantizer import Quantized
-from models.varsr import CONDITIONAL_CLASS, VARSR, ScaleStep
-from pictures.luma import gray, luma
+from models.varsr import VARSR, ScaleStep
 from pictures.rgb import save_picture, upsample
 from pictures.sheets import SheetLayout, comparison_sheet
 from utils.device import autocast
@@ -131,7 +130,7 @@ def _generate(model: VARSR, guides: Tensor, options: GenerationConfig, seeds: li
 
 def _forced_hits(model: VARSR, guides: Tensor, wanted: Quantized) -> list[Tensor]:
     """For each scale, which codes are right when it is predicted from the right codes of the scales before it."""
-    labels = torch.full((len(guides),), CONDITIONAL_CLASS, device=model.device)
+    labels = torch.full((len(guides),), HIGH_QUALITY, device=model.device)
     _, logits = model.transformer(labels, wanted.inputs, model.transformer.prefix_encoder(guides * 2 - 1))
     predictions = logits.argmax(-1).split([side * side for side in model.config.vqvae.scales], dim=1)
     return [(codes == right).float().cpu() for codes, right in zip(predictions, wanted.codes, strict=True)]

@@ -187,7 +187,7 @@ def restore_file(model: VARSR, description: str, request: RestoreRequest, folder
     """
     picture, size = checked_picture(request, max_pixels)
     tiled = TiledPicture(picture, size, model.config, request.overlap)
-    settings = _settings(model, request, tiled)
+    settings = _settings(model, request)
     batch, windows = batch_size_for(model, settings), list(tiled.grid)
     options = ResultOptions(text=making_of(settings, description))
     name = OutputNames(f"_x{request.scale:g}", request.kind).name(request.source)
@@ -208,7 +208,8 @@ def restore_file(model: VARSR, description: str, request: RestoreRequest, folder
         tell(Update(f"window {done + 1} to {done + len(places)} of {len(windows)}, scale {step.scale + 1} of "
                     f"{len(sides)} ({step.side}x{step.side})", share, shown))
     try:
-        tell(Update(f"{len(windows)} windows, cfg {settings.generation.cfg:g}", 0.0, (preview.picture.clone(),)))
+        cfg = settings.for_picture(len(windows)).cfg
+        tell(Update(f"{len(windows)} windows, cfg {cfg:g}", 0.0, (preview.picture.clone(),)))
         generate_windows(model, [(tiled, window) for window in windows], settings, batch, advance, scale_done)
         for top, rows in render(model, tiled, tiled.finished, request.color_fix, batch,
                                 fidelity=settings.generation.fidelity):
@@ -222,12 +223,11 @@ def restore_file(model: VARSR, description: str, request: RestoreRequest, folder
                 (enlarged(picture, size), read_image(result.path)), file=result.path))
 
 
-def _settings(model: VARSR, request: RestoreRequest, tiled: TiledPicture) -> RestoreSettings:
+def _settings(model: VARSR, request: RestoreRequest) -> RestoreSettings:
     """The model's own settings, or the fast ones, with what the request asks for."""
     own = fast_generation(model.config) if request.fast else model.config.generation
-    tiled_cfg = own.tiled_cfg if len(tiled.grid) > 1 and own.tiled_cfg is not None else own.cfg
-    generation = dataclasses.replace(own, scale=request.scale, cfg=tiled_cfg if request.cfg is None else request.cfg,
-                                     fidelity=own.fidelity if request.fidelity is None else request.fidelity)
+    fidelity = own.fidelity if request.fidelity is None else request.fidelity
+    generation = dataclasses.replace(own, scale=request.scale, fidelity=fidelity).with_cfg(request.cfg)
     model.config.check_options(generation)
     pruning = fast_pruning(model.config) if request.fast else None
     if request.fastvar:
@@ -244,7 +244,7 @@ def draw_classes(model: VARSR, request: ClassRequest, folder: Path, tell: Tell) 
     config = model.config
     if not all(0 <= label < config.num_classes for label in request.labels):
         raise UserError(f"a class is out of range: this model knows 0 to {config.num_classes - 1}")
-    options = config.generation if request.cfg is None else dataclasses.replace(config.generation, cfg=request.cfg)
+    options = config.generation.with_cfg(request.cfg)
     wanted = [ClassPicture(label, index) for label in request.labels for index in range(request.count)]
     sheet, sides = ContactSheet(), config.vqvae.scales
     shown: dict[ClassPicture, Tensor] = {}

@@ -15,7 +15,7 @@ import gradio as gr
 from inference.classes import class_title
 from inference.render import COLOR_FIXES
 from inference.settings import CHECKPOINTS
-from models.config import VARSRConfig
+from models.config import PRESETS, VARSRConfig
 from pictures.formats import SUFFIXES
 from pictures.rgb import read_image, to_pillow
 from utils.errors import UserError
@@ -41,6 +41,7 @@ from .preview import fitted
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read once, when gradio is imported
 
 EXAMPLES = CHECKPOINTS.parent / "testset" / "sample" / "LR"
+PUBLISHED_CLASSES = "varsr-d24-c2i"  # preset of the published class-to-image file
 KINDS = ("auto", "png", "jpg", "webp", "tif")
 FASTVAR_RATIOS = (0.4, 0.3)  # drop ratios of the last two scales
 # Both tabs share the memory, so they share the queue; what waits there does not keep its session from asking again.
@@ -272,7 +273,5 @@ def _chosen_from(examples: list[str]) -> Callable[[gr.SelectData], str]:
 def _class_titles(source: str) -> list[tuple[str, int]]:
     """Titles and numbers of a model's classes, from its configuration alone where it is a folder."""
     path = Path(source) / "config.json"
-    if not path.is_file():
-        return [(str(label), label) for label in range(1000)]  # the published weights know ImageNet's classes
-    config = VARSRConfig.from_json(path.read_text(encoding="utf-8"))
+    config = VARSRConfig.from_json(path.read_text(encoding="utf-8")) if path.is_file() else PRESETS[PUBLISHED_CLASSES]
     return [(class_title(config, label), label) for label in range(config.num_classes)]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import io
 import logging
-import os
 import sys
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from utils.errors import UserError, told
+from utils.files import replacing
 from utils.flags import OneLineParser, bounded
 
 from ..photo_crops import PhotoCrops
@@ -65,16 +65,11 @@ def _groups(pictures: Iterable[bytes], limit: int) -> Iterator[tuple[int, list[b
 
 
 def _write_shard(pictures: list[bytes], path: Path, first: int) -> Path:
-    unfinished = path.with_suffix(".part")
-    try:
-        with tarfile.open(unfinished, "w") as shard:
-            for number, picture in enumerate(pictures, start=first):
-                member = tarfile.TarInfo(f"{number:06d}.jpg")
-                member.size = len(picture)
-                shard.addfile(member, io.BytesIO(picture))
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as unfinished, tarfile.open(unfinished, "w") as shard:
+        for number, picture in enumerate(pictures, start=first):
+            member = tarfile.TarInfo(f"{number:06d}.jpg")
+            member.size = len(picture)
+            shard.addfile(member, io.BytesIO(picture))
     return path
 
 

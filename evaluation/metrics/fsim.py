@@ -11,9 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pictures.luma import yiq
-
-from .full_reference import require_comparable
+from .full_reference import require_comparable, yiq
 
 # Similarity constants for phase congruency, gradient and the two chroma planes; exponent of the chroma part
 T_PHASE, T_GRADIENT, T_CHROMA, CHROMA_EXPONENT = 0.85, 160.0, 200.0, 0.03

@@ -1,7 +1,8 @@
-"""Full-reference metrics on planes of levels 0..255: PSNR, SSIM, MS-SSIM and GMSD. No weights are needed.
+"""Full-reference metrics (PSNR, SSIM, MS-SSIM, GMSD) and the planes that they work on. No weights are needed.
 
-A metric takes planes (C, H, W) or one plane (H, W) of a picture and of its reference; which planes those are (luma,
-RGB) is the protocol's business (`utils/protocols.py`). `psnr_y` and `ssim_y` are what the paper reports.
+A metric takes planes (C, H, W) or one plane (H, W) of levels 0..255 of a picture and of its reference; which planes
+those are (luma in both ranges, RGB, YIQ) is the protocol's business (`evaluation/protocols.py`), for published values
+differ by it. `psnr_y` and `ssim_y` are what the paper reports.
 """
 from __future__ import annotations
 
@@ -11,8 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pictures.luma import PEAK, luma
+from pictures.rgb import BT601
 from utils.errors import UserError
+
+PEAK = 255.0
+# BT.601 studio range: Y in 16..235 from R, G, B in [0, 1]
+LUMA_WEIGHTS, LUMA_OFFSET = (65.481, 128.553, 24.966), 16.0
+BLUE_RANGE, RED_RANGE = 1.772, 1.402  # of B - Y and R - Y, twice 1 - 0.114 and 1 - 0.299
+YIQ_WEIGHTS = (BT601, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))  # Zhang et al. 2011
 
 SSIM_SIDE, SSIM_SIGMA, SSIM_K1, SSIM_K2 = 11, 1.5, 0.01, 0.03  # Wang et al. 2004
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, finest scale first
@@ -20,6 +27,49 @@ MS_SSIM_SIDE = (SSIM_SIDE - 1) * 2 ** (len(MS_SSIM_WEIGHTS) - 1) + 1  # shorter 
 GMSD_CONSTANT = 170.0  # Xue et al. 2014
 GMSD_SIDE = 4
 DETAIL_SIDE, DETAIL_SIGMA = 11, 1.5  # Gaussian that high_frequency takes away
+
+
+def eight_bit(image: Tensor) -> Tensor:
+    """RGB levels (..., 3, H, W) float64 in 0..255, whole numbers, of a picture in [0, 1]."""
+    return (image.double().clamp(0, 1) * PEAK).round()
+
+
+def luma(image: Tensor) -> Tensor:
+    """Studio-range Y (..., H, W) float64 in 16..235 of RGB (..., 3, H, W) in [0, 1], of its 8-bit rounding."""
+    return _weighted(eight_bit(image) / PEAK, LUMA_WEIGHTS) + LUMA_OFFSET
+
+
+def full_range_luma(image: Tensor) -> Tensor:
+    """Full-range Y (..., H, W) float64 in 0..255 of RGB (..., 3, H, W) in [0, 1], of its 8-bit rounding."""
+    return _weighted(eight_bit(image), YIQ_WEIGHTS[0])
+
+
+def smooth_luma(image: Tensor) -> Tensor:
+    """Full-range Y (..., H, W) in 0..255 of RGB (..., 3, H, W) in [0, 1], not rounded: gradients go through."""
+    return _weighted(image * PEAK, YIQ_WEIGHTS[0])
+
+
+def smooth_chroma(image: Tensor) -> Tensor:
+    """Cb and Cr (..., 2, H, W) in -1/2..1/2 of RGB (..., 3, H, W) in [0, 1] (BT.601), not rounded: gradients go
+    through."""
+    red, _, blue = image.unbind(-3)
+    y = _weighted(image, YIQ_WEIGHTS[0])
+    return torch.stack([(blue - y) / BLUE_RANGE, (red - y) / RED_RANGE], dim=-3)
+
+
+def gray(image: Tensor) -> Tensor:
+    """Full-range Y as whole numbers, as MATLAB's rgb2gray gives it."""
+    return full_range_luma(image).round()
+
+
+def yiq(image: Tensor) -> Tensor:
+    """Y, I and Q planes (..., 3, H, W) float64 at the scale 0..255 of RGB (..., 3, H, W) in [0, 1]."""
+    levels = eight_bit(image)
+    return torch.stack([_weighted(levels, weights) for weights in YIQ_WEIGHTS], dim=-3)
+
+
+def _weighted(planes: Tensor, weights: tuple[float, float, float]) -> Tensor:
+    return (planes * planes.new_tensor(weights).view(3, 1, 1)).sum(-3)
 
 
 def require_comparable(image: Tensor, reference: Tensor, side: int = 1, metric: str = "this metric") -> None:

@@ -14,10 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pictures.luma import full_range_luma
 from utils.errors import UserError
 
-from .full_reference import gaussian_taps, smooth
+from .full_reference import full_range_luma, gaussian_taps, smooth
 
 FEATURES = 36
 # Packages that bring the file, and its place in them; none of them has to be importable.

@@ -4,8 +4,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pictures.luma import PEAK, gray
-
+from .full_reference import PEAK, gray
 from .niqe import blocks_of, mirrored, mscn
 
 PIQE_BLOCK, PIQE_SEGMENT = 16, 6

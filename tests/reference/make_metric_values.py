@@ -27,7 +27,7 @@ def main() -> None:
     from metric_pairs import pair
     from pypiqe import piqe
 
-    from pictures.luma import gray
+    from evaluation.metrics.full_reference import gray
     metrics, rows = pyiqa_metrics(), []
     for index in range(PAIRS):
         image, reference = pair(index)

@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dataloader.centre_crops import PublishedCrops
+from dataloader.centre_crops import CentreCrops
 from dataloader.class_crops import ClassCrops
 from dataloader.degradation import Degradation, DegradationConfig
-from dataloader.loader import BatchLoader, WithLostClasses, WithNegatives
-from dataloader.pairs import ClassSource, LoadedPairs, PairSource
-from dataloader.photo_crops import NEGATIVE, POSITIVE, PhotoCrops
+from dataloader.pairs import BatchLoader, ClassSource, PairSource, WithLostClasses, WithNegatives, drawn
+from dataloader.photo_crops import PhotoCrops
 from dataloader.positions import PictureOrder
-from training.data import photo_pairs
+from models.config import HIGH_QUALITY, LOW_QUALITY
 from training.flags import build_parser, parse
+from training.setup import photo_pairs
 from training.transformer import TransformerSettings, TransformerStage
 from utils.ranks import Ranks
 
@@ -52,12 +52,12 @@ def assert_same(first, second) -> None:
 # ---- the loader
 
 def test_batches_are_the_same_with_workers_and_after_a_resume(folder, caplog):
-    crops = PublishedCrops(folder, 32)
+    crops = CentreCrops(folder, 32)
     plain = BatchLoader(crops, 4, seed=3)
     expected = taken(plain, 6)
     assert expected[0][0].shape == (4, 3, 32, 32) and expected[0][0].dtype == torch.uint8
     caplog.clear()
-    loader = BatchLoader(PublishedCrops(folder, 32), 4, seed=3, workers=2)
+    loader = BatchLoader(CentreCrops(folder, 32), 4, seed=3, workers=2)
     torch.manual_seed(1)
     before = torch.get_rng_state()
     assert_same(taken(loader, 3), expected[:3])
@@ -69,7 +69,7 @@ def test_batches_are_the_same_with_workers_and_after_a_resume(folder, caplog):
     loader.close()
 
 
-@pytest.mark.parametrize("kind", [PhotoCrops, PublishedCrops])
+@pytest.mark.parametrize("kind", [PhotoCrops, CentreCrops])
 def test_two_ranks_together_have_the_batches_of_one(folder, kind):
     source = kind(folder, 32)
     whole = taken(BatchLoader(source, 6, seed=1), 3)
@@ -90,32 +90,30 @@ def test_pairs_resume_exactly_and_do_not_depend_on_ranks(folder):
     config = DegradationConfig.load(group=2)
     source = WithNegatives(PhotoCrops(folder, 32), 0.4)
 
-    def pairs(batch: int, **options) -> LoadedPairs:
-        loader = BatchLoader(source, batch, seed=5, **options)
-        return LoadedPairs(loader, PairSource(source.positives.batch, Degradation(config).and_upsample), config.group)
+    def pairs(batch: int, **options) -> PairSource:
+        return PairSource(BatchLoader(source, batch, seed=5, **options), Degradation(config).and_upsample, config.group)
     whole = pairs(8)
-    drawn = [whole.draw(8, torch.Generator(), CPU) for _ in range(3)]
+    drawn = [whole.draw(CPU) for _ in range(3)]
     resumed = pairs(8)
     resumed.load_state_dict({"position": 2})
-    again = resumed.draw(8, torch.Generator(), CPU)
+    again = resumed.draw(CPU)
     assert torch.equal(again.lr, drawn[2].lr) and torch.equal(again.target, drawn[2].target)
-    halves = [pairs(4, rank=rank, ranks=2).draw(4, torch.Generator(), CPU) for rank in range(2)]
+    halves = [pairs(4, rank=rank, ranks=2).draw(CPU) for rank in range(2)]
     assert torch.equal(torch.cat([half.lr for half in halves]), drawn[0].lr)
     for pair in drawn:
         assert pair.lr.shape == pair.target.shape == (8, 3, 32, 32)
         for target, lr, label in zip(pair.target, pair.lr, pair.labels):
-            assert torch.equal(target, lr) == (label == NEGATIVE)
-    with pytest.raises(ValueError, match="batches of 8"):
-        whole.draw(4, torch.Generator(), CPU)
+            assert torch.equal(target, lr) == (label == LOW_QUALITY)
 
 
 def test_a_stage_goes_on_at_its_data_position(folder):
     def stage(seed: int) -> TransformerStage:
         crops = PhotoCrops(folder, 32)
-        pairs = LoadedPairs(BatchLoader(crops, 4, seed=2), PairSource(crops.batch, Degradation().and_upsample), 4)
+        pairs = PairSource(BatchLoader(crops, 4, seed=2), Degradation().and_upsample, 4)
+        validation = PairSource(BatchLoader(crops, 2), Degradation().and_upsample).draw(CPU)
         model = small_model(seed=seed).requires_grad_(True)
         settings = TransformerSettings(batch_size=4, max_iters=6, precision="fp32")
-        return TransformerStage(model, pairs, pairs.positives_only().draw(2, torch.Generator(), CPU), settings, CPU)
+        return TransformerStage(model, pairs, validation, settings, CPU)
     first, second = stage(0), stage(1)
     for i in range(2):
         first.train_step(i)
@@ -129,10 +127,10 @@ def test_a_stage_goes_on_at_its_data_position(folder):
 
 def test_negatives_come_from_their_own_pictures(folder, tmp_path):
     Image.new("RGB", (40, 40), "black").save(tmp_path / "n.png")
-    source = WithNegatives(PublishedCrops(folder, 32), 0.25, PublishedCrops(tmp_path, 32, label=NEGATIVE))
+    source = WithNegatives(CentreCrops(folder, 32), 0.25, CentreCrops(tmp_path, 32, label=LOW_QUALITY))
     pixels, labels = next(BatchLoader(source, 400))
-    assert torch.equal(pixels.flatten(1).amax(1) == 0, labels == NEGATIVE)
-    assert float((labels == NEGATIVE).float().mean()) == pytest.approx(0.25, abs=0.07)
+    assert torch.equal(pixels.flatten(1).amax(1) == 0, labels == LOW_QUALITY)
+    assert float((labels == LOW_QUALITY).float().mean()) == pytest.approx(0.25, abs=0.07)
 
 
 def test_classes_are_equally_frequent_and_some_are_lost(tmp_path):
@@ -142,23 +140,22 @@ def test_classes_are_equally_frequent_and_some_are_lost(tmp_path):
     crops = ClassCrops(tmp_path, 16)
     pixels, labels = next(BatchLoader(crops, 300))
     assert torch.equal(pixels[:, 0, 0, 0] == 200, labels == 1) and 110 < int(labels.sum()) < 190
-    pairs = LoadedPairs(BatchLoader(WithLostClasses(crops, 2, 0.1), 300), ClassSource(crops.batch, 2))
-    drawn = pairs.draw(300, torch.Generator(), CPU)
+    drawn = ClassSource(BatchLoader(WithLostClasses(crops, 2, 0.1), 300)).draw(CPU)
     assert drawn.lr is None and torch.equal((drawn.target > 0)[:, 0, 0, 0], labels == 1)
     lost = drawn.labels
     assert torch.equal(lost[lost < 2], labels[lost < 2]) and 15 < int((lost == 2).sum()) < 50
 
 
-def test_the_flag_for_workers_makes_a_loader_or_is_refused(folder, capsys):
-    def pairs(*more: str) -> PairSource | LoadedPairs:
-        flags = ["--data", str(folder), "--crops", "centre", "--device", "cpu", *more]
-        return photo_pairs(parse(build_parser(None), flags), 32, 2, Ranks()).pairs
-    assert isinstance(pairs("--workers", "1"), LoadedPairs)
-    with pytest.raises(SystemExit):
-        pairs("--workers", "1", "--stage", "decoder")
-    assert "--workers cannot act" in capsys.readouterr().err
-    plain = pairs()
-    assert plain.draw(2, torch.Generator().manual_seed(0), CPU).lr.shape == (2, 3, 32, 32)
+@pytest.mark.parametrize("stage", ["sr", "decoder"])
+def test_training_sees_the_same_samples_with_any_number_of_workers(folder, stage):
+    def drawn(workers: int) -> list[torch.Tensor]:
+        flags = ["--stage", stage, "--data", str(folder), "--device", "cpu", "--workers", str(workers)]
+        pairs = photo_pairs(parse(build_parser(None), flags), 32, 2, Ranks()).pairs
+        batches = [pairs.draw(CPU) for _ in range(3)]
+        pairs.loader.close()
+        return [part for batch in batches for part in (batch.target, batch.lr, batch.labels)]
+    alone, ahead = drawn(0), drawn(4)
+    assert all(torch.equal(*each) for each in zip(alone, ahead, strict=True))
 
 
 # ---- the paper's crops
@@ -169,9 +166,9 @@ def test_published_crops_follow_the_recipe(folder, tmp_path):
     # 200x300 to a short side of 80 is 80x120, the middle 64x64 starts at row 8, column 28
     high = Image.open(folder / "a.png").resize((120, 80), Image.Resampling.LANCZOS)
     low = negative.resize((96, 64), Image.Resampling.LANCZOS)
-    for root, label, expected in ((folder / "a.png", POSITIVE, np.asarray(high)[8:72, 28:92]),
-                                  (tmp_path, NEGATIVE, np.asarray(low)[:, 16:80])):
-        data = PublishedCrops(root, 64, label=label)
+    for root, label, expected in ((folder / "a.png", HIGH_QUALITY, np.asarray(high)[8:72, 28:92]),
+                                  (tmp_path, LOW_QUALITY, np.asarray(low)[:, 16:80])):
+        data = CentreCrops(root, 64, label=label)
         flips = []
         for position in range(12):
             crop, found = data.sample(position, 7)
@@ -197,15 +194,15 @@ def test_epochs_differ_and_weights_count():
 
 
 def test_published_crops_pass_over_broken_pictures(folder, tmp_path, caplog):
-    data = PublishedCrops(folder, 32)
+    data = CentreCrops(folder, 32)
     assert len(data) == 3
-    batch = data.batch(12, torch.Generator().manual_seed(7))
-    assert torch.equal(batch, data.batch(12, torch.Generator().manual_seed(7))) and batch.shape == (12, 3, 32, 32)
+    batch = drawn(data, 12, seed=7)
+    assert torch.equal(batch, drawn(data, 12, seed=7)) and batch.shape == (12, 3, 32, 32)
     assert caplog.text.count("broken.png") == 1 and len(data.failures) == 1
     (tmp_path / "x.png").write_bytes(b"broken")
     with pytest.raises(FileNotFoundError, match="none of the 1"):
-        PublishedCrops(tmp_path, 32).sample(0, 0)
+        CentreCrops(tmp_path, 32).sample(0, 0)
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(FileNotFoundError, match="no pictures"):
-        PublishedCrops(empty, 32)
+        CentreCrops(empty, 32)

@@ -13,6 +13,7 @@ from conftest import noise_picture as picture
 from PIL import Image, ImageFilter
 
 from dataloader.entries import Entry
+from dataloader.pairs import drawn
 from dataloader.photo_crops import PhotoCrops, PyramidCache, local_detail, sharpness
 
 
@@ -25,26 +26,13 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def test_batch_shape_range_and_determinism(folder):
+def test_shape_range_and_determinism(folder):
     crops = PhotoCrops(folder, 32)
-    batch = crops.batch(6, generator(3))
+    batch = drawn(crops, 6, seed=3)
     assert batch.shape == (6, 3, 32, 32) and batch.dtype == torch.float32
     assert batch.min() >= 0 and batch.max() <= 1
-    assert torch.equal(batch, PhotoCrops(folder, 32).batch(6, generator(3)))
-    assert not torch.equal(batch, crops.batch(6, generator(4)))
-
-
-def test_resuming_from_a_generator_state_continues_exactly(folder):
-    crops = PhotoCrops(folder, 32)
-    source = generator(1)
-    crops.batch(3, source)
-    state = source.get_state()
-    expected = crops.batch(3, source)
-    assert torch.equal(crops.batch(3, torch.Generator().set_state(state)), expected)
+    assert torch.equal(batch, drawn(PhotoCrops(folder, 32), 6, seed=3))
+    assert not torch.equal(batch, drawn(crops, 6, seed=4))
 
 
 def test_crops_are_cut_from_the_photograph_in_all_eight_orientations(tmp_path):
@@ -54,7 +42,7 @@ def test_crops_are_cut_from_the_photograph_in_all_eight_orientations(tmp_path):
     pixels[..., 0], pixels[..., 1] = np.mgrid[:9, :9] * 20
     Image.fromarray(pixels).save(root / "ramp.png")
     crops = PhotoCrops(root, 8, level_weights=(1,), min_detail=0)
-    batch = (crops.batch(200, generator()) * 255).round().int()
+    batch = (drawn(crops, 200, seed=0) * 255).round().int()
     seen = set()
     for crop in batch:
         down, right = crop[:, 1, 0] - crop[:, 0, 0], crop[:, 0, 1] - crop[:, 0, 0]
@@ -77,19 +65,19 @@ def test_levels_are_area_averages(tmp_path):
 def test_small_levels_are_left_out(folder):
     crops = PhotoCrops(folder, 60, level_weights=(1, 1))
     assert sorted(len(files) for files in crops._levels) == [2]  # halves are below 120 pixels
-    assert PhotoCrops(folder, 50, level_weights=(0, 1)).batch(2, generator()).shape == (2, 3, 50, 50)
+    assert drawn(PhotoCrops(folder, 50, level_weights=(0, 1)), 2, seed=0).shape == (2, 3, 50, 50)
 
 
 def test_cache_is_reused_and_follows_changes(folder):
     cache = folder.parent / ".cache" / "photo-pyramids"
-    first = PhotoCrops(folder, 32).batch(4, generator())
+    first = drawn(PhotoCrops(folder, 32), 4, seed=0)
     written = {file: file.stat().st_mtime_ns for file in cache.iterdir()}
     assert len(written) == 8 and not list(cache.glob("*.part"))
     PhotoCrops(folder, 32)
     assert {file: file.stat().st_mtime_ns for file in cache.iterdir()} == written
     picture(200, 300, 9).save(folder / "a.png")
     os.utime(folder / "a.png", ns=(time.time_ns(), time.time_ns() + 10**9))
-    assert not torch.equal(PhotoCrops(folder, 32).batch(4, generator()), first)
+    assert not torch.equal(drawn(PhotoCrops(folder, 32), 4, seed=0), first)
 
 
 def test_broken_and_small_pictures_are_skipped_by_name(folder, caplog):
@@ -102,7 +90,7 @@ def test_broken_and_small_pictures_are_skipped_by_name(folder, caplog):
         crops = PhotoCrops(folder, 32)
     assert sorted(Path(name).name for name in crops.failures.reasons) == ["cut.png", "narrow.png", "text.jpg"]
     assert all(name in caplog.text for name in ("cut.png", "narrow.png", "text.jpg"))
-    assert crops.batch(8, generator()).shape == (8, 3, 32, 32)
+    assert drawn(crops, 8, seed=0).shape == (8, 3, 32, 32)
 
 
 def test_flat_crops_are_mostly_drawn_anew(tmp_path):
@@ -113,7 +101,7 @@ def test_flat_crops_are_mostly_drawn_anew(tmp_path):
     Image.fromarray(pixels).save(root / "a.png")
 
     def detailed(**options) -> float:
-        batch = PhotoCrops(root, 32, level_weights=(1,), **options).batch(150, generator())
+        batch = drawn(PhotoCrops(root, 32, level_weights=(1,), **options), 150, seed=0)
         return float(((batch.std(dim=(2, 3))).mean(1) > 0.1).float().mean())
     assert detailed(min_detail=0, min_sharpness=0) < 0.7
     assert detailed() > 0.85
@@ -166,7 +154,7 @@ def test_weights_of_a_list_decide_how_often_a_picture_is_drawn(tmp_path):
     (tmp_path / "list.txt").write_text("a.png\nb.png, 3\nc.png, 0\ngone.png\n")
     crops = PhotoCrops(tmp_path / "list.txt", 32, min_detail=0)
     assert list(crops.failures.reasons) == [str(tmp_path / "gone.png")]
-    levels = (crops.batch(400, generator())[:, 0, 0, 0] * 255).round()
+    levels = (drawn(crops, 400, seed=0)[:, 0, 0, 0] * 255).round()
     assert set(levels.tolist()) == {40, 80}
     assert float((levels == 80).float().mean()) == pytest.approx(0.75, abs=0.07)
 
@@ -177,10 +165,10 @@ def test_a_cache_lost_while_training_is_named_once_and_passed_over(folder, caplo
         if np.load(file, mmap_mode="r").shape[1] < np.load(file, mmap_mode="r").shape[0]:  # of b.webp
             file.write_bytes(b"")
     expected = PhotoCrops(folder / "a.png", 32, cache=folder.parent / ".cache" / "photo-pyramids")
-    batch = crops.batch(40, generator())
+    batch = drawn(crops, 40, seed=0)
     assert caplog.text.count("b.webp") == 1 and list(crops.failures.reasons) == [str(folder / "deep/er/b.webp")]
-    assert batch.shape == (40, 3, 32, 32) and expected.batch(1, generator()).shape == (1, 3, 32, 32)
+    assert batch.shape == (40, 3, 32, 32) and drawn(expected, 1, seed=0).shape == (1, 3, 32, 32)
     for file in (folder.parent / ".cache" / "photo-pyramids").iterdir():
         file.unlink()
     with pytest.raises(FileNotFoundError, match="rebuild the cache"):
-        crops.batch(1, generator())
+        drawn(crops, 1, seed=0)
