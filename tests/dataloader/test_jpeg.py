@@ -13,13 +13,13 @@ from PIL import Image
 
 from dataloader.jpeg import CHROMINANCE, LUMINANCE, jpeg, quantization_tables
 
-SAMPLES = sorted((Path(__file__).parent.parent / "testset" / "sample" / "HR").glob("*.png"))
+SAMPLES = sorted((Path(__file__).parents[2] / "testset" / "sample" / "HR").glob("*.png"))
 QUALITIES = st.integers(60, 95)
 
 
 def photograph(top: int, left: int, height: int = 64, width: int = 80) -> torch.Tensor:
     """A part of a photograph of the sample set: (1, 3, H, W) in [0, 1]."""
-    file = Path(__file__).parent.parent / "testset/sample/HR/coffee.png"
+    file = Path(__file__).parents[2] / "testset/sample/HR/coffee.png"
     pixels = np.asarray(Image.open(file))[top:top + height, left:left + width]
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
 

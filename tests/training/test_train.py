@@ -23,7 +23,7 @@ from models.weights.tokenizer_file import write_tokenizer
 from training.flags import build_parser, parse
 from training.perceptual import REMEDY, Perceptual, packaged_weights
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SAME = {"rtol": 1e-5, "atol": 1e-5}
 
 

@@ -20,7 +20,7 @@ from dataloader.entries import find_entries
 from models.varsr import VARSR
 from training.perceptual import REMEDY, packaged_weights
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from evaluation.compare import estimate
 from evaluation.protocols import PROTOCOLS
 from pictures.rgb import write_image
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*flags: object) -> int:

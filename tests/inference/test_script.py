@@ -14,7 +14,7 @@ from PIL import Image
 import test_varsr as script
 from models.weights.save import save_pretrained
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*flags: object) -> int:

@@ -14,7 +14,7 @@ from inference.settings import RestoreSettings
 from models.varsr import VARSR
 from utils.device import choose_dtype
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BORDER_TOLERANCE = 0.03
 SEED_MARGIN = 1.5  # dB that another grid may change more than another seed
 

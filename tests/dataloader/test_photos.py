@@ -23,7 +23,7 @@ from dataloader.assemble.sources import (
 )
 from dataloader.entries import find_entries
 
-SAMPLE_SET = Path(__file__).parent.parent / "testset" / "sample"
+SAMPLE_SET = Path(__file__).parents[2] / "testset" / "sample"
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not installed")
 
 

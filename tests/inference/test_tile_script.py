@@ -20,7 +20,7 @@ import pictures.result_file
 import test_tile as script
 from inference.large import WorkFolder
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 LARGE = (104, 101)  # LR pixels: 17 x 17 windows of the debug model, more than fit into a wave
 
 

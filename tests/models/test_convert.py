@@ -94,7 +94,7 @@ def test_published_files_are_always_fp32(tmp_path: Path):
 
 
 def test_help_does_not_import_torch():
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     code = ("import sys; from models.weights.convert import parse_args; parse_args(['a', 'b']); "
             "sys.exit('torch' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

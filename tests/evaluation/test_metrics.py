@@ -35,8 +35,8 @@ from evaluation.metrics.piqe import piqe
 from evaluation.protocols import PROTOCOLS
 from pictures.rgb import read_image
 
-ROOT = Path(__file__).resolve().parent.parent
-VALUES = json.loads((Path(__file__).parent / "reference/metric_values.json").read_text())
+ROOT = Path(__file__).resolve().parents[2]
+VALUES = json.loads((Path(__file__).parents[1] / "reference/metric_values.json").read_text())
 OSEDIFF = {metric.column: metric for metric in PROTOCOLS["osediff"].metrics}  # pyiqa's own variants
 
 
