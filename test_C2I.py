@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 from inference.script import add_compile_flag, add_model_flags, add_sampling_flags
-from inference.settings import generation_options, load_model
 from utils.errors import told
 from utils.flags import OneLineParser, bounded, set_up_logging
 
@@ -43,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args) -> int:
     """Load, draw, report."""
     from inference.classes import parse_classes
+    from inference.settings import generation_options, load_model
     model, description = load_model(args, super_resolution=False)
     words = args.classes or [str(c) for c in range(min(DEFAULT_CLASSES, model.config.num_classes))]
     labels = parse_classes(words, model.config)

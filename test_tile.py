@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 from inference.script import add_fastvar_flags, add_restoration_flags, run_restoration
-from inference.settings import fastvar_config, plan_lines
 from utils.flags import OneLineParser
 
 
@@ -29,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     def adjust(model, settings, options):
+        from inference.settings import fastvar_config, plan_lines
         config = fastvar_config(args, model) or settings.fastvar
         if config is not None and not args.fastvar_quiet:
             print("\n".join(plan_lines(model, config)))

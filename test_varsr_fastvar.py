@@ -10,9 +10,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from inference.fastvar import FastVARComparison
 from inference.script import add_fastvar_flags, add_restoration_flags, run_restoration
-from inference.settings import fastvar_config, plan_lines
 from utils.flags import OneLineParser, bounded
 
 
@@ -36,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
 
     def adjust(model, settings, options):
         nonlocal comparison
+        from inference.fastvar import FastVARComparison
+        from inference.settings import fastvar_config, plan_lines
         settings = dataclasses.replace(settings, fastvar=fastvar_config(args, model) or settings.fastvar)
         if not args.fastvar_quiet:
             lines.extend(plan_lines(model, settings.fastvar))

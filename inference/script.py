@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING
 from utils.errors import UserError, described
 from utils.flags import DTYPES, EIGHT_BIT, automatic, bounded, set_up_logging
 
-from .settings import load_model, restore_settings
-
 if TYPE_CHECKING:
     from models.varsr import VARSR
     from utils.ranks import Ranks
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     from .runner import RunOptions
     from .settings import RestoreSettings
 
-if TYPE_CHECKING:
     Adjust = Callable[[VARSR, RestoreSettings, RunOptions], tuple[RestoreSettings, RunOptions]]
 
 VERSION = "0.1.0"
@@ -135,6 +132,7 @@ def run_restoration(args: argparse.Namespace, script: Path, adjust: Adjust | Non
     adjust: what a script changes in the settings and options.
     """
     set_up_logging()
+    from .settings import load_model, restore_settings
     ranks = None
     try:
         _check_sizes(args)

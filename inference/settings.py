@@ -8,13 +8,13 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from models.config import GenerationConfig, VARSRConfig
 from models.fastvar import SHARED, FastVARConfig
+from models.weights.load import CHECKPOINTS
 from utils.device import choose_device, choose_dtype
 from utils.errors import UserError
 from utils.flags import DTYPES, EIGHT_BIT
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from models.fastvar import PrunedScale
     from models.varsr import VARSR
 
-CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 # What is used without --model, by super-resolution or not: the published file if it is there, else our own model.
 PUBLISHED = {True: CHECKPOINTS / "VARSR.pth", False: CHECKPOINTS / "VARSR_C2I.pth"}
 EMBEDDED = {True: CHECKPOINTS / "varsr-tiny", False: CHECKPOINTS / "varsr-tiny-c2i"}

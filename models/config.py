@@ -42,11 +42,11 @@ class VQVAEConfig:
     norm_groups: int = 32
     stem: int = 1  # pixel-unshuffle factor before the first convolution
     phi_count: int = 4  # shared refinement convolutions of the quantiser
-    linear_path: bool = False  # blocks of pixels also take a linear way to the latent and back (linear_path.py)
-    fidelity_width: int = 0  # width of the decoder's LR features (fidelity.py); 0: the decoder sees the latent alone
+    linear_path: bool = False  # blocks of pixels also take a linear way to the latent and back (vqvae.py)
+    fidelity_width: int = 0  # width of the decoder's LR features (lr_features.py); 0: the decoder sees the latent alone
     fidelity_blocks: int = 3  # residual blocks of these features per resolution level
     fidelity_pixels: int = 0  # width of the correction of the decoded pixels beside the LR ones; 0: none
-    detail_width: int = 0  # width of the detail branch on top of the decoder (detail.py); 0: none
+    detail_width: int = 0  # width of the detail branch on top of the decoder (lr_features.py); 0: none
     detail_blocks: int = 10  # its residual blocks
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ from models.fastvar import FastVARConfig
 from models.varsr import VARSR, RefinerNoise, ScaleStep
 from models.weights.load import load_vqvae
 from models.weights.published import published_name
-from training.optim import Schedule
+from training.schedule import Schedule
 
 FOLDER = Path(os.environ.get("REFERENCE_CASES", CASES))
 MARGIN = 1e-3  # a code whose guided logits lie closer than this may fall either way

@@ -26,8 +26,9 @@ from utils.device import autocast
 from utils.ranks import Ranks
 
 from .loop import timed
-from .optim import MovingAverage, Schedule, clipped_step, parameter_groups, set_rates, short_warmup
+from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
 from .pool import SamplePool, from_bytes, to_bytes
+from .schedule import Schedule, short_warmup
 from .setup import Setup, generating_parts
 from .validation import Validation
 

@@ -27,9 +27,10 @@ from utils.ranks import Ranks
 from .adversary import Adversary, AdversarySettings, Discriminators, Seen
 from .decoder import averaged, generate
 from .flags import BOTH
-from .optim import MovingAverage, Schedule, clipped_step, parameter_groups, set_rates, short_warmup
+from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
 from .perceptual import Perceptual, find_perceptual, map_distance
 from .pool import SamplePool, from_bytes, to_bytes
+from .schedule import Schedule, short_warmup
 from .setup import Setup, generating_parts
 from .validation import Validation
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from utils.flags import OneLineParser, boolean, bounded, numbers
 
-from .optim import CURVES
+from .schedule import CURVES
 
 SR, DECODER, DETAIL, CLASSES = STAGES = ("sr", "decoder", "detail", "c2i")
 GENERATING = (DECODER, DETAIL)  # stages that train on what the model itself generates
@@ -34,7 +34,7 @@ REFUSED = {
     "var_test_path": "test_varsr.py --model takes it",
 }
 
-PATCH, PROJECTED, BOTH = ADVERSARIES = ("patch", "projected", "both")  # kinds of discriminators (discriminator.py)
+PATCH, PROJECTED, BOTH = ADVERSARIES = ("patch", "projected", "both")  # kinds of discriminators (adversary.py)
 
 
 def sides(text: str) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from models.config import PRESETS, VARSRConfig, published_size
 from models.initialization import InitConfig, initialize
 from models.varsr import VARSR
 from models.vqvae import VQVAE
-from models.weights.load import LooseTensors, load_loose
+from models.weights.load import CHECKPOINTS, LooseTensors, load_loose
 from models.weights.tokenizer_file import load_tokenizer
 from models.weights.transfer import Transfer, transfer_weights, with_detail, with_fidelity
 from models.weights.unpickle import CheckpointError
@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 Config = TypeVar("Config")
 
 DEFAULT_PRESETS = {True: "varsr-tiny", False: "varsr-tiny-c2i"}  # by super-resolution
-CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
 PUBLISHED_TOKENIZER, PUBLISHED_CLASSES = CHECKPOINTS / "VQVAE.pth", CHECKPOINTS / "VARSR_C2I.pth"
 # what a tokenizer's file does not know of
 FEATURES = ("fidelity_width", "fidelity_blocks", "fidelity_pixels", "detail_width", "detail_blocks")

@@ -30,8 +30,9 @@ from utils.ranks import Ranks
 from .adversary import Adversary, AdversarySettings, Discriminators, Seen
 from .flags import PATCH
 from .loop import timed
-from .optim import MovingAverage, Schedule, clipped_step, parameter_groups, set_rates
+from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
 from .perceptual import Perceptual
+from .schedule import Schedule
 
 PEAK_TO_PEAK = 2.0  # of pictures in [-1, 1]
 CONTINUOUS = "continuous"  # column of the latent that was not quantised

@@ -21,8 +21,8 @@ from utils.ranks import Ranks
 
 from .flags import BOTH, PATCH
 from .model import preset_config
-from .optim import short_warmup
 from .perceptual import Perceptual, find_perceptual
+from .schedule import short_warmup
 from .tokenizer import TokenizerSettings, TokenizerStage
 
 log = logging.getLogger(__name__)

@@ -23,8 +23,9 @@ from utils.ranks import Ranks
 from .flags import CLASSES
 from .loop import timed
 from .model import build_model
-from .optim import MovingAverage, Schedule, clipped_step, parameter_groups, set_rates
+from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
 from .parallel import Parallel, ShardedAverage
+from .schedule import Schedule
 from .setup import Setup, batch_size, held_out_pairs, iterations, loader, photo_pairs, precision, setting_fields, tune
 from .validation import Validation
 
@@ -168,7 +169,9 @@ class TransformerStage:
         labels = torch.arange(self.model.config.num_classes, device=self.device)[:SHEET_CLASSES]
         with autocast(self.device, self.settings.precision):
             rows = [model.generate(labels=labels, seed=seed) for seed in SHEET_SEEDS]
-            losses = model(self.validation.target, None, self.validation.labels, *self._validation_draws())
+            times, noise = self._validation_draws()
+            losses = model(self.validation.target, None, self.validation.labels, refiner_times=times,
+                           refiner_noise=noise)
         write_grid(path, rows)
         return {"cross_entropy": losses.cross_entropy.item(), "accuracy": losses.accuracy.item(),
                 "refiner": losses.refiner.item()}

@@ -14,8 +14,8 @@ import gradio as gr
 
 from inference.classes import class_title
 from inference.render import COLOR_FIXES
-from inference.settings import CHECKPOINTS
 from models.config import PRESETS, VARSRConfig
+from models.weights.load import CHECKPOINTS
 from pictures.formats import SUFFIXES
 from pictures.rgb import read_image, to_pillow
 from utils.errors import UserError

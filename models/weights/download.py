@@ -12,11 +12,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from inference.settings import CHECKPOINTS
 from utils.flags import OneLineParser
 
 from .hub_files import HubError, HubFile, fault, fetch, list_files, remember, remembered
-from .load import PUBLISHED_REPO
+from .load import CHECKPOINTS, PUBLISHED_REPO
 
 WEIGHTS = ("*.pth", "*.safetensors")
 

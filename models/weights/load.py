@@ -39,6 +39,7 @@ PUBLISHED_REPOS = {  # repo id -> default transformer file, tokenizer file
     "FoundationVision/var": ("var_d24.pth", "vae_ch160v4096z32.pth"),
 }
 LOCAL_FOLDER = "checkpoints/"
+CHECKPOINTS = Path(__file__).resolve().parents[2] / LOCAL_FOLDER
 WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".json")
 
 _ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(/(?P<file>[\w.-]+\.pth))?")

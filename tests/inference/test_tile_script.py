@@ -267,12 +267,6 @@ def test_ranks_share_files_and_a_large_picture(run, weights: Path, tmp_path: Pat
         p.name for p in (tmp_path / "in").iterdir())  # every picture once
 
 
-def test_help_needs_no_torch() -> None:
-    code = "import sys, runpy; sys.argv = ['test_tile.py', '--help']\ntry:\n runpy.run_path('test_tile.py', " \
-           "run_name='__main__')\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
-
-
 def test_defaults_are_the_testset_folders(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noise(tmp_path / "testset" / "set" / "LR" / "a.png")
     shutil.copytree(tmp_path / "testset" / "set" / "LR", tmp_path / "testset" / "other" / "LR")
