@@ -9,7 +9,7 @@ import argparse
 import sys
 
 from inference.script import add_model_flags
-from utils.errors import told
+from utils.errors import guarded
 from utils.flags import OneLineParser, bounded, set_up_logging
 
 MEGAPIXELS = 16.0
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     def run() -> int:
         serve(build_page(args), args)
         return 0
-    return told("app.py", run)
+    return guarded("app.py", run)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from evaluation.protocols import PROTOCOLS
-from utils.errors import told
+from utils.errors import guarded
 from utils.flags import OneLineParser, bounded, set_up_logging
 
 
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     set_up_logging()
     from evaluation.run import run_evaluation
     command = [Path(__file__).name, *(sys.argv[1:] if argv is None else argv)]
-    return told(Path(__file__).name, lambda: run_evaluation(args, command).exit_code)
+    return guarded(Path(__file__).name, lambda: run_evaluation(args, command).exit_code)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from inference.script import add_compile_flag, add_model_flags, add_sampling_flags
-from utils.errors import told
+from utils.errors import guarded
 from utils.flags import OneLineParser, bounded, set_up_logging
 
 DEFAULT_CLASSES = 8
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     """Parse, draw, report."""
     args = build_parser().parse_args(argv)
     set_up_logging()
-    return told(Path(__file__).name, lambda: _run(args))
+    return guarded(Path(__file__).name, lambda: _run(args))
 
 
 def _run(args) -> int:
@@ -61,14 +61,14 @@ def _draw_all(args, model, labels, options) -> int:
     from inference.classes import ClassPicture, class_title, draw
     from pictures.rgb import save_picture, write_image
     from pictures.sheets import ContactSheet
-    wanted = [ClassPicture(label, index) for label in labels for index in range(args.n)]
+    requested = [ClassPicture(label, index) for label in labels for index in range(args.n)]
     sheet = ContactSheet()
-    drawn = draw(model, wanted, options, args.seed, args.batch_size)
-    for item, picture in tqdm(drawn, total=len(wanted), unit="picture", dynamic_ncols=True):
+    drawn = draw(model, requested, options, args.seed, args.batch_size)
+    for item, picture in tqdm(drawn, total=len(requested), unit="picture", dynamic_ncols=True):
         write_image(args.output / item.file_name, picture)
         sheet.add(class_title(model.config, item.label), picture)
     save_picture(sheet.render(), args.output / "contact_sheet.png")
-    return len(wanted)
+    return len(requested)
 
 
 if __name__ == "__main__":

@@ -142,11 +142,11 @@ def quality(pictures: Iterable[Tensor], references: list[Tensor]) -> dict[str, f
         picture = eight_bit(picture.float().cpu()) / 255
         row = {"psnr_y": psnr_y(picture, reference), "ssim_y": ssim_y(picture, reference),
                "gmsd": gmsd(gray(picture), gray(reference)), "piqe": piqe(picture),
-               "detail": high_frequency(luma(picture)), "wanted": high_frequency(luma(reference)),
+               "detail": high_frequency(luma(picture)), "reference_detail": high_frequency(luma(reference)),
                **learned.measure(picture.float(), reference)}
         rows.append(row)
     means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
-    means["high_frequency"] = means.pop("detail") / means.pop("wanted")
+    means["high_frequency"] = means.pop("detail") / means.pop("reference_detail")
     return means
 
 

@@ -43,10 +43,10 @@ def scale_flops(config: VARSRConfig, fastvar: FastVARConfig | None = None) -> li
         total = 0
         for layer in range(depth):
             tokens = _computed(config, fastvar, k, layer)
-            wanted = 1 if k == 0 and layer == depth - 1 else tokens
+            computed = 1 if k == 0 and layer == depth - 1 else tokens
             seen[layer] += tokens
-            total += 2 * width * width * (3 * tokens + (1 + 2 * transformer.ffn_ratio) * wanted)
-            total += 4 * wanted * seen[layer] * width
+            total += 2 * width * width * (3 * tokens + (1 + 2 * transformer.ffn_ratio) * computed)
+            total += 4 * computed * seen[layer] * width
         totals.append(total)
     return totals
 

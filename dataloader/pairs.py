@@ -190,7 +190,7 @@ class CropSource:
         return self.loader.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
+        """Restore what `state_dict` gave."""
         self.loader.load_state_dict(state)
 
 

@@ -68,14 +68,14 @@ def _checked(label: int, config: VARSRConfig) -> int:
     return label
 
 
-def draw(model: VARSR, wanted: Sequence[ClassPicture], options: GenerationConfig, seed: int,
+def draw(model: VARSR, requested: Sequence[ClassPicture], options: GenerationConfig, seed: int,
          batch_size: int, on_scale: OnScale | None = None) -> Iterator[tuple[ClassPicture, Tensor]]:
-    """Every wanted picture with its values (3, S, S) in [0, 1] on the CPU; the same whatever the batch size.
+    """Every requested picture with its values (3, S, S) in [0, 1] on the CPU; the same whatever the batch size.
 
     on_scale: called after each scale with the pictures whose rows the step holds; what it raises ends the run.
     """
-    for start in range(0, len(wanted), batch_size):
-        batch = wanted[start:start + batch_size]
+    for start in range(0, len(requested), batch_size):
+        batch = requested[start:start + batch_size]
         labels = torch.tensor([item.label for item in batch])
         report = partial(on_scale, batch) if on_scale is not None else None
         pictures = model.generate(labels=labels, options=options, seed=[item.seed(seed) for item in batch],

@@ -144,13 +144,13 @@ def restore_large(model: VARSR, started: Started, folder: WorkFolder, settings: 
     begun = time.monotonic()
     # rank 0 says what is missing: another rank may look only after the first new windows are there
     missing = ranks.gather([window.index for window in grid if window.index not in started.tiled.finished])[0]
-    own = set(ranks.stretch(missing))
+    own = set(ranks.contiguous(missing))
     progress(len(grid) - len(missing))
     work = [(started.tiled, window) for window in grid if window.index in own]
     ranks.together(lambda: generate_windows(model, work, settings, batch, progress))
     generated = time.monotonic()
     flags = folder.finished_rows(len(started.tiled.decoding.rows))
-    rows = ranks.stretch(ranks.gather(flags.missing())[0])
+    rows = ranks.contiguous(ranks.gather(flags.missing())[0])
     ranks.together(lambda: _render_rows(model, started, settings, batch, flags, rows))
     rendered = time.monotonic()
     ranks.together(lambda: ranks.rank or started.result.finish())

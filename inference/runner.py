@@ -16,7 +16,7 @@ from pictures.picture import MAX_PIXELS, Picture, frame_count, read_picture
 from pictures.result_file import ResultFile, ResultOptions
 from pictures.rgb import save_picture
 from pictures.sheets import comparison_sheet, evenly
-from utils.errors import described
+from utils.errors import describe
 from utils.ranks import Ranks
 
 from .generate import Progress, batch_size_for, generate_windows
@@ -76,7 +76,7 @@ class Runner:
             for path, reason in (failures or {}).items():
                 self._fail(FileRecord(str(path), ""), path, reason)
         large = [job for job in jobs if self._is_large(job)]
-        small = self.ranks.dealt([job for job in jobs if job not in large])
+        small = self.ranks.strided([job for job in jobs if job not in large])
         self.bar.reset(total=len(small) + len(large))
         with self.bar:
             self._run_small(small)
@@ -264,7 +264,7 @@ class Runner:
 
     def _fail(self, record: FileRecord, source: Path, error: Exception | str, once: bool = False) -> None:
         """Report a failure, with the file's name in it; `once`: of a picture that every rank works on."""
-        line = error if isinstance(error, str) else described(error)
+        line = error if isinstance(error, str) else describe(error)
         reason = line if str(source) in line else f"{source}: {line}"
         record.error = reason
         if not once or self.ranks.rank == 0:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.errors import UserError, described
+from utils.errors import UserError, describe
 from utils.flags import DTYPES, EIGHT_BIT, automatic, bounded, set_up_logging
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def run_restoration(args: argparse.Namespace, script: Path, adjust: Adjust | Non
         from utils.ranks import Ranks
         ranks = Ranks.from_environment()
     except Exception as error:
-        print(f"{script.name}: {described(error)}", file=sys.stderr)
+        print(f"{script.name}: {describe(error)}", file=sys.stderr)
         return None
     try:
         return _run(model, settings, options, ranks, jobs, failures, description)

@@ -78,7 +78,7 @@ class LayerCache:
         self.is_closed = False
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """See `Context`: tokens see all that is stored and themselves."""
+        """Tokens see all that is stored and themselves."""
         return attend(q, *self.append(k, v))
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,7 +119,7 @@ class KVCache:
         self.layers = [LayerCache(keys, values) for keys, values in memory]
 
     def branch(self, rows: int) -> None:
-        """See `LayerCache.branch`."""
+        """Let twice the rows go on from what is stored (`LayerCache.branch`)."""
         for layer in self.layers:
             layer.branch(rows)
 
@@ -188,7 +188,7 @@ class BlockCausal:
         self.levels, self.ends = list(levels), list(accumulate(levels))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """See `Context`."""
+        """Queries of a level find what its own and earlier tokens hold."""
         return torch.cat([attend(part, k[:, :, :end], v[:, :, :end])
                           for part, end in zip(q.split(self.levels, dim=2), self.ends, strict=True)], dim=2)
 

@@ -113,12 +113,12 @@ class Picture:
 
     @property
     def height(self) -> int:
-        """Rows."""
+        """Height in pixels."""
         return self.color.shape[0]
 
     @property
     def width(self) -> int:
-        """Columns."""
+        """Width in pixels."""
         return self.color.shape[1]
 
     def region(self, top: int, left: int, height: int, width: int) -> Tensor:

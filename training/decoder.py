@@ -55,7 +55,7 @@ class DecoderSettings:
 
 
 class DecoderStage:
-    """See `loop.Stage`."""
+    """Trains the decoder and its LR features on generated latents (a `loop.Stage`)."""
 
     best_metric = ("psnr_y", 1.0)
 
@@ -127,7 +127,7 @@ class DecoderStage:
                 "data": self.pairs.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
+        """Restore what `state_dict` gave."""
         self.trained.load_state_dict(state["trained"])
         self.average.model.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])

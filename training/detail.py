@@ -82,7 +82,7 @@ class DetailSettings:
 
 
 class DetailStage:
-    """See `loop.Stage`."""
+    """Trains the detail branch, and discriminators beside it (a `loop.Stage`)."""
 
     best_metric = ("st_lpips", -1.0)  # without its weights there is no best one, just the last
 
@@ -197,7 +197,7 @@ class DetailStage:
                 "pool": {**pool, "fields": kept}, "data": self.pairs.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
+        """Restore what `state_dict` gave."""
         self.branch.load_state_dict(state["branch"])
         self.average.model.load_state_dict(state["average"])
         self.adversary.load_state_dict(state["adversary"])

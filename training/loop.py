@@ -82,7 +82,7 @@ class Stage(Protocol):
         """All that an exact resume needs, generators of its own included."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
+        """Restore what `state_dict` gave."""
 
     def report(self, folder: Path, iteration: int) -> dict[str, float]:
         """Validate, write a sample sheet into `folder`, return validation metrics (the main rank alone)."""

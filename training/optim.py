@@ -77,7 +77,7 @@ class MovingAverage:
         return self.model.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Inverse of `state_dict`."""
+        """Restore what `state_dict` gave."""
         self.model.load_state_dict(state)
 
     def whole(self, _: torch.device) -> nn.Module:

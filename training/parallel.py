@@ -106,7 +106,7 @@ class ShardedAverage:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Inverse of `state_dict`."""
+        """Restore what `state_dict` gave."""
         from torch.distributed.tensor import distribute_tensor
         for name, shard in zip(self._names, self._shards, strict=True):
             value = state[name].to(shard.device)

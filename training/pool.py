@@ -61,5 +61,5 @@ def to_bytes(pictures: Tensor) -> Tensor:
 
 
 def from_bytes(levels: Tensor) -> Tensor:
-    """Inverse of `to_bytes`, float32."""
+    """8-bit levels as float32 pictures in [-1, 1]."""
     return levels.float() / (LEVELS / 2) - 1

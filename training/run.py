@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from utils.device import keep_freed_memory, training_device
-from utils.errors import described, log_level, told
+from utils.errors import describe, guarded, log_level
 from utils.ranks import Ranks
 
 from .log import TrainingLog, WandBSettings, open_log
@@ -35,11 +35,11 @@ def start(program: str, args: argparse.Namespace, train: Callable[[torch.device,
         except Exception as error:
             if ranks.is_main:
                 raise
-            log.debug("%s", described(error))
+            log.debug("%s", describe(error))
             return 1
         finally:
             ranks.close()
-    return told(program, run)
+    return guarded(program, run)
 
 
 def loop_config(args: argparse.Namespace, output: Path, max_iters: int) -> LoopConfig:

@@ -144,7 +144,7 @@ class TokenizerSettings:
 
 
 class TokenizerStage:
-    """See `loop.Stage`. Keeps a moving average of the weights, which is what it validates and exports."""
+    """Trains the tokenizer (a `loop.Stage`). A moving average of the weights is what it validates and exports."""
 
     def __init__(self, model: VQVAE, crops: CropSource, validation: Tensor, settings: TokenizerSettings,
                  device: torch.device, perceptual: Perceptual | None = None, ranks: Ranks | None = None) -> None:

@@ -87,7 +87,8 @@ class TransformerSettings:
 
 
 class TransformerStage:
-    """See `loop.Stage`. Keeps a moving average of the weights, which is what it validates and exports."""
+    """Trains transformer and refiner (a `loop.Stage`). A moving average of the weights is what it validates and exports.
+    """
 
     best_metric = ("psnr_y", 1.0)  # of `report`, and whether more (1) or less (-1) is better
 
@@ -188,7 +189,7 @@ class TransformerStage:
                 "data": self.pairs.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
+        """Restore what `state_dict` gave."""
         self.parallel.load_state_dict(self.optimizer, state)
         self.average.load_state_dict(state["average"])
         self.scaler.load_state_dict(state["scaler"])

@@ -73,10 +73,10 @@ class Validation:
         for part in torch.arange(len(self.guides)).split(self.settings.batch_size):
             target, guides = self.pairs.target[part].to(model.device), self.guides[part].to(model.device)
             with autocast(model.device, self.settings.precision):
-                wanted = model.vqvae.quantizer.encode(model.vqvae.encode(target * 2 - 1))
-                forced.append(_forced_hits(model, guides, wanted))
+                expected = model.vqvae.quantizer.encode(model.vqvae.encode(target * 2 - 1))
+                forced.append(_forced_hits(model, guides, expected))
                 seeds = [self.settings.seed + int(i) for i in part]
-                pictures, right = _generate(model, guides, options, seeds, wanted.codes)
+                pictures, right = _generate(model, guides, options, seeds, expected.codes)
             restored.append(pictures)
             hits.append(right)
         pictures = torch.cat(restored)
@@ -118,22 +118,22 @@ class Validation:
 
 
 def _generate(model: VARSR, guides: Tensor, options: GenerationConfig, seeds: list[int],
-              wanted: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Pictures restored from guides (B, 3, S, S) in [0, 1]; for each scale, which codes are the `wanted` ones."""
+              expected: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Pictures restored from guides (B, 3, S, S) in [0, 1]; for each scale, which codes are the `expected` ones."""
     hits: list[Tensor] = []
 
     def compare(step: ScaleStep) -> None:
-        hits.append((step.codes == wanted[step.scale]).float().cpu())
+        hits.append((step.codes == expected[step.scale]).float().cpu())
     pictures = model.generate(guides, options=options, seed=seeds, on_scale=compare)
     return pictures.float().cpu(), hits
 
 
-def _forced_hits(model: VARSR, guides: Tensor, wanted: Quantized) -> list[Tensor]:
+def _forced_hits(model: VARSR, guides: Tensor, expected: Quantized) -> list[Tensor]:
     """For each scale, which codes are right when it is predicted from the right codes of the scales before it."""
     labels = torch.full((len(guides),), HIGH_QUALITY, device=model.device)
-    _, logits = model.transformer(labels, wanted.inputs, model.transformer.prefix_encoder(guides * 2 - 1))
+    _, logits = model.transformer(labels, expected.inputs, model.transformer.prefix_encoder(guides * 2 - 1))
     predictions = logits.argmax(-1).split([side * side for side in model.config.vqvae.scales], dim=1)
-    return [(codes == right).float().cpu() for codes, right in zip(predictions, wanted.codes, strict=True)]
+    return [(codes == right).float().cpu() for codes, right in zip(predictions, expected.codes, strict=True)]
 
 
 def measure(pictures: Tensor, targets: Tensor) -> dict[str, float]:

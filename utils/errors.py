@@ -1,4 +1,4 @@
-"""Errors that people meet: what was given and cannot be used, told apart from our own bugs, each in one line."""
+"""Errors that people meet: what was given and cannot be used, kept apart from our own bugs, each in one line."""
 from __future__ import annotations
 
 import logging
@@ -20,7 +20,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def described(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """An error in one line. One that nobody foresaw is called so, and its traceback goes to the debug log."""
     foreseen = isinstance(error, (UserError, OSError, MemoryError)) or "out of memory" in str(error)
     if foreseen:
@@ -29,12 +29,12 @@ def described(error: BaseException) -> str:
     return f"unforeseen {type(error).__name__}: {first_line(error)} ({DEBUG}=1 shows where)"
 
 
-def told(program: str, run: Callable[[], int]) -> int:
-    """The exit code of `run`; whatever it raises is told in one line on stderr and gives 1."""
+def guarded(program: str, run: Callable[[], int]) -> int:
+    """The exit code of `run`; whatever it raises is printed as one line on stderr and gives 1."""
     try:
         return run()
     except Exception as error:
-        print(f"{program}: {described(error)}", file=sys.stderr)
+        print(f"{program}: {describe(error)}", file=sys.stderr)
         return 1
 
 

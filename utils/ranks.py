@@ -40,11 +40,11 @@ class Ranks:
         if self.world > 1:
             dist.destroy_process_group()
 
-    def dealt(self, items: Sequence[T]) -> list[T]:
-        """This rank's part of independent items, dealt like cards."""
+    def strided(self, items: Sequence[T]) -> list[T]:
+        """This rank's part of independent items: every world-th one."""
         return list(items[self.rank::self.world])
 
-    def stretch(self, items: Sequence[T]) -> list[T]:
+    def contiguous(self, items: Sequence[T]) -> list[T]:
         """This rank's part of neighbouring items, one unbroken stretch."""
         return list(items[len(items) * self.rank // self.world:len(items) * (self.rank + 1) // self.world])
 

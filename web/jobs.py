@@ -24,7 +24,7 @@ from pictures.picture import Picture, read_picture
 from pictures.result_file import ResultFile, ResultOptions
 from pictures.rgb import MAX_SCALE, enlarged, read_image, save_picture
 from pictures.sheets import ContactSheet
-from utils.errors import UserError, described
+from utils.errors import UserError, describe
 
 from .preview import Preview
 
@@ -80,9 +80,9 @@ class ClassRequest:
             raise UserError("choose at least one class")
         if not 0 <= self.seed <= MAX_SEED:
             raise UserError(f"seed {self.seed} is out of range: must be from 0 to {MAX_SEED}")
-        wanted = len(self.labels) * self.count
-        if not 1 <= wanted <= MAX_CLASS_PICTURES:
-            raise UserError(f"{wanted} pictures at once: must be from 1 to {MAX_CLASS_PICTURES}")
+        requested = len(self.labels) * self.count
+        if not 1 <= requested <= MAX_CLASS_PICTURES:
+            raise UserError(f"{requested} pictures at once: must be from 1 to {MAX_CLASS_PICTURES}")
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def stream(work: Callable[[Tell], None], stop: threading.Event) -> Iterator[Upda
 
 def one_line(error: BaseException, source: Path | None = None) -> str:
     """What to tell the user of a failure: one line, with the name of the file and not where the server keeps it."""
-    text = described(error)
+    text = describe(error)
     return text.replace(str(source), source.name) if source is not None else text
 
 
@@ -245,7 +245,7 @@ def draw_classes(model: VARSR, request: ClassRequest, folder: Path, tell: Tell) 
     if not all(0 <= label < config.num_classes for label in request.labels):
         raise UserError(f"a class is out of range: this model knows 0 to {config.num_classes - 1}")
     options = config.generation.with_cfg(request.cfg)
-    wanted = [ClassPicture(label, index) for label in request.labels for index in range(request.count)]
+    requested = [ClassPicture(label, index) for label in request.labels for index in range(request.count)]
     sheet, sides = ContactSheet(), config.vqvae.scales
     shown: dict[ClassPicture, Tensor] = {}
 
@@ -255,11 +255,11 @@ def draw_classes(model: VARSR, request: ClassRequest, folder: Path, tell: Tell) 
 
     def scale_done(items: Sequence[ClassPicture], step: ScaleStep) -> None:
         shown.update(zip(items, model.decode(step.f_hat, None).float().cpu(), strict=True))
-        share = (len(shown) - len(items) * (1 - (step.scale + 1) / (len(sides) + 1))) / len(wanted)
+        share = (len(shown) - len(items) * (1 - (step.scale + 1) / (len(sides) + 1))) / len(requested)
         tell(news(f"scale {step.scale + 1} of {len(sides)} ({step.side}x{step.side})", share))
-    for item, picture in draw(model, wanted, options, request.seed, CLASS_BATCH, scale_done):
+    for item, picture in draw(model, requested, options, request.seed, CLASS_BATCH, scale_done):
         shown[item] = picture
         sheet.add(class_title(config, item.label), picture)
     path = folder / "contact_sheet.png"
     save_picture(sheet.render(), path)
-    tell(news(f"{len(wanted)} pictures, seed {request.seed}, cfg {options.cfg:g}", 1.0, path))
+    tell(news(f"{len(requested)} pictures, seed {request.seed}, cfg {options.cfg:g}", 1.0, path))

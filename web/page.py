@@ -156,10 +156,10 @@ def _restore_tab(models: Models, sessions: Sessions, sources: dict[str, str], ma
         def work(folder: Path, tell: Tell) -> None:
             if source is None:
                 raise UserError("there is no picture yet: drop one or take an example")
-            wanted = RestoreRequest(source, scale, _guidance(cfg), int(seed or 0), color_fix, overlap,
+            requested = RestoreRequest(source, scale, _guidance(cfg), int(seed or 0), color_fix, overlap,
                                     (second_last, last) if fastvar else (), fast, kind, fidelity)
             loaded, description = models.get(sources[name])
-            restore_file(loaded, description, wanted, folder, max_pixels, tell)
+            restore_file(loaded, description, requested, folder, max_pixels, tell)
 
         def show(update: Update) -> tuple:
             if update.file is None:
@@ -212,8 +212,8 @@ def _class_tab(models: Models, sessions: Sessions, sources: dict[str, str]) -> N
 
     def paint(name, labels, count, seed, cfg, request: gr.Request) -> Iterator[tuple]:
         def work(folder: Path, tell: Tell) -> None:
-            wanted = ClassRequest(tuple(labels), int(count), _guidance(cfg), int(seed or 0))
-            draw_classes(models.get(sources[name], super_resolution=False)[0], wanted, folder, tell)
+            requested = ClassRequest(tuple(labels), int(count), _guidance(cfg), int(seed or 0))
+            draw_classes(models.get(sources[name], super_resolution=False)[0], requested, folder, tell)
 
         def show(update: Update) -> tuple:
             pictures = [(to_pillow(picture), title) for picture, title in zip(update.pictures, update.titles)]

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from utils.errors import UserError, told
+from utils.errors import UserError, guarded
 from utils.files import replacing
 from utils.flags import OneLineParser, bounded
 
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--megabytes", type=bounded(float, 0, open_low=True), default=15, help="largest shard")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    return told("crop_pack", lambda: _pack(args))
+    return guarded("crop_pack", lambda: _pack(args))
 
 
 def _pack(args: argparse.Namespace) -> int:

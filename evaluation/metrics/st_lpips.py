@@ -97,9 +97,9 @@ class STLPIPS(nn.Module):
         if min(pictures.shape[-2:]) < MIN_SIDE:
             raise UserError(f"ST-LPIPS needs at least {MIN_SIDE}x{MIN_SIDE} pixels, got {tuple(pictures.shape[-2:])}")
         with torch.set_grad_enabled(torch.is_grad_enabled() and references.requires_grad):
-            wanted = self._maps(references)
+            reference_maps = self._maps(references)
         total = torch.zeros(len(pictures), device=pictures.device)
-        for i, (a, b) in enumerate(zip(self._maps(pictures), wanted, strict=True)):
+        for i, (a, b) in enumerate(zip(self._maps(pictures), reference_maps, strict=True)):
             weighted = F.conv2d((_unit(a) - _unit(b)).square(), getattr(self, f"linear{i}"))
             total = total + weighted.float().mean(dim=(1, 2, 3))
         return total

@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from utils.errors import told
+from utils.errors import guarded
 from utils.flags import DTYPES
 
 
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def run() -> int:
         print(convert(options))
         return 0
-    return told("convert", run)
+    return guarded("convert", run)
 
 
 if __name__ == "__main__":

@@ -235,8 +235,8 @@ def require_kind(config: VARSRConfig, super_resolution: bool, source: str | Path
     """Raise CheckpointError when a model is of the other kind than a script needs."""
     if config.is_super_resolution != super_resolution:
         kinds = {True: ("super-resolution", TRANSFORMER_FILE), False: ("class-to-image", "VARSR_C2I.pth")}
-        wanted, file = kinds[super_resolution]
-        raise CheckpointError(f"{source} is a {kinds[not super_resolution][0]} model, but a {wanted} one is needed: "
+        target, file = kinds[super_resolution]
+        raise CheckpointError(f"{source} is a {kinds[not super_resolution][0]} model, but a {target} one is needed: "
                               f"give one such as {file}")
 
 

@@ -71,20 +71,20 @@ def transfer_weights(model: VARSR, source: str | PathLike | LooseTensors) -> Tra
                     [name for name in file.tensors if name not in taken])
 
 
-def _resized(name: str, tensor: Tensor, wanted: Tensor, file: LooseTensors,
+def _resized(name: str, tensor: Tensor, target: Tensor, file: LooseTensors,
              scales: tuple[int, ...]) -> tuple[Tensor | None, str]:
     """A tensor in the shape of the model's, and how that was done; None where it cannot be."""
-    if tensor.ndim != wanted.ndim or tensor.shape[-1] != wanted.shape[-1]:
+    if tensor.ndim != target.ndim or tensor.shape[-1] != target.shape[-1]:
         return None, ""
     if name == LEVELS and file.scales is not None:
         rows = [min(range(len(file.scales)), key=lambda row: abs(file.scales[row] - side)) for side in scales]
         return tensor[rows], f"rows of the nearest of the scales {'_'.join(map(str, file.scales))}"
     if name == CLASSES:
-        conditional = tensor[:-1].mean(0, keepdim=True).expand(len(wanted) - 1, -1)
-        return torch.cat([conditional, tensor[-1:]]), (f"{len(tensor) - 1} classes averaged to {len(wanted) - 1}, the "
+        conditional = tensor[:-1].mean(0, keepdim=True).expand(len(target) - 1, -1)
+        return torch.cat([conditional, tensor[-1:]]), (f"{len(tensor) - 1} classes averaged to {len(target) - 1}, the "
                                                        "unconditional one kept")
-    if name == START and tensor.shape[1] < wanted.shape[1]:
-        grown = wanted.clone()
+    if name == START and tensor.shape[1] < target.shape[1]:
+        grown = target.clone()
         grown[:, -tensor.shape[1]:] = tensor
         return grown, "the class token's position; those of the prefix stay as drawn"
     return None, ""

@@ -41,10 +41,10 @@ class MappedFile:
         self.ranges: list[tuple[int, int]] = []
         if not hasattr(mmap, "MADV_DONTNEED") or not MAPS.exists():
             return
-        wanted = None if path is None else str(Path(path).resolve())
+        target = None if path is None else str(Path(path).resolve())
         for line in MAPS.read_text(errors="replace").splitlines():
             fields = line.split(maxsplit=5)
-            if len(fields) == 6 and (fields[5] == wanted or wanted is None and fields[5].endswith(SUFFIX)):
+            if len(fields) == 6 and (fields[5] == target or target is None and fields[5].endswith(SUFFIX)):
                 start, end = fields[0].split("-")
                 self.ranges.append((int(start, 16), int(end, 16)))
 
@@ -111,9 +111,9 @@ def convert_tensors(tensors: State, dtype: torch.dtype | None, path: Path) -> St
     """Convert floating tensors of a file in place of the originals, one at a time."""
     file = MappedFile(path)
     for name, tensor in tensors.items():
-        wanted = stored_type(name, tensor, dtype)
-        if tensor.dtype != wanted:
-            tensors[name] = tensor.to(wanted)
+        target = stored_type(name, tensor, dtype)
+        if tensor.dtype != target:
+            tensors[name] = tensor.to(target)
             file.release(tensor)
     return tensors
 
@@ -131,18 +131,18 @@ def check_tensors(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor],
     Tensors of published files that are rebuilt anyway may be absent, and code usage may have any number of rows.
     """
     faults, file = _Faults(str(path)), MappedFile(path)
-    for name, wanted in expected.items():
+    for name, target in expected.items():
         if name not in tensors:
             if name != CODE_USAGE and not REBUILT.fullmatch(name):
                 faults.missing.append(name)
             continue
         tensor = tensors[name]
-        floating = wanted.is_floating_point()
+        floating = target.is_floating_point()
         plain = tensor.layout is torch.strided and tensor.dtype in DTYPE_NAMES
         if not plain or tensor.is_floating_point() != floating:
             faults.misshapen.append(f"{name} ({tensor.dtype}, not {'floating' if floating else 'integer'} values)")
-        elif name != CODE_USAGE and tensor.shape != wanted.shape:
-            faults.misshapen.append(f"{name} {tuple(tensor.shape)} instead of {tuple(wanted.shape)}")
+        elif name != CODE_USAGE and tensor.shape != target.shape:
+            faults.misshapen.append(f"{name} {tuple(tensor.shape)} instead of {tuple(target.shape)}")
         elif not REBUILT.fullmatch(name) and not finite(tensor):
             faults.not_finite.append(name)
         file.release(tensor)
@@ -175,8 +175,8 @@ class _Faults:
             return {name for name in names if (our_name(name) or name).startswith(part)}
 
         def lacks(part: str) -> bool:
-            wanted = ours(expected, part)
-            return bool(wanted) and wanted <= set(self.missing)
+            target = ours(expected, part)
+            return bool(target) and target <= set(self.missing)
 
         prefix = "transformer.prefix_encoder."
         if lacks("transformer.blocks."):
