@@ -35,12 +35,12 @@ DETAIL_ITERS=${DETAIL_ITERS:-10000} DETAIL_BATCH=${DETAIL_BATCH:-32}
 DETAIL_POOL=${DETAIL_POOL:-2400}  # restored pictures that details are learned on
 
 photographs=(--data "$data" --val_data "$VAL_DATA" --device "$DEVICE" --seed "$SEED")
-degraded=(--light 0.3 --upsample bicubic --group "$GROUP")
+degraded=(--light 0.3 --upsample bicubic --group "$GROUP" --workers "$WORKERS")
 
 "$PYTHON" train_vqvae.py --preset "$PRESET" "${photographs[@]}" --output "$output/tokenizer" --workers "$WORKERS" \
     --max_iters "$TOKENIZER_ITERS" --batch_size "$TOKENIZER_BATCH" --lr 1.5e-3 --adversarial_weight 0 --scale_dropout 0
 "$PYTHON" train.py --stage sr --preset "$PRESET" --vqvae "$output/tokenizer/vqvae.safetensors" "${photographs[@]}" \
-    "${degraded[@]}" --output "$output/sr" --max_iters "$SR_ITERS" --batch_size "$SR_BATCH" --workers "$WORKERS" \
+    "${degraded[@]}" --output "$output/sr" --max_iters "$SR_ITERS" --batch_size "$SR_BATCH" \
     --tblr 1e-3 --wp 0.05 --wpe 0.02 --ema 0.998 --error_rate 0.6 --scale_balance 0.5 --negative_share 0.05
 "$PYTHON" train.py --stage decoder --init "$output/sr" "${photographs[@]}" "${degraded[@]}" \
     --output "$output/decoder" --max_iters "$DECODER_ITERS" --batch_size "$DECODER_BATCH" \

@@ -1,15 +1,29 @@
-"""Generated samples that a training stage draws its batches from, slowly replaced by new ones.
+"""Training on what the model itself generates: a pool of samples, and what the stages that draw from it share.
 
-Generating costs more than a step of training on what was generated, so each sample serves many times.
+Generating costs more than a step of training on what was generated, so each sample serves many times and is slowly
+replaced by new ones.
 """
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dataloader.pairs import Pairs, PairSource
+from models.varsr import VARSR
+from models.weights.save import save_pretrained
+from utils.device import autocast
 from utils.errors import UserError
+
+from .loop import timed
+from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
+from .schedule import Schedule, short_warmup
+from .validation import Validation
 
 LEVELS = 255
 
@@ -63,3 +77,123 @@ def to_bytes(pictures: Tensor) -> Tensor:
 def from_bytes(levels: Tensor) -> Tensor:
     """8-bit levels as float32 pictures in [-1, 1]."""
     return levels.float() / (LEVELS / 2) - 1
+
+
+@dataclass(frozen=True)
+class PooledSettings:
+    """Hyper-parameters that the stages share."""
+
+    batch_size: int = 8
+    fresh: int = 4  # samples that are generated anew at a time
+    pool_size: int = 512
+    max_iters: int = 2000
+    learning_rate: float = 4e-4
+    weight_decay: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    clip: float = 1.0
+    warmup_iters: int = 20
+    ema: float = 0.998
+    precision: str = "bf16"
+    loss_scale: float = 2.0 ** 11  # initial, fp16 only
+    seed: int = 0
+    val_batch: int = 16
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values that no training can have."""
+        for name in ("batch_size", "pool_size", "fresh"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+class PooledStage:
+    """A `loop.Stage` that trains a part of an otherwise frozen model on generated samples.
+
+    Keeps a moving average of the part, which is what it validates and exports. `fidelity`: what is validated.
+    """
+
+    fidelity: float
+
+    def __init__(self, model: VARSR, trained: nn.Module, pairs: PairSource, validation: Validation,
+                 settings: PooledSettings, device: torch.device) -> None:
+        """trained: the part, of `model`."""
+        self.settings, self.device, self.pairs, self.validation = settings, device, pairs, validation
+        self.model = model.to(device).channels_last().eval().requires_grad_(False)
+        self.trained = trained.requires_grad_(True)
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.trained, settings.weight_decay),
+                                           lr=settings.learning_rate, betas=settings.betas, fused=True)
+        self.scaler = torch.amp.GradScaler(device.type, init_scale=settings.loss_scale,
+                                           enabled=settings.precision == "fp16")
+        self.schedule = Schedule("cos", settings.max_iters, short_warmup(settings.warmup_iters, settings.max_iters))
+        self.average = MovingAverage(self.trained, settings.ema)
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.pool = SamplePool(settings.pool_size)
+
+    @torch.no_grad()
+    def generated(self) -> tuple[Pairs, Tensor, float]:
+        """The next pairs, the latents (M, c, N, N) that the model generates for them, and the seconds that the data
+        took."""
+        pairs, wait = timed(self.pairs.draw, self.device)
+        seed = int(torch.randint(2 ** 31, (1,), generator=self.generator))
+        with autocast(self.device, self.settings.precision):
+            latent = self.model.generate_latent((pairs.lr + 1) / 2, pairs.labels, seed=seed)
+        return pairs, latent.float(), wait
+
+    def drawn(self) -> dict[str, Tensor]:
+        """A batch of the pool on the device, by name."""
+        return {name: part.to(self.device)
+                for name, part in self.pool.draw(self.settings.batch_size, self.generator).items()}
+
+    def set_rate(self, iteration: int) -> float:
+        """Set the learning rate of an iteration; its share of the peak."""
+        rate = self.schedule.rate(iteration)
+        set_rates(self.optimizer, self.settings.learning_rate * rate, self.settings.weight_decay)
+        return rate
+
+    def step(self, loss: Tensor, iteration: int, metrics: dict[str, float]) -> None:
+        """Backward, one step of the part, its average."""
+        self.scaler.scale(loss).backward()
+        metrics["grad_norm"] = clipped_step(self.optimizer, self.trained.parameters(), self.settings.clip, self.scaler)
+        self.average.update(self.trained, iteration)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model with the averaged weights in place of those in training."""
+        current = {name: value.clone() for name, value in self.trained.state_dict().items()}
+        self.trained.load_state_dict(self.average.model.state_dict())
+        try:
+            yield
+        finally:
+            self.trained.load_state_dict(current)
+
+    @torch.no_grad()
+    def report(self, folder: Path, iteration: int) -> dict[str, float]:
+        """Free-running restoration of held-out pairs with the averaged part (see `Validation.run`)."""
+        with self.averaged():
+            return self.validation.run(self.model, folder / "sheets" / f"{iteration:07d}.png", fidelity=self.fidelity,
+                                       **self.judging())
+
+    def judging(self) -> dict[str, Any]:
+        """What more `Validation.run` is to look with."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The part, its average, optimiser and generator, the pool, the data position."""
+        return {"trained": self.trained.state_dict(), "average": self.average.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+                "generator": self.generator.get_state(), "pool": self.pool.state_dict(),
+                "data": self.pairs.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.trained.load_state_dict(state["trained"])
+        self.average.model.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.generator.set_state(state["generator"])
+        self.pool.load_state_dict(state["pool"])
+        self.pairs.load_state_dict(state["data"])
+
+    def export(self, folder: Path) -> None:
+        """The model with the averaged part as `model.safetensors` + `config.json`, float32."""
+        with self.averaged():
+            save_pretrained(self.model, folder)

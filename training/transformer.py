@@ -87,8 +87,7 @@ class TransformerSettings:
 
 
 class TransformerStage:
-    """Trains transformer and refiner (a `loop.Stage`). A moving average of the weights is what it validates and exports.
-    """
+    """Trains transformer and refiner (a `loop.Stage`); a moving average of the weights is validated and exported."""
 
     best_metric = ("psnr_y", 1.0)  # of `report`, and whether more (1) or less (-1) is better
 
