@@ -25,6 +25,7 @@ MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("
 # A class that loads itself needs its loader, which needs the class: one import inside a function.
 LAZY_CIRCLES = {("models.varsr", "models.weights.load")}
 WHERE_A_PICTURE_GOES = 45  # files that an LR picture's way through test_tile.py may touch
+WHERE_A_BATCH_GOES = 55  # the same for a training batch of the super-resolution stage
 UTILITIES = 12
 
 
@@ -105,3 +106,14 @@ def test_every_package_and_module_says_what_it_is_for() -> None:
 def test_help_comes_without_torch(script: str) -> None:
     code = f"import sys, {script}; {script}.build_parser(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_training_batch_goes_through_few_files() -> None:
+    """What `train.py --stage sr` loads: other stages stay out."""
+    code = ("import sys, train, training.log, training.run, training.transformer, models.weights.load\n"
+            f"rooms = {set(BELOW)!r} | {{'train'}}\n"
+            "files = [name for name, module in sys.modules.items() if name.split('.')[0] in rooms\n"
+            "         and not (module.__file__ or '').endswith('__init__.py')]\n"
+            "print(len(files))")
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert int(found.stdout) <= WHERE_A_BATCH_GOES

@@ -13,7 +13,6 @@ from models.initialization import InitConfig, initialize
 from models.varsr import VARSR
 from models.vqvae import VQVAE
 from models.weights.load import CHECKPOINTS, LooseTensors, load_loose
-from models.weights.tokenizer_file import load_tokenizer
 from models.weights.transfer import Transfer, transfer_weights, with_detail, with_fidelity
 from models.weights.unpickle import CheckpointError
 from utils.errors import UserError
@@ -122,6 +121,7 @@ def _fresh_config(args: argparse.Namespace, class_names: tuple[str, ...],
     scales = args.pn or (config.vqvae.scales if args.depth else None)
     tokenizer = None
     if file:
+        from models.weights.tokenizer_file import load_tokenizer
         tokenizer = load_tokenizer(file, config.vqvae, scales)
         features = {name: getattr(config.vqvae, name) for name in FEATURES}
         config = dataclasses.replace(config, vqvae=dataclasses.replace(tokenizer.config, **features))

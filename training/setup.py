@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from dataloader.centre_crops import CentreCrops
 from dataloader.degradation import Degradation, DegradationConfig
 from dataloader.entries import find_entries
 from dataloader.held_out import held_out
@@ -84,8 +83,9 @@ def _default_negatives(args: argparse.Namespace) -> str | None:
     return DEFAULT_NEGATIVES if used and find_entries(DEFAULT_NEGATIVES) else None
 
 
-def _crops(args: argparse.Namespace, root: str, size: int, label: int) -> PhotoCrops | CentreCrops:
+def _crops(args: argparse.Namespace, root: str, size: int, label: int) -> SampleSource:
     if crops_of(args) == "centre":
+        from dataloader.centre_crops import CentreCrops
         enlarge = args.mid_reso if label == HIGH_QUALITY else None
         return CentreCrops(root, size, label=label, enlarge=enlarge, flip=args.hflip is not False)
     if args.hflip is None:

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,7 +25,9 @@ from pictures.rgb import save_picture, upsample
 from pictures.sheets import SheetLayout, comparison_sheet
 from utils.device import autocast
 
-from .perceptual import Perceptual
+if TYPE_CHECKING:
+    from .perceptual import Perceptual
+
 
 Metric = Callable[[Tensor, Tensor], float]
 METRICS: dict[str, Metric] = {"psnr_y": psnr_y, "ssim_y": ssim_y,
