@@ -83,7 +83,7 @@ def test_failures_are_one_line_and_exit_code_one(tmp_path: Path, published: Path
     published.write_bytes(published.read_bytes()[:1000])
     assert main([str(published), str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and "VARSR.pth" in error
+    assert error.startswith("convert: ") and error.count("\n") == 1 and "VARSR.pth" in error
     assert not (tmp_path / "out").exists()
     assert main([str(tmp_path / "none.pth"), str(tmp_path / "out")]) == 1
 

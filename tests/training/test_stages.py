@@ -221,9 +221,9 @@ def test_the_pool_of_details_is_renewed_slowly() -> None:
 def test_details_need_a_branch_and_eyes() -> None:
     settings = DetailSettings()
     with pytest.raises(ValueError, match="no detail branch"):
-        DetailStage(fresh_model(), pairs(), validation(), settings, perceptual(), CPU)
+        DetailStage(fresh_model(), pairs(4), validation(), settings, perceptual(), CPU)
     with pytest.raises(ValueError, match="nothing here"):
-        DetailStage(with_detail(fresh_model(), 8, 1), pairs(), validation(), settings,
+        DetailStage(with_detail(fresh_model(), 8, 1), pairs(4), validation(), settings,
                     Perceptual(description="nothing here"), CPU)
     with pytest.raises(ValueError, match="pixel_weight must be at least 0"):
         DetailSettings(pixel_weight=-1)

@@ -138,7 +138,7 @@ def test_a_job_gives_the_file_of_the_script(model: VARSR, weights: Path, source:
     assert "seed=5" in result.text["VARSR"] and result.text["Software"].startswith("VARSR")
 
 
-@pytest.mark.parametrize("side, windows", [(4, 1), (12, 9)])
+@pytest.mark.parametrize("side, windows", [(4, 1), (18, 9)])
 def test_script_page_and_api_guide_alike(tmp_path: Path, side: int, windows: int) -> None:
     """A model may have another guidance for several windows: all three ways must take it, and --cfg wins."""
     guided = small_model()
