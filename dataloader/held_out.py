@@ -33,7 +33,7 @@ class HeldOut:
             raise UserError(f"{len(self.target)} targets and {len(self.lr)} LR pictures: as many of both are needed")
 
 
-def windows(folder: Path, size: int, count: int) -> Tensor:
+def held_out_crops(folder: Path, size: int, count: int) -> Tensor:
     """Up to `count` windows (M, 3, size, size) in [0, 1], evenly chosen from all that the folder's pictures hold.
 
     folder: pictures, searched recursively, or `HR` with pictures. Raises FileNotFoundError when none is that large.
@@ -45,7 +45,7 @@ def windows(folder: Path, size: int, count: int) -> Tensor:
 
 
 def pairs_of_folder(folder: Path, size: int, count: int) -> HeldOut:
-    """As `windows`, of pictures in `HR` and their LR pictures of the same name in `LR`.
+    """As `held_out_crops`, of pictures in `HR` and their LR pictures of the same name in `LR`.
 
     Raises FileNotFoundError as well where a scale is no whole number, the same everywhere, that divides `size`.
     """
@@ -72,7 +72,7 @@ def held_out(folder: str | None, size: int, count: int, degrade: Degrader,
     else:
         if (Path(folder) / LR_FOLDER).is_dir() and (Path(folder) / HR_FOLDER).is_dir():
             return pairs_of_folder(Path(folder), size, count)
-        target = windows(Path(folder), size, count)
+        target = held_out_crops(Path(folder), size, count)
     return HeldOut(target, degrade(target, generator))
 
 

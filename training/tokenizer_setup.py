@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dataloader.held_out import SEED, windows
+from dataloader.held_out import SEED, held_out_crops
 from dataloader.pairs import BatchLoader, CropSource, drawn
 from dataloader.photo_crops import PhotoCrops
 from models.config import PRESETS, VQVAEConfig
@@ -94,6 +94,6 @@ def tokenizer_settings(args: argparse.Namespace, device: torch.device, perceptua
 def validation_crops(args: argparse.Namespace, crops: PhotoCrops, size: int) -> Tensor:
     """Crops (M, 3, S, S) in [0, 1]: of --val_data, else seeded ones of the training pictures."""
     if args.val_data:
-        return windows(Path(args.val_data), size, args.val_batch)
+        return held_out_crops(Path(args.val_data), size, args.val_batch)
     log.info("no --val_data: validation crops are of the training pictures, so not quite unseen")
     return drawn(crops, args.val_batch, SEED)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dataloader.held_out import HeldOut, held_out, pairs_of_folder, windows
+from dataloader.held_out import HeldOut, held_out, held_out_crops, pairs_of_folder
 
 SIZE = 16
 
@@ -39,7 +39,7 @@ def test_pictures_are_found_below_a_folder(folder: Path, tmp_path_factory: pytes
     outer = tmp_path_factory.mktemp("outer")
     (outer / "deep").mkdir()
     (folder / "HR").rename(outer / "deep" / "er")
-    assert len(windows(outer, SIZE, 100)) == 3 * 2 + 2 * 2
+    assert len(held_out_crops(outer, SIZE, 100)) == 3 * 2 + 2 * 2
 
 
 def test_lr_and_hr_windows_show_the_same_place(folder: Path) -> None:
@@ -51,15 +51,15 @@ def test_lr_and_hr_windows_show_the_same_place(folder: Path) -> None:
 
 
 def test_few_windows_come_from_all_pictures(folder: Path) -> None:
-    chosen = windows(folder, SIZE, 4)
-    everything = windows(folder / "HR", SIZE, 100)
+    chosen = held_out_crops(folder, SIZE, 4)
+    everything = held_out_crops(folder / "HR", SIZE, 100)
     assert torch.equal(chosen, everything[[0, 2, 5, 7]])
 
 
 def test_plain_pictures_are_degraded_alike_in_every_run(folder: Path) -> None:
     first, second = (held_out(str(folder / "HR"), SIZE, 5, halved) for _ in range(2))
     assert torch.equal(first.lr, second.lr) and first.lr.shape[-1] == SIZE // 2
-    assert torch.equal(first.target, windows(folder / "HR", SIZE, 5))
+    assert torch.equal(first.target, held_out_crops(folder / "HR", SIZE, 5))
 
 
 def test_without_a_folder_training_crops_serve(caplog: pytest.LogCaptureFixture) -> None:
@@ -79,8 +79,8 @@ def test_what_does_not_fit_is_named(folder: Path, caplog: pytest.LogCaptureFixtu
     assert len(pairs_of_folder(folder, SIZE, 100).target) == 6
     assert "b.png" in caplog.text and "c.png" in caplog.text
     with pytest.raises(FileNotFoundError, match="--val_data.*64x64"):
-        windows(folder, 64, 4)
+        held_out_crops(folder, 64, 4)
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        windows(folder / "nowhere", SIZE, 4)
+        held_out_crops(folder / "nowhere", SIZE, 4)
     with pytest.raises(ValueError, match="1 targets and 2"):
         HeldOut(torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 1, 1))
