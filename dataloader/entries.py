@@ -25,7 +25,6 @@ from utils.errors import UserError
 log = logging.getLogger(__name__)
 
 SHARD, COMMENT, SEPARATOR = ".tar", "#", ","
-
 # What reading an entry or its cached pixels raises for a damaged, missing or foreign file; ImageError is a ValueError.
 UNREADABLE = (OSError, ValueError, EOFError)
 LEVEL_8_IN_16 = 257  # 65535 / 255

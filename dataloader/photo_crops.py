@@ -24,10 +24,9 @@ from utils.files import replacing
 from .entries import UNREADABLE, Entry, Failures, find_entries, read_entry
 from .positions import Stream, generator_at, pick, running_sum
 
-KEY_LENGTH = 24  # hexadecimal digits
-
 log = logging.getLogger(__name__)
 
+KEY_LENGTH = 24  # hexadecimal digits
 CACHE_FOLDER = Path(".cache", "photo-pyramids")  # next to the folder of photographs
 LEVEL_WEIGHTS = (0.15, 0.35, 0.35, 0.15)  # the full resolution of a photograph is often soft or noisy
 MAX_DRAWS = 4  # tries for a crop with detail before a flat one is taken

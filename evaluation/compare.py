@@ -20,10 +20,9 @@ from utils.errors import UserError, first_line
 from .measure import Measurer
 from .protocols import Protocol
 
-RESAMPLES, CONFIDENCE, SEED = 2000, 0.95, 0
-
 log = logging.getLogger(__name__)
 
+RESAMPLES, CONFIDENCE, SEED = 2000, 0.95, 0  # of the bootstrap (Efron's percentile method)
 BICUBIC = "bicubic"
 Values = dict[str, float]  # by column
 Progress = Callable[[str, int], None]

@@ -1,8 +1,9 @@
 """From window latents to rows of pixels: merging, decoding, finishing, colour fix; no stage sees the whole picture.
 
 Decoded windows depend on all that they hold (norms, attention), so they overlap and are blended. The decoder's last
-steps, correction (`models/lr_features.py`) and detail (`models/lr_features.py`), are convolutions alone: made after
-blending, every pixel is finished once instead of in every window that holds it, and has no seams.
+steps, correction and detail (`models/lr_features.py`), are convolutions alone: made after blending, every pixel is
+finished once instead of in every window that holds it, and has no seams. Colours are transferred from the LR picture
+by AdaIN or wavelets (StableSR, section 3.4).
 """
 from __future__ import annotations
 
@@ -22,16 +23,14 @@ VARIANCE_FLOOR = 1e-5
 WAVELET_LEVELS = 5
 WAVELET_REACH = 2 ** WAVELET_LEVELS - 1  # pixels that the blurs of all levels reach together
 OUTER_TAP = 0.25  # of the three; the middle one has the rest
-
 PART = 512  # rows and columns finished at a time, so that memory does not grow with the picture
-
 COLOR_FIXES = ("adain", "wavelet", "none")
 Band = tuple[int, Tensor]  # first row, pixels (3, rows, W)
 WindowDecoder = Callable[[Sequence[Window], Tensor], Sequence[Tensor]]  # windows, their cells -> their pixels
 
 
 def adain_color_fix(target: Tensor, source: Tensor) -> Tensor:
-    """`target` with each channel's mean and standard deviation of `source`."""
+    """`target` with the mean and deviation of each channel of `source`; (3, H, W) or (B, 3, H, W) in [0, 1]."""
     def moments(image: Tensor) -> tuple[Tensor, Tensor]:
         deviation = (image.float().var(dim=(-2, -1), keepdim=True) + VARIANCE_FLOOR).sqrt()
         return image.float().mean(dim=(-2, -1), keepdim=True), deviation

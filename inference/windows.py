@@ -23,7 +23,6 @@ from utils.errors import UserError
 
 MIN_OVERLAP = 0.25  # of the window's side
 TINY_WEIGHT = 1e-6
-
 DECODING_OVERLAP = 0.5  # of neighbouring decoded windows
 DECODING_EDGE = 0.1  # share of a decoded window's side at each end that serves as context only
 

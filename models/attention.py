@@ -1,6 +1,8 @@
 """Multi-head attention with normalised queries and keys, rotary positions and a learned temperature per head.
 
-With it the rotations of the positions, and the cache of keys and values of one generation.
+Positions are scale-aligned (VARSR, section 3.3): every scale's grid spans the same extent, so that a cell of a coarse
+scale and the cells of a fine scale (and of the LR prefix) that cover the same place carry the same angles. Keys and
+values of a generation are cached, scale by scale.
 """
 from __future__ import annotations
 
@@ -17,7 +19,6 @@ from torch import Tensor, nn
 from utils.device import return_freed_memory
 
 LARGE = 256 * 2 ** 20  # bytes; half a gigabyte and more at the published size
-
 MAX_LOG_SCALE = math.log(100.0)  # bound of the learned attention temperature
 INITIAL_LOG_SCALE = math.log(4.0)
 NORM_FLOOR = 1e-12  # as F.normalize

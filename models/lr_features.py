@@ -1,4 +1,8 @@
 """What the decoder sees of the LR picture: features for its levels, a correction of its pixels, and the detail branch.
+
+The published decoder sees the generated latent alone, and a small tokenizer pays for that in lost detail that the LR
+picture still shows. Feature skips from the degraded picture into the decoder, trained last and on generated latents,
+repair it (the idea of CodeFormer, section 3.3, and of StableSR, section 3.2).
 """
 from __future__ import annotations
 
@@ -29,6 +33,9 @@ class ConvBlock(nn.Module):
 class PixelCorrection(nn.Module):
     """Decoded picture and LR picture, both (B, 3, H, W) in [-1, 1], to the picture corrected; at first unchanged
     (`FidelityEncoder.silence`).
+
+    A decoder that ends in a pixel shuffle draws every block of pixels on its own. A correction at full resolution,
+    which sees across their borders, takes the grid away that they leave.
 
     Any H and W. A pixel depends on those up to `REACH` pixels away and on nothing else, so a large picture may be
     corrected in parts.
@@ -116,6 +123,12 @@ class DetailBlock(nn.Module):
 class DetailBranch(nn.Module):
     """Decoded picture and LR picture, both (B, 3, H, W) in [-1, 1], and the latent (B, c, H/f, W/f) that the picture
     was decoded from, to the detail (B, 3, H, W) that is added to it.
+
+    The decoder is trained for the right level at every pixel, and so averages over everything that a photograph might
+    show there. This branch adds what makes it look like a photograph: residual blocks at a quarter of the resolution,
+    as in ESRGAN (Wang et al., 2018, section 3.1), trained on perceptual and adversarial losses while the decoder stands
+    still. It has no norms: one that sees a whole map lets a spike in one place rescale all the rest, the droplets of
+    StyleGAN 2 (Karras et al., 2020, section 2). Its output is a sum, so any share of it may be added.
 
     H and W are multiples of f, the tokenizer's down-sampling. A pixel depends on nothing that is more than `reach`
     pixels away, so a large picture may be drawn in parts.

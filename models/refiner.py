@@ -1,4 +1,8 @@
-"""The refiner of the quantisation residual: a diffusion process in the latent's cells, and its small denoising network.
+"""The refiner of the quantisation residual: a short Gaussian diffusion on single cells, and its denoising network.
+
+Cosine schedule, ε-prediction, learned-range variance: Nichol & Dhariwal, "Improved Denoising Diffusion Probabilistic
+Models" (sections 3.1, 3.2, 3.3 for the variance, the schedule and the respacing); Ho et al. (2020) for the posterior.
+Schedules are kept in float64 and applied in float32.
 """
 from __future__ import annotations
 
@@ -17,7 +21,6 @@ COSINE_OFFSET = 0.008
 DATA_BIN = 1 / 255  # half width of a bin of the discretised likelihood at t = 0
 DATA_EDGE = 0.999  # beyond it the outermost bins reach to infinity
 LOG_FLOOR = 1e-12
-
 NORM_EPS = 1e-6
 TIME_CHANNELS = 256
 MAX_PERIOD = 10000.0

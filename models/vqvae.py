@@ -14,13 +14,18 @@ from .lr_features import DetailBranch, FidelityEncoder, PixelCorrection
 from .quantizer import MultiScaleQuantizer
 
 RGB = 3
-
 NORM_EPS = 1e-6
 CODE_PICTURES = 128  # of those that a tokenizer is fitted to, whose cells codes start on
 
 
 class LinearPath(nn.Module):
-    """Analysis (B, 3, H, W) in [-1, 1] to (B, c, H/f, W/f), and synthesis back. Both are zero until `fit`."""
+    """A straight way past the network: analysis (B, 3, H, W) in [-1, 1] to (B, c, H/f, W/f), and synthesis back, each
+    one linear map. Both are zero until `fit`.
+
+    From random weights a small convolutional autoencoder takes hours to do what the principal components of its blocks
+    do at once. With this path beside it the network begins there and learns what a linear map cannot do (residual
+    autoencoding, as in DC-AE, Chen et al. 2025, section 3.1, but with fitted maps).
+    """
 
     def __init__(self, factor: int, channels: int) -> None:
         super().__init__()

@@ -1,5 +1,4 @@
-"""Finished pixels into a picture file with its metadata; until they are complete they wait in memory or a scratch file.
-"""
+"""Finished pixels into a picture file with its metadata; until they are all there they wait in memory or a file."""
 from __future__ import annotations
 
 import io
@@ -20,12 +19,11 @@ from .exif import LONG8, SHORT, Entry, Layout, directory_bytes
 from .formats import AVIF, FORMATS, INTERPRETATIONS, JPEG, TIFF, register_plugins, vips
 from .picture import Metadata
 
+log = logging.getLogger(__name__)
+
 STRIP_BYTES = 4 * 2 ** 20
 LAYOUT = Layout("<" if sys.byteorder == "little" else ">", big=True)
 PIXELS_START = 16  # behind the header
-
-log = logging.getLogger(__name__)
-
 SOFTWARE, SETTINGS = "Software", "VARSR"  # keywords of the text in PNG files
 PNG_COMPRESSION, PNG_FILTER = 2, "sub"
 TIFF_COMPRESSION_LEVEL = 2

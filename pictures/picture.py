@@ -22,10 +22,9 @@ from .file_reader import Decoded, decode, is_tiff, open_picture, pages, usable_p
 from .formats import ImageError, reason, vips
 from .icc import is_srgb, to_srgb
 
-BAND = 512  # rows that are float at a time at full size; even
-
 log = logging.getLogger(__name__)
 
+BAND = 512  # rows that are float at a time at full size; even
 MAX_PIXELS = 2 ** 28  # 16384 x 16384: 805 MB as 8-bit RGB
 # tiff:Orientation in both ways RDF writes a property
 XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:>|\s*=\s*[\"'])\s*)[2-8]")
@@ -36,8 +35,11 @@ DAMAGED_FILE = (OSError, SyntaxError, EOFError, ValueError, RuntimeError, Lookup
 
 
 def bleed(color: np.ndarray, alpha: np.ndarray) -> None:
-    """Replace, in place, what `color` (h, w, c) holds where `alpha` (h, w) is 0; both uint8 or uint16.
+    """Replace, in place, what `color` (h, w, c) holds where `alpha` (h, w) is 0, from the visible pixels, so that
+    enlarging draws no fringe around a shape; both uint8 or uint16.
 
+    The fill is a pyramid (pull-push, after Gortler et al., The Lumigraph, 1996): averages of the visible colours go
+    down, and every hole takes the colour of the finest level that knows one. Time is linear in the pixels.
     A picture without any visible pixel stays as it is.
     """
     hidden = alpha == 0

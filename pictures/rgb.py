@@ -23,7 +23,6 @@ from .picture import MAX_PIXELS, read_picture
 LEVELS_8 = 255.0
 BT601 = (0.299, 0.587, 0.114)  # luma of R, G and B (ITU-R BT.601)
 JPEG_QUALITY = 95
-
 MAX_SCALE = 16.0
 REACH = 4  # LR pixels beside a region that its bicubic samples can touch, with room to spare
 

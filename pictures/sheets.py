@@ -12,7 +12,6 @@ from torch import Tensor
 from .rgb import to_pillow
 
 BACKGROUND, INK, FRAME = "white", "black", "red"
-
 LABEL_HEIGHT, GAP, FONT_SIZE, THUMBNAIL = 22, 4, 14, 192  # pixels of the contact sheet
 SHEET_ROWS = 64  # classes on it at most
 

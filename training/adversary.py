@@ -1,4 +1,8 @@
-"""Discriminators of pixel patches and of feature maps, and their side of an adversarial training."""
+"""Discriminators, which tell photographs from what a network draws, and their side of an adversarial training.
+
+One judges patches of pixels (Isola et al., pix2pix, section 3.2), the projected ones feature maps of a pretrained
+network (Sauer et al., "Projected GANs converge faster", 2021), which need not learn to see first.
+"""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -32,7 +36,7 @@ class Seen:
     maps: Sequence[Tensor] = ()
 
     def detach(self) -> Seen:
-        """The same, out of reach of gradients."""
+        """The same without gradients."""
         return Seen(self.picture.detach(), [each.detach() for each in self.maps])
 
 

@@ -16,6 +16,8 @@ from utils.ranks import Ranks
 from .log import TrainingLog, open_log
 from .states import StateFolder, restore_rng_state, rng_state
 
+log = logging.getLogger(__name__)
+
 Result = TypeVar("Result")
 Metrics = dict[str, float]
 
@@ -23,8 +25,6 @@ MEMORY = 0.95  # share of the past in the rates after each step: they follow the
 # What a bar shows, where the step has it: (metric, label, format).
 SHOWN = (("loss", "loss", "{:.4f}"), ("accuracy", "acc", "{:.1%}"), ("psnr", "dB", "{:.2f}"), ("lr", "lr", "{:.2g}"),
          ("samples_per_second", "samples/s", "{:.3g}"), ("data_wait", "wait", "{:.0%}"))
-
-log = logging.getLogger(__name__)
 
 MAX_BROKEN_STEPS = 10  # non-finite losses or gradients in a row that end a run
 BEST_FOLDER = "best"

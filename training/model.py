@@ -20,6 +20,7 @@ from utils.errors import UserError
 from .flags import CLASSES, DECODER, DETAIL, given
 
 log = logging.getLogger(__name__)
+
 Config = TypeVar("Config")
 
 DEFAULT_PRESETS = {True: "varsr-tiny", False: "varsr-tiny-c2i"}  # by super-resolution

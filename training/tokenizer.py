@@ -36,7 +36,6 @@ from .schedule import Schedule
 
 PEAK_TO_PEAK = 2.0  # of pictures in [-1, 1]
 CONTINUOUS = "continuous"  # column of the latent that was not quantised
-
 LATE = 0.1  # of the peak learning rate: below it codes are no longer moved
 NO_DECAY = ("codebook",)
 

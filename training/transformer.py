@@ -29,20 +29,21 @@ from .schedule import Schedule
 from .setup import Setup, batch_size, held_out_pairs, iterations, loader, photo_pairs, precision, setting_fields, tune
 from .validation import Validation
 
-# Parameters without weight decay beside biases and 1-d ones (spec of the SR stage).
 ZERO_WARMUP = 0.02  # what --wp=0 means in the published command line
 VALIDATION_SEED = 12345
 # Flags and the fields of the settings they set.
 FIELDS = {"ac": "accumulation", "afuse": "fused", "ls": "label_smoothing", "wp0": "warmup_start", "wpe": "final",
           "sche": "schedule", "error_rate": "error_rate", "scale_balance": "scale_balance"}
-
+# Parameters without weight decay beside biases and 1-d ones (spec of the SR stage).
 NO_DECAY = ("class_embedding", "start_position", "level_embedding", "log_scale", "modulation_offset", "refiner.")
 SHEET_CLASSES, SHEET_SEEDS = 12, (0, 1000)
 
 
 def refiner_draws(config: VARSRConfig, seed: int, first: int, count: int) -> tuple[Tensor, Tensor]:
-    """Timesteps (repeats·B·N²,) and normal noise (repeats·B·N², c) of the samples first..first + count - 1.
+    """The random part of the refiner's loss, decided by the seed and the numbers of the samples alone: timesteps
+    (repeats·B·N²,) and normal noise (repeats·B·N², c) of the samples first..first + count - 1.
 
+    So a run resumes without saved generators, and two ranks with batches of b draw what one rank draws with 2b.
     In the order that `DiffusionRefiner.loss` wants: the tokens of all samples, repeated as a block. On the CPU.
     """
     repeats, tokens, channels = config.refiner.repeats, config.vqvae.side ** 2, config.vqvae.latent_channels

@@ -12,16 +12,14 @@ import torch
 from .errors import UserError, first_line
 from .flags import DTYPES, EIGHT_BIT
 
+log = logging.getLogger(__name__)
+
 AUTOCAST_DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 BF16_TILES, BF16_VECTORS = "amx_bf16", "avx512_bf16"  # of /proc/cpuinfo
 INTEL = "GenuineIntel"
-
-log = logging.getLogger(__name__)
-
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt(3)
 KEPT_BLOCK = 64 * 2 ** 20  # blocks up to this come from the heap
 KEPT_TOTAL = 256 * 2 ** 20  # free bytes at the heap's top that are not given back
-
 GLIBC = "glibc"
 
 

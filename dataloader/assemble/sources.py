@@ -22,14 +22,15 @@ from typing import IO
 from utils.errors import UserError
 from utils.files import replacing
 
+log = logging.getLogger(__name__)
+
+# EET archives (`.edj`, of the Enlightenment desktop): three big-endian words (magic number, entries, size of the
+# names), then six for each entry: place, size, size when unpacked, place and length of its name, flags.
 MAGIC = 0x1EE70F42
 HEADER, ENTRY = struct.Struct(">3I"), struct.Struct(">6I")
 FIRST_PICTURE = b"edje/images/0"
 JPEG_START = b"\xff\xd8\xff"
 LONGEST_HEADER = 64  # bytes before the JPEG file
-
-log = logging.getLogger(__name__)
-
 LINE = re.compile(r"(?P<package>[a-z0-9][a-z0-9+.-]+):(?P<path>\S.*\S)\s+(?P<width>\d+)x(?P<height>\d+)"
                   r"(?:\s+(?P<weight>\d*\.?\d+))?")
 ARCHIVE, PICTURE = ".edj", ".jpg"  # what lies in the package, and what is made of it

@@ -20,7 +20,6 @@ PEAK = 255.0
 LUMA_WEIGHTS, LUMA_OFFSET = (65.481, 128.553, 24.966), 16.0
 BLUE_RANGE, RED_RANGE = 1.772, 1.402  # of B - Y and R - Y, twice 1 - 0.114 and 1 - 0.299
 YIQ_WEIGHTS = (BT601, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))  # Zhang et al. 2011
-
 SSIM_SIDE, SSIM_SIGMA, SSIM_K1, SSIM_K2 = 11, 1.5, 0.01, 0.03  # Wang et al. 2004
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, finest scale first
 MS_SSIM_SIDE = (SSIM_SIDE - 1) * 2 ** (len(MS_SSIM_WEIGHTS) - 1) + 1  # shorter sides leave no window at the last scale

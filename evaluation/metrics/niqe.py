@@ -22,12 +22,10 @@ FEATURES = 36
 # Packages that bring the file, and its place in them; none of them has to be importable.
 SHIPPED = (("mmagic", "evaluation/metrics/niqe_pris_params.npz"), ("basicsr", "metrics/niqe_pris_params.npz"))
 REMEDY = "pip install --no-deps mmagic"
-
 MSCN_SIDE, MSCN_SIGMA, MSCN_CONSTANT = 7, 7 / 6, 1.0
 # What a mean is raised by, as a share: a flat pixel is then darker than its surround, as in pyiqa, whose taps add up to
 # that much more than 1. Without it the sign of a flat pixel, which NIQE counts, would be that of a rounding error.
 MEAN_RAISED = 1e-8
-
 NIQE_BLOCK = 96
 HALVING_REACH = 4  # pixels that a cubic kernel stretched by two reaches
 HALF_LEVEL = 1e-9  # more than the error of a sum of weighted levels, which would decide where halves go

@@ -24,7 +24,6 @@ ZERO = 128  # where unsigned 8-bit activations have their zero
 SEVEN_BITS = 63  # largest magnitude of a 7-bit weight
 PACKED_TYPES = (torch.float32, torch.bfloat16)
 PROBE = (32, 64)  # shape of the factors of the products that are tried
-
 LEVELS = 127  # of a signed 8-bit integer; its -128 is not used
 FLOAT8 = torch.float8_e4m3fn
 CAPABILITIES = {"int8": (7, 5), "fp8": (8, 9)}  # first with tensor cores for it: Turing, Ada
@@ -140,7 +139,10 @@ def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 class EightBitLinear(nn.Module):
-    """A `Linear`, with tanh-GELU after it if asked, whose weight is held in int8 or FLOAT8 (`kind`).
+    """A `Linear` for GPUs, with tanh-GELU after it if asked, whose weight is held in int8 or FLOAT8 (`kind`).
+
+    The arithmetic is that of `QuantizedLinear`, whose kernels only CPUs have. The products used here exist on both, so
+    these layers can be checked without a GPU.
 
     Activations are quantised as they come, each token by its own largest value, so that a picture does not depend on
     the batch around it. Widths must be multiples of 16, as tensor cores want them.

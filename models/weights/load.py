@@ -42,10 +42,9 @@ LOCAL_FOLDER = "checkpoints/"
 CHECKPOINTS = Path(__file__).resolve().parents[2] / LOCAL_FOLDER
 WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".json")
 
-_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(/(?P<file>[\w.-]+\.pth))?")
-
 TRANSFORMER_FILES = (TRANSFORMER_FILE, "VARSR_C2I.pth", "var_d24.pth")  # what a folder is searched for, in order
 TOKENIZER_FILES = (TOKENIZER_FILE, "vae_ch160v4096z32.pth")
+_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(/(?P<file>[\w.-]+\.pth))?")
 
 
 def parse_hub_id(source: str | PathLike) -> tuple[str, str | None] | None:

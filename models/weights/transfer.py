@@ -1,8 +1,7 @@
-"""Starting from another model's weights: what fits is copied, what can be made to fit is, the rest is told; and models
-that grow a part (LR features, a detail branch).
+"""Starting from another model's weights: what fits is copied, what can be made to fit is, the rest is named.
 
 A super-resolution model starts from a class-to-image one, of ours, of VARSR's authors or the original VAR, whose
-scales and classes are others.
+scales and classes are others. A model may also grow a part: LR features, a detail branch.
 """
 from __future__ import annotations
 
@@ -24,7 +23,6 @@ LEVELS = "transformer.level_embedding.weight"
 CLASSES = "transformer.class_embedding.weight"
 START = "transformer.start_position"
 BLOCKS = "transformer.blocks."
-
 FIDELITY = "vqvae.fidelity."
 PIXELS = FIDELITY + "pixels."
 DETAIL = "vqvae.detail."

@@ -24,11 +24,9 @@ from .unpickle import CheckpointError
 
 SUFFIX = ".safetensors"
 MAPS = Path("/proc/self/maps")  # Linux; elsewhere nothing is released, and the system reclaims pages under pressure
-
 ALIGNMENT = 8  # bytes; the data start at a multiple of it
 DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64",
                torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
-
 LISTED_NAMES = 8  # names per kind in an error message
 
 State = dict[str, Tensor]
