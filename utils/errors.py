@@ -31,6 +31,7 @@ def describe(error: BaseException) -> str:
 
 def guarded(program: str, run: Callable[[], int]) -> int:
     """The exit code of `run`; whatever it raises is printed as one line on stderr and gives 1."""
+    logging.basicConfig(level=log_level(), format="%(message)s")  # does nothing where it was done before
     try:
         return run()
     except Exception as error:
