@@ -11,7 +11,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from training.flags import ADVERSARIES
+from training.flags import ADVERSARIES, add_run_flags
 from utils.flags import boolean, bounded, numbers
 
 
@@ -39,19 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--val_data", help="held-out pictures, or a folder with HR; without it, seeded crops of --data")
     data.add_argument("--val_batch", type=bounded(int, 1), default=32, help="validation crops (default: %(default)s)")
     data.add_argument("--output", default="runs/vqvae", help="folder for states, logs, sheets and the result")
-    data.add_argument("--max_iters", type=bounded(int, 1), default=2000)
-    data.add_argument("--val_every", "--report_every", dest="val_every", type=bounded(int, 1), default=500,
-                      help="iterations between validations and sheets (default: %(default)s)")
-    data.add_argument("--log_every", type=bounded(int, 1), default=20, help="iterations between lines of the log")
-    data.add_argument("--save_every", type=bounded(int, 1), default=500, help="iterations between saved states")
-    data.add_argument("--keep", type=bounded(int, 1), default=2, help="states that are kept, beside the best one")
-    data.add_argument("--resume", choices=("auto", "no"), default="auto",
-                      help="go on from the last state in --output, or start over")
-    data.add_argument("--no_resume", dest="resume", action="store_const", const="no", help=argparse.SUPPRESS)
-    data.add_argument("--device", default="auto")
-    data.add_argument("--seed", type=int, default=0)
-    data.add_argument("--wandb_flag", type=boolean, nargs="?", const=True, default=False,
-                      help="log to Weights & Biases too; WANDB_MODE=offline is honoured")
+    data.add_argument("--max_iters", type=bounded(int, 1), default=2000, help="(default: %(default)s)")
+    add_run_flags(data.add_argument)
     data.add_argument("--exp_name", default="VQVAE", help="name of the wandb run (default: %(default)s)")
 
     step = parser.add_argument_group("optimisation")

@@ -101,10 +101,15 @@ def _add_data(add: Callable[..., Any]) -> None:
 def _add_course(add: Callable[..., Any]) -> None:
     add("--output", help="states, logs, sheets and the model (default: runs/EXP_NAME)")
     add("--exp_name", default="train", help="name of the run, also at wandb (default: %(default)s)")
-    add("--wandb_flag", type=boolean, nargs="?", const=True, default=False,
-        help="log to Weights & Biases too; WANDB_MODE=offline is honoured")
     add("--ep", type=bounded(float, 0, open_low=True), help="length in epochs of --data")
     add("--max_iters", type=bounded(int, 1), help="length in iterations (20000)")
+    add_run_flags(add)
+
+
+def add_run_flags(add: Callable[..., Any]) -> None:
+    """What every training script lets one say of a run, whatever it trains."""
+    add("--wandb_flag", type=boolean, nargs="?", const=True, default=False,
+        help="log to Weights & Biases too; WANDB_MODE=offline is honoured")
     add("--log_every", type=bounded(int, 1), default=20, help="iterations between lines of the log")
     add("--val_every", "--report_every", dest="val_every", type=bounded(int, 1), default=500,
         help="iterations between validations and sheets (default: %(default)s)")
@@ -112,6 +117,8 @@ def _add_course(add: Callable[..., Any]) -> None:
     add("--keep", type=bounded(int, 1), default=2, help="states that are kept, beside the best one")
     add("--resume", choices=("auto", "no"), default="auto", help="go on from the last state in --output, or start over")
     add("--no_resume", dest="resume", action="store_const", const="no", help=argparse.SUPPRESS)
+    add("--device", default="auto", help="auto: the GPU of the process if there is one")
+    add("--seed", type=int, default=0)
 
 
 def _add_optimisation(add: Callable[..., Any]) -> None:
@@ -141,11 +148,9 @@ def _add_optimisation(add: Callable[..., Any]) -> None:
     add("--pool_size", type=bounded(int, 1), help="detail stage: generated samples that are drawn from (2400)")
     add("--renew_every", type=bounded(int, 1), help="detail stage: iterations between four new samples of them (4)")
     add("--ema", type=bounded(float, 0, 1), help="decay of the moving average, the result (0.999; decoder 0.998)")
-    add("--seed", type=int, default=0)
 
 
 def _add_machine(add: Callable[..., Any]) -> None:
-    add("--device", default="auto", help="auto: the GPU of the process if there is one")
     add("--fp16", type=int, choices=tuple(PRECISIONS),
         help="0: fp32, 1: fp16, 2: bf16; without: bf16 where the device computes in it, else fp32")
     add("--fsdp", type=boolean, nargs="?", const=True, default=False,
