@@ -14,8 +14,8 @@ import torch
 
 from models.config import GenerationConfig, VARSRConfig
 from models.fastvar import SHARED, FastVARConfig
-from models.weights.load import CHECKPOINTS
-from utils.device import choose_device, choose_dtype
+from models.weights.load import CHECKPOINTS, require_kind
+from utils.device import choose_device, choose_dtype, keep_freed_memory, warn_of_imitation
 from utils.errors import UserError
 from utils.flags import DTYPES, EIGHT_BIT
 
@@ -42,8 +42,6 @@ def load_model(args: argparse.Namespace, super_resolution: bool = True) -> tuple
     Raises ValueError or FileNotFoundError with the remedy.
     """
     from models.varsr import VARSR
-    from models.weights.load import require_kind
-    from utils.device import keep_freed_memory, warn_of_imitation
     device = choose_device(args.device)
     eight_bit = args.dtype if args.dtype in EIGHT_BIT else None
     check_eight_bit(device, eight_bit)
@@ -139,7 +137,6 @@ def restore_settings(args: argparse.Namespace, model: VARSR) -> RestoreSettings:
 
 def fastvar_config(args: argparse.Namespace, model: VARSR) -> FastVARConfig | None:
     """What the flags prune, None without --fastvar. Raises ValueError for ratios that do not fit the model."""
-    from models.fastvar import FastVARConfig
     ratios = args.fastvar_ratios or (args.fastvar_second_last_ratio, args.fastvar_last_ratio)
     config = FastVARConfig.for_last(
         model.config.vqvae.scales, ratios, later_layer_start=args.fastvar_later_layer_start,

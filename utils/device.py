@@ -115,7 +115,7 @@ def keep_freed_memory() -> bool:
     By default glibc returns every large block to the system when it is freed, and the kernel clears its pages when
     the next layer asks for it again: a tenth of the published model's time on a CPU. Other systems are left alone.
     """
-    if platform.libc_ver()[0] != "glibc":
+    if platform.libc_ver()[0] != GLIBC:
         return False
     libc = ctypes.CDLL(None)
     return bool(libc.mallopt(M_MMAP_THRESHOLD, KEPT_BLOCK) and libc.mallopt(M_TRIM_THRESHOLD, KEPT_TOTAL))
