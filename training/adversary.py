@@ -19,7 +19,7 @@ from utils.errors import UserError
 from utils.ranks import Ranks
 
 from .flags import ADVERSARIES, PATCH, PROJECTED
-from .optim import clipped_step, parameter_groups, set_rates
+from .optim import clipped_step, gradient_scaler, parameter_groups, set_rates
 
 SLOPE = 0.2  # of the leaky ReLU
 NARROWEST_HEAD, WIDEST_HEAD = 24, 64
@@ -162,8 +162,7 @@ class Adversary:
         self.discriminators = discriminators.to(device, memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(parameter_groups(self.discriminators, settings.weight_decay),
                                            lr=settings.learning_rate, betas=settings.betas, fused=True)
-        self.scaler = torch.amp.GradScaler(device.type, init_scale=settings.loss_scale,
-                                           enabled=settings.precision == "fp16")
+        self.scaler = gradient_scaler(device, settings.precision, settings.loss_scale)
 
     def takes_part(self, iteration: int) -> bool:
         """Whether the warm-up is over."""

@@ -24,6 +24,11 @@ def parameter_groups(model: nn.Module, weight_decay: float, no_decay: Sequence[s
             {"params": exempt, "weight_decay": 0.0, "decays": False}]
 
 
+def gradient_scaler(device: torch.device, precision: str, loss_scale: float) -> torch.amp.GradScaler:
+    """Scales losses for fp16, from `loss_scale` on; passes them and the gradients on unchanged at other precisions."""
+    return torch.amp.GradScaler(device.type, init_scale=loss_scale, enabled=precision == "fp16")
+
+
 def set_rates(optimizer: torch.optim.Optimizer, rate: float, weight_decay: float) -> None:
     """Set the learning rate of all groups and the weight decay of those that decay."""
     for group in optimizer.param_groups:

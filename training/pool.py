@@ -21,7 +21,7 @@ from utils.device import autocast
 from utils.errors import UserError
 
 from .loop import timed
-from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
+from .optim import MovingAverage, clipped_step, gradient_scaler, parameter_groups, set_rates
 from .schedule import Schedule, short_warmup
 from .validation import Validation
 
@@ -121,8 +121,7 @@ class PooledStage:
         self.trained = trained.requires_grad_(True)
         self.optimizer = torch.optim.AdamW(parameter_groups(self.trained, settings.weight_decay),
                                            lr=settings.learning_rate, betas=settings.betas, fused=True)
-        self.scaler = torch.amp.GradScaler(device.type, init_scale=settings.loss_scale,
-                                           enabled=settings.precision == "fp16")
+        self.scaler = gradient_scaler(device, settings.precision, settings.loss_scale)
         self.schedule = Schedule("cos", settings.max_iters, short_warmup(settings.warmup_iters, settings.max_iters))
         self.average = MovingAverage(self.trained, settings.ema)
         self.generator = torch.Generator().manual_seed(settings.seed)

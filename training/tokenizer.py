@@ -30,7 +30,7 @@ from utils.ranks import Ranks
 from .adversary import Adversary, AdversarySettings, Discriminators, Seen
 from .flags import PATCH
 from .loop import timed
-from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
+from .optim import MovingAverage, clipped_step, gradient_scaler, parameter_groups, set_rates
 from .perceptual import Perceptual
 from .schedule import Schedule
 
@@ -162,8 +162,7 @@ class TokenizerStage:
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay, NO_DECAY),
                                            lr=settings.learning_rate, betas=settings.betas, fused=True)
-        self.scaler = torch.amp.GradScaler(device.type, init_scale=settings.loss_scale,
-                                           enabled=settings.precision == "fp16")
+        self.scaler = gradient_scaler(device, settings.precision, settings.loss_scale)
         self.schedule = Schedule("cos", settings.max_iters, settings.warmup_iters)
         self.average = MovingAverage(model, settings.ema)
         self.adversary = None

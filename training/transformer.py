@@ -23,7 +23,7 @@ from utils.ranks import Ranks
 from .flags import CLASSES
 from .loop import timed
 from .model import build_model
-from .optim import MovingAverage, clipped_step, parameter_groups, set_rates
+from .optim import MovingAverage, clipped_step, gradient_scaler, parameter_groups, set_rates
 from .parallel import Parallel, ShardedAverage
 from .schedule import Schedule
 from .setup import Setup, batch_size, held_out_pairs, iterations, loader, photo_pairs, precision, setting_fields, tune
@@ -114,8 +114,7 @@ class TransformerStage:
         self.schedule = Schedule(settings.schedule, settings.max_iters,
                                  round(settings.warmup_share * settings.max_iters),
                                  settings.warmup_start, settings.final)
-        self.scaler = torch.amp.GradScaler(device.type, init_scale=settings.loss_scale,
-                                           enabled=settings.precision == "fp16")
+        self.scaler = gradient_scaler(device, settings.precision, settings.loss_scale)
         self.generator = torch.Generator().manual_seed(settings.seed)
 
     def train_step(self, iteration: int) -> dict[str, float]:
