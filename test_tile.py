@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from inference.script import add_fastvar_flags, add_restoration_flags, run_restoration
+from utils.errors import guarded
 from utils.flags import OneLineParser
 
 
@@ -25,16 +26,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, restore, report."""
-    args = build_parser().parse_args(argv)
+    return guarded(Path(__file__).name, lambda: _run(build_parser().parse_args(argv)))
 
+
+def _run(args: argparse.Namespace) -> int:
     def adjust(model, settings, options):
         from inference.settings import fastvar_config, plan_lines
         config = fastvar_config(args, model) or settings.fastvar
         if config is not None and not args.fastvar_quiet:
             print("\n".join(plan_lines(model, config)))
         return dataclasses.replace(settings, fastvar=config), options
-    report = run_restoration(args, Path(__file__), adjust)
-    return 1 if report is None else report.exit_code
+    return run_restoration(args, Path(__file__), adjust).exit_code
 
 
 if __name__ == "__main__":

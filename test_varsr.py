@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from inference.script import add_restoration_flags, run_restoration
+from utils.errors import guarded
 from utils.flags import OneLineParser
 
 
@@ -23,8 +24,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, restore, report."""
-    report = run_restoration(build_parser().parse_args(argv), Path(__file__))
-    return 1 if report is None else report.exit_code
+    return guarded(Path(__file__).name,
+                   lambda: run_restoration(build_parser().parse_args(argv), Path(__file__)).exit_code)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from inference.script import add_fastvar_flags, add_restoration_flags, run_restoration
+from utils.errors import guarded
 from utils.flags import OneLineParser, bounded
 
 
@@ -29,7 +30,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, restore, report."""
-    args = build_parser().parse_args(argv)
+    return guarded(Path(__file__).name, lambda: _run(build_parser().parse_args(argv)))
+
+
+def _run(args: argparse.Namespace) -> int:
     lines, comparison = [], None
 
     def adjust(model, settings, options):
@@ -45,8 +49,6 @@ def main(argv: list[str] | None = None) -> int:
             options, export_max=args.intermediate_max if args.export_intermediate else 0, extra=comparison,
             label="FastVAR" if args.compare else options.label)
     report = run_restoration(args, Path(__file__), adjust)
-    if report is None:
-        return 1
     if comparison is not None and comparison.comparisons:
         lines.append(comparison.line())
     print("\n".join(lines))

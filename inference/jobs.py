@@ -1,19 +1,37 @@
-"""Which pictures a script works on, and where their results go."""
+"""Which pictures a script works on, and where their results go: every name is settled before the work begins."""
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pictures.formats import LR_FOLDER, RESULT_FOLDER, SUFFIXES, InputError, matching_reference, pictures_in
+from PIL import Image
+
+from pictures.formats import (
+    LR_FOLDER,
+    NEEDED,
+    RESULT_FOLDER,
+    SUFFIXES,
+    WRITABLE,
+    ImageError,
+    InputError,
+    matching_reference,
+    other_files_in,
+    pictures_in,
+)
+from pictures.picture import read_header, software_of
 from pictures.rgb import MAX_SCALE, PictureSource, result_size
 from utils.errors import UserError
 
 AUTO = "auto"
-# What `--ext auto` writes for a source; kinds that are not listed become PNG.
-SAME_KIND = {".png": ".png", ".jpg": ".jpg", ".jpeg": ".jpg", ".webp": ".webp", ".tif": ".tif", ".tiff": ".tif"}
+PROGRAM = "VARSR"  # how results name the software that made them
+# What `--ext auto` writes for a source of a kind; kinds that are not listed become PNG.
+SAME_KIND = {"png": ".png", "jpg": ".jpg", "jpeg": ".jpg", "jfif": ".jpg", "jpe": ".jpg", "webp": ".webp",
+             "tif": ".tif", "tiff": ".tif"}
+EARLIER_RESULTS = "results of an earlier run"
 
 
 @dataclass(frozen=True)
@@ -25,13 +43,20 @@ class Job:
     reference: Path | None = None
     frame: int | None = None
 
+    @property
+    def scales_folder(self) -> Path:
+        """Where the picture after each scale goes, if it is asked for."""
+        return self.output.with_name(f"{self.output.stem}_scales")
+
 
 @dataclass
 class Found:
-    """Pictures, each with its folder below the one that was asked for, and folders that could not be read."""
+    """Pictures, each with its folder below the one that was asked for, folders that could not be read, and how many
+    files of which kind are left out."""
 
     pictures: list[tuple[Path, Path]] = field(default_factory=list)
     failures: dict[Path, str] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -43,61 +68,145 @@ class OutputNames:
 
     def name(self, source: Path) -> str:
         """File name of a source's result."""
-        ending = SAME_KIND.get(source.suffix.lower(), ".png") if self.ext == AUTO else f".{self.ext}"
+        ending = SAME_KIND.get(_kind(source), ".png") if self.ext == AUTO else f".{self.ext}"
         return f"{source.stem}{self.suffix}{ending}"
 
 
-def collect(pattern: str, recursive: bool = False) -> Found:
+def _kind(source: Path) -> str:
+    """What a file is, whatever it is called; of one that cannot be read, which is told later, what its name says."""
+    try:
+        return read_header(source).kind
+    except ImageError:
+        return source.suffix.lower().removeprefix(".")
+
+
+def collect(pattern: str, recursive: bool = False, output: Path | None = None) -> Found:
     """Pictures of a file, a folder (with its sub-folders if `recursive`) or a glob pattern.
 
-    Raises InputError when there are none and nothing explains why.
+    output: a folder of results, which is not looked into. Raises InputError when there are none and nothing explains
+    why.
     """
     path = Path(pattern)
     if path.is_file():
         return Found([(path, Path())])
     if path.is_dir():
-        found = _in_folder(path, recursive)
+        found = _in_folder(path, recursive, output)
         if not found.pictures and not found.failures:
             raise InputError(f"--input {pattern}: no pictures in this folder (known: {' '.join(SUFFIXES)})"
-                             + ("" if recursive else "; --recursive looks into its sub-folders"))
+                             + ("" if recursive else "; --recursive looks into its sub-folders")
+                             + "".join(f"; {line}" for line in left_out_lines(found.left_out)))
         return found
-    found = Found([(Path(p), Path()) for p in sorted(glob.glob(pattern, recursive=True)) if Path(p).is_file()])
+    found = Found([(path, Path()) for path in _matching(pattern)])
     if not found.pictures:
         raise InputError(f"--input {pattern}: no such file or folder, and no file matches it as a pattern")
     return found
 
 
-def _in_folder(folder: Path, recursive: bool) -> Found:
+def _matching(pattern: str) -> list[Path]:
+    """The files that match. Folders that are called so are no patterns, whatever brackets they have in their names."""
+    folder, parts = Path(), list(Path(pattern).parts)
+    while len(parts) > 1 and (folder / parts[0]).is_dir():
+        folder /= parts.pop(0)
+    found = glob.glob(os.path.join(glob.escape(str(folder)), *parts), recursive=True)
+    return [path for path in map(Path, sorted(found)) if path.is_file()]
+
+
+def _in_folder(folder: Path, recursive: bool, output: Path | None) -> Found:
     found = Found()
+    seen = {_identity(folder)}  # a linked folder is looked into once, and never in a circle
+    results = output.resolve() if output is not None else None
 
     def unreadable(error: OSError) -> None:
         found.failures[Path(error.filename)] = f"{error.filename}: the folder cannot be read ({error.strerror})"
-    for parent, folders, _ in os.walk(folder, onerror=unreadable):
-        folders[:] = sorted(name for name in folders if not name.startswith(".")) if recursive else []
+
+    def wanted(path: Path) -> bool:
+        if path.name.startswith(".") or path.resolve() == results or (identity := _identity(path)) in seen:
+            return False
+        seen.add(identity)
+        return True
+    for parent, folders, _ in os.walk(folder, onerror=unreadable, followlinks=True):
+        folders[:] = [name for name in sorted(folders) if recursive and wanted(Path(parent, name))]
         below = Path(parent).relative_to(folder)
         found.pictures += [(picture, below) for picture in pictures_in(Path(parent))]
+        found.left_out.update(path.suffix.lower() for path in other_files_in(Path(parent)))
     return found
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def left_out_lines(left_out: Mapping[str, int]) -> list[str]:
+    """One line for all files that were left out, by kind, with what would read them; none without any."""
+    def reason(kind: str) -> str:
+        if kind == EARLIER_RESULTS:
+            return kind
+        return f"{kind or 'without a suffix'}{f' (needs {NEEDED[kind]})' if kind in NEEDED else ''}"
+    parts = [f"{count} {reason(kind)}" for kind, count in sorted(left_out.items())]
+    return [f"left out: {', '.join(parts)}"] if parts else []
 
 
 def jobs_for(pictures: Iterable[tuple[Path, Path]], output: Path, names: OutputNames | None = None) -> list[Job]:
     """Jobs for chosen pictures, results in `output` and the pictures' folders below it; `output` may be the one
     result's own file name. HR is looked for in the sister folder of `LR`.
 
-    Raises InputError when two pictures would get the same result name.
+    Raises InputError for a result of a kind that cannot be written, or where a file is in the folder's place.
     """
     names, pictures = names or OutputNames(), list(pictures)
-    if output.suffix.lower() in SUFFIXES and not output.is_dir():
+    if _names_a_picture(output):
+        if output.suffix.lower() not in WRITABLE:
+            raise InputError(f"--output {output}: files of this kind cannot be written, {' '.join(WRITABLE)} can")
         if len(pictures) != 1:
             raise InputError(f"--output {output} names one file, but there are {len(pictures)} pictures: name a folder")
         return [Job(pictures[0][0], output, matching_reference(pictures[0][0]))]
-    jobs: dict[Path, Job] = {}
-    for source, below in pictures:
-        target = output / below / names.name(source)
-        if target in jobs:
-            raise InputError(f"{source} and {jobs[target].source} would both be written to {target}: "
-                             "rename one or process them apart")
-        jobs[target] = Job(source, target, matching_reference(source))
-    return list(jobs.values())
+    for folder in (output, *output.parents):
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"--output {output}: {folder} is a file, results need a folder")
+    return [Job(source, output / below / names.name(source), matching_reference(source)) for source, below in pictures]
+
+
+def _names_a_picture(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    return not path.is_dir() and (suffix in SUFFIXES or suffix in Image.registered_extensions())
+
+
+def settled(jobs: Iterable[Job], files: Mapping[str, Path | None] | None = None, scales: bool = False,
+            overwrites: bool = True) -> tuple[list[Job], int]:
+    """The jobs, checked once all names are known, without those whose source is another one's earlier result; and how
+    many those are.
+
+    files: what else will be written, by its flag. scales: the pictures after each scale are written too. overwrites:
+    results that are there are replaced. Raises InputError where two things would get one name, or a result that of a
+    file beside the sources that is not a result of ours.
+    """
+    jobs, folders = list(jobs), {job.source.parent.resolve() for job in jobs}
+    taken: dict[Path, str] = {}
+    for job in jobs:
+        places = {job.output: str(job.source), **({job.scales_folder: f"the scales of {job.source}"} if scales else {})}
+        for place, what in places.items():
+            if (other := taken.get(place.absolute())) is not None:
+                raise InputError(f"{what} and {other} would both be written to {place}: rename one or process them "
+                                 "apart")
+            taken[place.absolute()] = what
+    for flag, path in (files or {}).items():
+        if path is not None and path.absolute() in taken:
+            raise InputError(f"{flag} {path} is the result of {taken[path.absolute()]}: choose another name")
+    earlier: set[Path] = set()
+    for job in jobs:
+        if job.output.parent.resolve() not in folders or not is_there(job.output) or job.output.samefile(job.source):
+            continue
+        if overwrites and not (software_of(job.output) or "").startswith(PROGRAM):
+            raise InputError(f"{job.source}: its result would overwrite {job.output}, which is no result of this "
+                             "program: choose another --output, or a --suffix")
+        earlier.add(job.output.resolve())
+    kept = [job for job in jobs if job.source.resolve() not in earlier]
+    return kept, len(jobs) - len(kept)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file; a name that no file can have is none."""
+    return os.path.exists(path)
 
 
 def per_frame(job: Job, frames: int) -> list[Job]:

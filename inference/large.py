@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,17 @@ import torch
 from torch import Tensor
 
 from models.varsr import VARSR
-from utils.files import replacing
+from utils.errors import UserError
+from utils.files import name_beside, replacing, temporary_beside
 from utils.ranks import Ranks
 
 from .generate import BatchSize, Progress, generate_windows
 from .render import render
 from .report import Started
 from .settings import RestoreSettings
+
+FRESH_SECONDS = 10  # a lock that is being written
+STARTED_FIELD = 19  # behind the name, which is the second
 
 
 class Flags:
@@ -50,6 +56,54 @@ class Flags:
         os.close(self.file)
 
 
+@dataclass(frozen=True)
+class Owner:
+    """A process, told from a later one of the same number by when it started (clock ticks after the machine's start;
+    0 where the system does not say)."""
+
+    host: str
+    process: int
+    started: int
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host}"
+
+    @classmethod
+    def this_process(cls) -> Owner:
+        """Of whoever asks."""
+        return cls(socket.gethostname(), os.getpid(), _started(os.getpid()))
+
+    @classmethod
+    def of(cls, text: str) -> Owner | None:
+        """As a lock holds it; None where it holds something else, or is not written to its end."""
+        try:
+            fields = json.loads(text)
+            return cls(str(fields["host"]), int(fields["process"]), int(fields["started"]))
+        except (ValueError, TypeError, KeyError):
+            return None
+
+    def is_running(self) -> bool:
+        """Whether it still runs; processes of other machines cannot be asked and count as running."""
+        if self.host != socket.gethostname():
+            return True
+        try:
+            os.kill(self.process, 0)
+        except (ProcessLookupError, OverflowError):
+            return False
+        except PermissionError:
+            pass  # of another user
+        return _started(self.process) == self.started
+
+
+def _started(process: int) -> int:
+    """When a process started, by Linux's proc(5), field 22."""
+    try:
+        line = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+        return int(line.rpartition(")")[2].split()[STARTED_FIELD])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
 class FileLatents:
     """Latents in a file of equal records; read and written in place, never mapped, so that memory stays flat."""
 
@@ -63,7 +117,7 @@ class FileLatents:
 
     def __getitem__(self, index: int) -> Tensor:
         if index not in self:
-            raise KeyError(index)
+            raise FileNotFoundError(f"window {index} is missing in the work folder: was it removed while it was used?")
         data = os.pread(self.file, self.record, index * self.record)
         return torch.frombuffer(bytearray(data), dtype=torch.float32).view(self.shape)
 
@@ -84,26 +138,67 @@ class WorkFolder:
     """`.NAME.part` beside a result: window latents, raw pixels, and what is done of both.
 
     A folder that another run of the same picture, model and settings (`plan`, plain JSON values) left behind is
-    continued; any other is cleared. Several ranks may use one folder: rank 0 calls `prepare` before the rest open it.
+    continued; any other is cleared. It belongs to one run at a time: its file `lock` says which. Several ranks of that
+    run may use one folder: rank 0 calls `prepare` before the rest open it.
     """
 
-    PLAN = "plan.json"
+    PLAN, LOCK = "plan.json", "lock"
 
     def __init__(self, output: Path) -> None:
-        self.path = output.with_name(f".{output.name}.part")
+        self.path = name_beside(output, ".part")
         self.open_files: list[FileLatents | Flags] = []
+        self.owned = False
 
     def prepare(self, plan: dict[str, Any]) -> bool:
-        """Make the folder, empty unless it holds the same plan. Returns whether there is something to continue."""
+        """Make the folder, empty unless it holds the same plan. Returns whether there is something to continue.
+
+        Raises UserError while another run works in it.
+        """
+        self._acquire()
         text = json.dumps(plan, sort_keys=True)
         plan_file = self.path / self.PLAN
-        if plan_file.is_file() and plan_file.read_text(encoding="utf-8") == text:
+        if plan_file.is_file() and plan_file.read_text(encoding="utf-8", errors="replace") == text:
             return True
-        self.remove()
-        self.path.mkdir(parents=True)
+        self._clear()
         with replacing(plan_file) as temporary:
             temporary.write_text(text, encoding="utf-8")
         return False
+
+    def _clear(self) -> None:
+        """Delete what is in the folder, but not the lock."""
+        for old in self.path.iterdir() if self.path.is_dir() else ():
+            if old.name != self.LOCK:
+                old.unlink(missing_ok=True)
+
+    def _acquire(self) -> None:
+        """Make the folder this run's own."""
+        lock = self.path / self.LOCK
+        while not self.owned:
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            except FileExistsError:
+                self._retire(lock)
+                continue
+            except FileNotFoundError:  # the run before has just removed its folder
+                continue
+            with open(descriptor, "w", encoding="utf-8") as file:
+                json.dump(Owner.this_process().__dict__, file)
+            self.owned = True
+
+    def _retire(self, lock: Path) -> None:
+        """Take away the lock of a run that has ended. Raises UserError where it has not."""
+        try:
+            text, age = lock.read_text(encoding="utf-8"), time.time() - lock.stat().st_mtime
+            owner = Owner.of(text)
+            if owner.is_running() if owner is not None else age < FRESH_SECONDS:
+                raise UserError(f"{self.path}: {owner or 'another run'} is working on this picture: wait for it, or "
+                                f"choose another --output (if no such run is there, delete {lock})")
+            retired = temporary_beside(lock)
+            os.rename(lock, retired)  # of several runs that see it, one succeeds
+            retired.unlink()
+        except FileNotFoundError:
+            pass  # another run was faster
 
     def latents(self, side: int, windows: int, shape: tuple[int, int, int]) -> FileLatents:
         """Store of the windows' latents after the scale of a side."""
@@ -123,15 +218,26 @@ class WorkFolder:
         return self.path / "pixels.raw"
 
     def close(self) -> None:
-        """Release the files; the folder stays."""
+        """Let go of the files; the folder stays, and stays this run's."""
         for file in self.open_files:
             file.close()
         self.open_files.clear()
 
-    def remove(self) -> None:
-        """Close and delete it all."""
+    def leave(self) -> None:
+        """Let go of it all, for a later run to go on."""
         self.close()
-        shutil.rmtree(self.path, ignore_errors=True)
+        if self.owned:
+            (self.path / self.LOCK).unlink(missing_ok=True)
+            self.owned = False
+
+    def remove(self) -> None:
+        """Close and delete it all; a folder of another run stays."""
+        self.close()
+        if self.owned:
+            self._clear()
+            self.leave()
+            with suppress(OSError):  # the next run is in it already
+                self.path.rmdir()
 
 
 def restore_large(model: VARSR, started: Started, folder: WorkFolder, settings: RestoreSettings, batch: BatchSize,
@@ -153,6 +259,8 @@ def restore_large(model: VARSR, started: Started, folder: WorkFolder, settings: 
     rows = ranks.contiguous(ranks.gather(flags.missing())[0])
     ranks.together(lambda: _render_rows(model, started, settings, batch, flags, rows))
     rendered = time.monotonic()
+    if flags.missing():
+        raise FileNotFoundError("rows are missing in the work folder: was it removed while it was used?")
     ranks.together(lambda: ranks.rank or started.result.finish())
     record.generate_seconds, record.render_seconds = generated - begun, rendered - generated
     record.write_seconds = time.monotonic() - rendered

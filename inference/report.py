@@ -3,8 +3,11 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -13,13 +16,16 @@ from torch import Tensor
 
 from evaluation.metrics.full_reference import SSIM_SIDE, psnr_y, ssim_y
 from evaluation.metrics.learned import LearnedMetrics
-from pictures.picture import Picture
+from pictures.picture import Picture, read_header, read_picture
 from pictures.result_file import ResultFile, ResultOptions
-from pictures.rgb import read_image
+from pictures.rgb import enlarged, read_image
+from utils.errors import UserError, describe, exit_code
 from utils.files import replacing
 
-from .jobs import Job
+from .jobs import Job, left_out_lines
 from .windows import LatentStore, TiledPicture
+
+log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.csv"
 SHEET_PIXELS = 4_000_000  # larger results are left out of comparison sheets
@@ -50,13 +56,19 @@ class Report:
     baselines: dict[Path, dict[str, float]] = field(default_factory=dict)
     references: dict[Path, Path] = field(default_factory=dict)  # by result file
     failures: dict[Path, str] = field(default_factory=dict)
+    not_measured: dict[Path, str] = field(default_factory=dict)  # restored, but without metrics or a row of the sheet
+    problems: list[str] = field(default_factory=list)  # with what is written beside the pictures
+    left_out: Counter[str] = field(default_factory=Counter)  # files that nobody tried, by kind
     records: list[FileRecord] = field(default_factory=list)
     seconds: float = 0.0
+    stop: KeyboardInterrupt | None = None  # what ended the run before its end
 
     @property
     def exit_code(self) -> int:
-        """1 if any picture failed."""
-        return 1 if self.failures else 0
+        """1 if any picture failed or a table, a sheet or the log could not be written; of a stopped run its own."""
+        if self.stop is not None:
+            return exit_code(self.stop)
+        return 1 if self.failures or self.problems else 0
 
     def count(self, status: str) -> int:
         """How many pictures ended so."""
@@ -64,19 +76,27 @@ class Report:
 
     def merge(self, other: Report) -> None:
         """Add what another rank did."""
-        for name in ("rows", "baselines", "references", "failures"):
+        for name in ("rows", "baselines", "references", "failures", "not_measured"):
             getattr(self, name).update(getattr(other, name))
+        self.problems += [problem for problem in other.problems if problem not in self.problems]
+        self.left_out += other.left_out
         self.records += other.records
+        self.stop = self.stop or other.stop
         self.seconds = max(self.seconds, other.seconds)
 
     def summary(self) -> str:
-        """One line for the end of a run, a second one with mean metrics where there were references."""
+        """One line for the end of a run, and one each for files left out, what could not be written, and mean metrics
+        where there were references."""
         parts = [f"{self.count('restored')} restored in {self.seconds:.1f} s"]
         if self.count("skipped"):
             parts.append(f"{self.count('skipped')} skipped (already there)")
         if self.failures:
             parts.append(f"{len(self.failures)} failed")
-        lines = [", ".join(parts)]
+        if self.not_measured:
+            parts.append(f"{len(self.not_measured)} not measured")
+        if self.stop is not None:
+            parts.append("stopped: the same command with --skip_existing does the rest")
+        lines = [", ".join(parts), *left_out_lines(self.left_out), *self.problems]
         if self.baselines:
             ours, bicubic = mean_row(list(self.rows.values())), mean_row(list(self.baselines.values()))
             lines.append("mean " + ", ".join(
@@ -94,21 +114,40 @@ def mean_row(rows: list[dict[str, float]]) -> dict[str, float]:
     return {name: sum(row[name] for row in rows if name in row) / sum(name in row for row in rows) for name in names}
 
 
-def write_table(path: Path, rows: dict[str, dict[str, float]], mean: dict[str, float]) -> None:
+def write_table(path: Path, rows: Mapping[str, Mapping[str, float]], mean: Mapping[str, float]) -> None:
     """A CSV with a row per picture and a mean row."""
     names = list(dict.fromkeys(name for row in (*rows.values(), mean) for name in row))
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8",
+                                            errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["picture", *names])
         for picture, row in [*rows.items(), ("mean", mean)]:
             writer.writerow([picture, *(f"{row[name]:.6g}" if name in row else "" for name in names)])
 
 
+def rows_of_table(path: Path) -> dict[str, dict[str, float]]:
+    """What an earlier run measured, by result: of those that are still in the table's folder and have not changed
+    since. Nothing where there is no such table."""
+    try:
+        written = path.stat().st_mtime_ns
+        with open(path, newline="", encoding="utf-8") as file:
+            table = [row for row in csv.DictReader(file) if row["picture"] != "mean"]
+        return {row.pop("picture"): {name: float(value) for name, value in row.items() if value}
+                for row in table if _unchanged(path.with_name(row["picture"]), written)}
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):  # none, or no table of ours
+        return {}
+
+
+def _unchanged(result: Path, since: int) -> bool:
+    return result.is_file() and result.stat().st_mtime_ns <= since
+
+
 def append_log(path: Path, record: FileRecord) -> None:
-    """One JSON line; several ranks may append to one log."""
+    """One JSON line; several ranks may append to one log. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = (json.dumps(asdict(record), ensure_ascii=False) + "\n").encode()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    # names that are no text have escapes that JSON has too
+    line = (json.dumps(asdict(record), ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         os.write(descriptor, line)
     finally:
@@ -137,35 +176,62 @@ class Judge:
         self.device, self.report, self.render, self.result = device, report, render, result
         self.on_sheet, self.exports, self.label, self.extra = on_sheet, exports, label, extra
         self.learned: LearnedMetrics | None = None
-        self.sheet_rows: dict[str, dict[str, Tensor]] = {}
+        self.sheet_rows: dict[Path, dict[str, Tensor]] = {}  # by result
 
     def __call__(self, started: Started) -> None:
+        """Of a picture whose file is written. What cannot be measured is told and counted; the file stays."""
         job, tiled = started.job, started.tiled
-        if self.exports:
-            self._export(started)
-        extra = self.extra(started) if self.extra else {}
-        on_sheet = self.on_sheet and tiled.height * tiled.width <= SHEET_PIXELS
-        if job.reference is None and not on_sheet:
+        with self._told(job):
+            if self.exports:
+                self._export(started)
+            extra = self.extra(started) if self.extra else {}
+            on_sheet = self.on_sheet and tiled.height * tiled.width <= SHEET_PIXELS
+            if job.reference is not None or on_sheet:
+                self._look(job, tiled.guide(0, 0, tiled.height, tiled.width), on_sheet, extra)
+
+    def again(self, job: Job, max_pixels: int) -> None:
+        """Of a picture that an earlier run restored: tables and sheets are of all of them."""
+        if job.reference is None and not self.on_sheet:
             return
+        with self._told(job):
+            result = read_header(job.output)
+            on_sheet = self.on_sheet and result.height * result.width <= SHEET_PIXELS
+            if job.reference is not None or on_sheet:
+                source = read_picture(job.source, max_pixels, job.frame or 0)
+                self._look(job, enlarged(source, (result.height, result.width)), on_sheet, {})
+
+    def _look(self, job: Job, bicubic: Tensor, on_sheet: bool, extra: Mapping[str, Tensor]) -> None:
+        """Measure the result, keep its row of the sheet."""
         # what the written file shows counts, not what was meant to be written
-        restored, bicubic = read_image(job.output), tiled.guide(0, 0, tiled.height, tiled.width)
-        reference = read_image(job.reference) if job.reference else None
+        restored = read_image(job.output)
         if on_sheet:
-            pictures = {"bicubic": bicubic, self.label: restored, **extra}
-            if reference is not None and reference.shape == restored.shape:
-                pictures["HR"] = reference
-            self.sheet_rows[job.output.stem] = pictures
-        if reference is not None:
-            self.learned = self.learned or LearnedMetrics(self.device)
-            self.report.rows[job.output] = {**psnr_ssim(restored, reference),
-                                            **self.learned.measure(restored, reference)}
-            self.report.baselines[job.output] = {**psnr_ssim(bicubic, reference),
-                                                 **self.learned.distance(bicubic, reference)}
-            self.report.references[job.output] = job.reference
+            self.sheet_rows[job.output] = {"bicubic": bicubic, self.label: restored, **extra}
+        if job.reference is None:
+            return
+        reference = read_image(job.reference)
+        if reference.shape != restored.shape:
+            sizes = (f"{picture.shape[2]}x{picture.shape[1]}" for picture in (reference, restored))
+            raise UserError("{}: {} pixels, the result has {}".format(job.reference, *sizes))
+        if on_sheet:
+            self.sheet_rows[job.output]["HR"] = reference
+        self.learned = self.learned or LearnedMetrics(self.device)
+        row = {**psnr_ssim(restored, reference), **self.learned.measure(restored, reference)}
+        self.report.baselines[job.output] = {**psnr_ssim(bicubic, reference),
+                                             **self.learned.distance(bicubic, reference)}
+        self.report.rows[job.output], self.report.references[job.output] = row, job.reference
+
+    @contextmanager
+    def _told(self, job: Job) -> Iterator[None]:
+        """Whatever goes wrong in measuring costs the metrics of one picture."""
+        try:
+            yield
+        except Exception as error:
+            self.report.not_measured[job.output] = line = describe(error)
+            log.warning("not measured: %s", line if str(job.reference) in line else f"{job.output}: {line}")
 
     def _export(self, started: Started) -> None:
         """The picture after each exported scale, as NAME_scales/side{n}.png."""
-        folder = started.job.output.with_name(f"{started.job.output.stem}_scales")
+        folder = started.job.scales_folder
         for side, latents in started.tiled.latents.items():
             result = ResultFile(folder / f"side{side}.png", started.picture, started.tiled.height,
                                 started.tiled.width, self.result)
@@ -176,9 +242,11 @@ class Judge:
                 result.discard()
 
     def write_tables(self, report: Report) -> None:
-        """`metrics.csv` into every folder of results that were measured."""
+        """`metrics.csv` into every folder of results that were measured: these, and what earlier runs measured there.
+        Raises OSError."""
         for folder in dict.fromkeys(path.parent for path in report.rows):
-            rows = {path.name: row for path, row in report.rows.items() if path.parent == folder}
+            earlier = rows_of_table(folder / METRICS_FILE)
+            rows = {**earlier, **{path.name: row for path, row in report.rows.items() if path.parent == folder}}
             mean = mean_row(list(rows.values()))
             references = {path.parent for output, path in report.references.items() if output.parent == folder}
             fid = self.learned.fid(folder, references.pop()) if self.learned and len(references) == 1 else None

@@ -3,24 +3,25 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from models.varsr import VARSR
 from pictures.formats import ImageError
-from pictures.picture import MAX_PIXELS, Picture, frame_count, read_picture
+from pictures.picture import MAX_PIXELS, Header, Picture, read_header, read_picture
 from pictures.result_file import ResultFile, ResultOptions
 from pictures.rgb import save_picture
-from pictures.sheets import comparison_sheet, evenly
+from pictures.sheets import comparison_sheet, evenly, labels_of
 from utils.errors import describe
 from utils.ranks import Ranks
 
 from .generate import Progress, batch_size_for, generate_windows
-from .jobs import Job, SizeRequest
+from .jobs import Job, SizeRequest, is_there
 from .large import WorkFolder, restore_large
 from .render import render
 from .report import Extra, FileRecord, Judge, Report, Started, append_log
@@ -28,14 +29,6 @@ from .settings import RestoreSettings
 from .windows import LatentStore, TiledPicture
 
 LARGE_WINDOWS = 256  # from here on a picture is worked on alone, by all ranks, and can be continued after a stop
-
-
-@dataclass(frozen=True)
-class Header:
-    """Size of a picture that has not been read."""
-
-    height: int
-    width: int
 
 
 @dataclass(frozen=True)
@@ -75,41 +68,58 @@ class Runner:
         if self.ranks.rank == 0:
             for path, reason in (failures or {}).items():
                 self._fail(FileRecord(str(path), ""), path, reason)
-        large = [job for job in jobs if self._is_large(job)]
-        small = self.ranks.strided([job for job in jobs if job not in large])
-        self.bar.reset(total=len(small) + len(large))
-        with self.bar:
-            self._run_small(small)
-            for job in large:
-                self._run_large(job)
+        try:
+            large = [job for job in jobs if self._is_large(job)]
+            small = self.ranks.strided([job for job in jobs if job not in large])
+            self.bar.reset(total=len(small) + len(large))
+            with self.bar:
+                self._run_small(small)
+                for job in large:
+                    self._run_large(job)
+        except KeyboardInterrupt as stop:
+            self.report.stop = stop
         self.report.seconds = time.monotonic() - start
         return self._conclude()
 
     def _conclude(self) -> Report:
-        """Tables and sheet, once every rank is done.
+        """Tables and sheet, once every rank is done; of a stopped run, which waits for nobody, what this rank did.
 
         The first rank reports for all, the others report nothing: their exit code would end the first one's writing.
         """
+        ranks = Ranks() if self.report.stop is not None else self.ranks
+        parts, sheets = ranks.gather(self.report), ranks.gather(self.judge.sheet_rows)
         report = Report()
-        parts = self.ranks.gather(self.report)
-        for part in parts if self.ranks.rank == 0 else []:
+        if self.ranks.rank > 0:
+            report.stop = self.report.stop
+            return report
+        for part in parts:
             report.merge(part)
-        rows = {name: row for part in self.ranks.gather(self.judge.sheet_rows) for name, row in part.items()}
-        if self.ranks.rank == 0:
-            self.judge.write_tables(report)
-            if rows:
-                save_picture(comparison_sheet(evenly(rows, self.options.sheet_pictures)), self.options.sheet)
+        rows = {path: row for part in sheets for path, row in part.items()}
+        self._write(report, lambda: self.judge.write_tables(report))
+        if rows:
+            self._write(report, lambda: self._write_sheet(rows))
         return report
+
+    def _write_sheet(self, rows: dict[Path, dict[str, Tensor]]) -> None:
+        labels = labels_of(rows)
+        chosen = evenly({labels[path]: row for path, row in rows.items()}, self.options.sheet_pictures)
+        save_picture(comparison_sheet(chosen), self.options.sheet)
+
+    def _write(self, report: Report, write: Callable[[], None]) -> None:
+        """What belongs to no picture: if it fails, the rest is written and told all the same."""
+        try:
+            write()
+        except Exception as error:
+            report.problems.append(f"not written: {describe(error)}")
 
     def _is_large(self, job: Job) -> bool:
         """Whether a picture has so many windows that it is worked on alone (by its header; unreadable ones are not)."""
         try:
-            with Image.open(job.source) as file:
-                width, height = file.size
-            size = self.options.size.size(Header(height, width))
+            header = read_header(job.source, job.frame or 0)
+            size = self.options.size.size(header)
         except Exception:
             return False  # what is wrong is told when the picture is read
-        return len(self._tiled(Header(height, width), size).grid) > LARGE_WINDOWS
+        return len(self._tiled(header, size).grid) > LARGE_WINDOWS
 
     def _tiled(self, source: Picture | Header, size: tuple[int, int]) -> TiledPicture:
         sides = (side for side in self.model.config.vqvae.scales[:-1] if side <= self.options.export_max)
@@ -119,37 +129,43 @@ class Runner:
     def _run_small(self, jobs: list[Job]) -> None:
         """Pictures in waves that fill a batch of windows together."""
         wave: list[Started] = []
-        for job in jobs:
-            started = self._start(job)
-            if started is not None:
-                wave.append(started)
-            if wave and (self.options.extra or sum(s.record.windows for s in wave) >= self.batch.size):
+        try:
+            for job in jobs:
+                started = self._start(job)
+                if started is not None:
+                    wave.append(started)
+                if wave and (self.options.extra or sum(s.record.windows for s in wave) >= self.batch.size):
+                    self._finish_wave(wave)
+                    wave = []
+            if wave:
                 self._finish_wave(wave)
-                wave = []
-        if wave:
-            self._finish_wave(wave)
+        except BaseException:  # stopped: nothing half-written stays
+            for started in wave:
+                started.result.discard()
+            raise
 
     def _start(self, job: Job) -> Started | None:
         """Read a picture and lay out its windows; None if there is nothing (more) to do for it."""
         record = FileRecord(str(job.source), str(job.output))
-        if self._is_done(job):
-            self._close(record, "skipped")
-            return None
         try:
+            if self._is_done(job):
+                self.judge.again(job, self.options.max_pixels)
+                self._close(record, "skipped")
+                return None
             return self._lay_out(job, record, *self._read(job, record))
         except Exception as error:  # whatever happens to one picture, the others go on
             self._fail(record, job.source, error)
             return None
 
     def _is_done(self, job: Job) -> bool:
-        return self.options.skip_existing and job.output.exists()
+        return self.options.skip_existing and is_there(job.output)
 
     def _read(self, job: Job, record: FileRecord) -> tuple[Picture, tuple[int, int]]:
         """The picture and the size of its result."""
         start = time.monotonic()
-        if job.output.exists() and job.source.exists() and job.output.samefile(job.source):
+        if is_there(job.output) and is_there(job.source) and job.output.samefile(job.source):
             raise ImageError(f"{job.source}: its result would overwrite it: choose another --output, or a --suffix")
-        if job.frame is None and (frames := frame_count(job.source)) > 1:
+        if job.frame is None and (frames := read_header(job.source).frames) > 1:
             raise ImageError(f"{job.source}: has {frames} frames: --frames restores each of them")
         picture = read_picture(job.source, self.options.max_pixels, job.frame or 0)
         try:
@@ -199,14 +215,16 @@ class Runner:
             started.result.finish()
             started.record.render_seconds = rendered - start
             started.record.write_seconds = time.monotonic() - rendered
-            self.judge(started)
         except Exception as error:  # whatever happens to one picture, the others go on
             self._recover()
             self._fail(started.record, started.job.source, error)
-        else:
-            self._close(started.record, "restored")
+            return
         finally:
             started.result.discard()
+        try:
+            self.judge(started)
+        finally:  # the picture is there, even if someone stops the run now
+            self._close(started.record, "restored")
 
     def _render(self, started: Started, latents: LatentStore, result: ResultFile) -> None:
         for top, rows in render(self.model, started.tiled, latents, self.settings.color_fix, self.batch,
@@ -217,6 +235,8 @@ class Runner:
         """One picture by all ranks, which come here for the same pictures in the same order."""
         record, folder, ranks = FileRecord(str(job.source), str(job.output)), WorkFolder(job.output), self.ranks
         if any(ranks.gather(self._is_done(job))):
+            if ranks.rank == 0:
+                self.judge.again(job, self.options.max_pixels)
             self._close(record, "skipped", once=True)
             return
         started = None
@@ -227,6 +247,11 @@ class Runner:
             restore_large(self.model, started, folder, self.settings, self.batch, ranks,
                           self._progress(job, len(started.tiled.grid)))
             ranks.together(lambda: ranks.rank or self.judge(started))
+        except KeyboardInterrupt:
+            if started is not None:
+                started.result.close()
+            folder.leave()
+            raise
         except Exception as error:  # whatever happens to one picture, the others go on
             self._recover()
             if started is not None:
@@ -237,8 +262,7 @@ class Runner:
             self._close(record, "restored", once=True)
         folder.close()
         ranks.gather(None)  # nobody uses the folder any more
-        if ranks.rank == 0:
-            folder.remove()
+        folder.remove()
 
     def _plan(self, job: Job, size: tuple[int, int]) -> dict[str, object]:
         """What a half-done picture must have in common with this run to be continued."""
@@ -280,4 +304,9 @@ class Runner:
             return
         self.report.records.append(record)
         if self.options.log is not None:
-            append_log(self.options.log, record)
+            try:
+                append_log(self.options.log, record)
+            except Exception as error:  # whatever happens to the log, the pictures go on
+                problem = f"{self.options.log}: not written ({describe(error)})"
+                if problem not in self.report.problems:
+                    self.report.problems.append(problem)

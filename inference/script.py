@@ -6,26 +6,34 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from utils.errors import UserError, describe
+from utils.errors import UserError
 from utils.flags import DTYPES, EIGHT_BIT, automatic, bounded, set_up_logging
 
 if TYPE_CHECKING:
     from models.varsr import VARSR
     from utils.ranks import Ranks
 
-    from .jobs import Job
+    from .jobs import Found, Job
     from .report import Report
     from .runner import RunOptions
     from .settings import RestoreSettings
 
     Adjust = Callable[[VARSR, RestoreSettings, RunOptions], tuple[RestoreSettings, RunOptions]]
 
+log = logging.getLogger(__name__)
+
 VERSION = "0.1.0"
+PIPE = "-"  # in place of a file: standard input or output
+SHEET_KINDS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -96,9 +104,9 @@ def add_restoration_flags(parser: argparse.ArgumentParser, ext: str = "png") -> 
 
 def _add_file_flags(parser: argparse.ArgumentParser, ext: str) -> None:
     add = parser.add_argument
-    add("-i", "--input", help="picture, folder or glob pattern")
-    add("-o", "--output", help="result folder, or the result's file name for one picture (default: results; without "
-                               "--input each testset folder's own VARPrediction)")
+    add("-i", "--input", help="picture, folder or glob pattern; - reads a picture from standard input")
+    add("-o", "--output", help="result folder, or the result's file name for one picture, - for standard output "
+                               "(default: results; without --input each testset folder's own VARPrediction)")
     add("--recursive", action="store_true", help="sub-folders of --input too; the results mirror them")
     add("--suffix", default="", help="text behind the names of the results, e.g. _x4")
     add("--ext", choices=("auto", "png", "jpg", "webp", "tif"), default=ext,
@@ -126,17 +134,21 @@ def add_fastvar_flags(parser: argparse.ArgumentParser) -> None:
     add("--fastvar_quiet", action="store_true", help="do not say what is pruned")
 
 
-def run_restoration(args: argparse.Namespace, script: Path, adjust: Adjust | None = None) -> Report | None:
-    """Restore what the flags name and print the summary; None after a mistake in the flags, told in one line.
+def run_restoration(args: argparse.Namespace, script: Path, adjust: Adjust | None = None) -> Report:
+    """Restore what the flags name, print the summary. Raises ValueError or OSError for a mistake in the flags, before
+    anything is loaded or written wherever that can be.
 
     adjust: what a script changes in the settings and options.
     """
     set_up_logging()
-    from .settings import load_model, restore_settings
-    ranks = None
-    try:
-        _check_sizes(args)
-        jobs, failures = _jobs(args, script.resolve().parent / "testset")
+    with ExitStack() as stack:
+        to_stdout = args.output == PIPE
+        if to_stdout:  # the picture is all that goes there
+            stack.enter_context(redirect_stdout(sys.stderr))
+        _check_flags(args)
+        piped = stack.enter_context(_pipes(args))
+        jobs, found = _jobs(args, script.resolve().parent / "testset")
+        from .settings import load_model, restore_settings
         model, description = load_model(args)
         settings = restore_settings(args, model)
         options = _run_options(args, settings, description)
@@ -144,27 +156,65 @@ def run_restoration(args: argparse.Namespace, script: Path, adjust: Adjust | Non
             settings, options = adjust(model, settings, options)
         from utils.ranks import Ranks
         ranks = Ranks.from_environment()
-    except Exception as error:
-        print(f"{script.name}: {describe(error)}", file=sys.stderr)
-        return None
-    try:
-        return _run(model, settings, options, ranks, jobs, failures, description)
-    finally:
-        ranks.close()
+        stack.callback(ranks.close)
+        report = _run(model, settings, options, ranks, jobs, found, description)
+        piped()
+    return report
+
+
+@contextmanager
+def _pipes(args: argparse.Namespace) -> Iterator[Callable[[], None]]:
+    """Files in place of standard input and output for the flags that name those; what it gives hands the result on."""
+    if PIPE not in (args.input, args.output):
+        yield lambda: None
+        return
+    with TemporaryDirectory(prefix="varsr-") as folder:
+        result = Path(folder, "out", f"stdout.{'png' if args.ext == 'auto' else args.ext}")
+        if args.input == PIPE:
+            source = Path(folder, "stdin")
+            source.write_bytes(sys.stdin.buffer.read())
+            args.input = str(source)
+            from pictures.picture import read_header
+            if args.ext == "auto":
+                from .jobs import SAME_KIND
+                result = result.with_suffix(SAME_KIND.get(read_header(source).kind, ".png"))
+        to_stdout, args.output = args.output == PIPE, str(result) if args.output == PIPE else args.output
+
+        def hand_on() -> None:
+            if to_stdout and result.exists():
+                with suppress(BrokenPipeError), open(sys.__stdout__.fileno(), "wb", closefd=False) as stream:
+                    stream.write(result.read_bytes())
+        yield hand_on
 
 
 def _run(model: VARSR, settings: RestoreSettings, options: RunOptions, ranks: Ranks, jobs: list[Job],
-         failures: dict[Path, str], description: str) -> Report:
+         found: Found, description: str) -> Report:
     from .runner import Runner
     size = model.config.image_size
     if ranks.rank == 0:
         cfg, tiled = settings.generation.cfg, settings.generation.tiled_cfg
         print(f"{description}; scale {settings.generation.scale:g}, cfg {cfg:g}, results larger than {size}x{size} are "
               f"made of windows{'' if tiled is None else f' (cfg {tiled:g})'}")
-    report = Runner(model, settings, options, ranks).run(jobs, failures)
+    report = Runner(model, settings, options, ranks).run(jobs, found.failures)
     if ranks.rank == 0:
+        report.left_out += found.left_out
         print(report.summary())
     return report
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    """What can be found wrong before anything is read or loaded."""
+    _check_sizes(args)
+    for flag, path in (("--log", args.log), ("--sheet", args.sheet)):
+        if path is not None and path.is_dir():
+            raise UserError(f"{flag} {path} is a folder: name a file")
+        folder = next((parent for parent in path.absolute().parents if parent.exists()), None) if path else None
+        if folder is not None and not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+            raise UserError(f"{flag} {path} cannot be written: {folder} is no folder, or there is no permission")
+    if args.sheet is not None and args.sheet.suffix.lower() not in SHEET_KINDS:
+        raise UserError(f"--sheet {args.sheet}: a sheet is a {', '.join(SHEET_KINDS[:-1])} or {SHEET_KINDS[-1]} file")
+    if args.output == PIPE and (args.skip_existing or args.frames):
+        raise UserError("--output - is one picture: leave out --skip_existing and --frames")
 
 
 def _check_sizes(args: argparse.Namespace) -> None:
@@ -198,32 +248,48 @@ def _run_options(args: argparse.Namespace, settings: RestoreSettings, descriptio
         sheet_pictures=args.sheet_pictures, log=args.log)
 
 
-def _jobs(args: argparse.Namespace, testsets: Path) -> tuple[list[Job], dict[Path, str]]:
-    """The jobs, and what could not even be listed."""
+def _jobs(args: argparse.Namespace, testsets: Path) -> tuple[list[Job], Found]:
+    """The jobs, all names checked, and what could not be listed or is left out."""
     from pictures.formats import InputError
+    from utils.ranks import is_restart
 
-    from .jobs import OutputNames, collect, default_jobs, jobs_for
+    from .jobs import EARLIER_RESULTS, Found, OutputNames, collect, default_jobs, jobs_for, settled
     names = OutputNames(args.suffix, args.ext)
     if args.input is None:
         if args.output is not None:
             raise InputError("--output goes with --input: without it results stay in their testset folders")
-        jobs, failures = default_jobs(testsets, names), {}
+        jobs, found = default_jobs(testsets, names), Found()
     else:
-        found = collect(args.input, args.recursive)
-        jobs, failures = jobs_for(found.pictures, Path(args.output or "results"), names), found.failures
-    return (_frames(jobs) if args.frames else jobs), failures
+        output = Path(args.output or "results")
+        found = collect(args.input, args.recursive, output)
+        jobs = jobs_for(found.pictures, output, names)
+    jobs, earlier = settled(_frames(jobs) if args.frames else jobs, {"--sheet": args.sheet, "--log": args.log},
+                            getattr(args, "export_intermediate", False), not (args.skip_existing or is_restart()))
+    if earlier:
+        found.left_out[EARLIER_RESULTS] += earlier
+    _tell_unmatched(jobs)
+    return jobs, found
+
+
+def _tell_unmatched(jobs: list[Job]) -> None:
+    """A folder of originals of which none belongs to a picture is a mistake that nothing else would show."""
+    from pictures.formats import HR_FOLDER, LR_FOLDER
+    for folder in {job.source.parent for job in jobs if job.source.parent.name == LR_FOLDER}:
+        originals = folder.parent / HR_FOLDER
+        if originals.is_dir() and not any(job.reference for job in jobs if job.source.parent == folder):
+            log.warning("%s: no picture there has the name of one in %s: nothing is measured", originals, folder)
 
 
 def _frames(jobs: list[Job]) -> list[Job]:
     """A job for every frame; files that cannot be read stay one job, which will say why."""
     from pictures.formats import ImageError
-    from pictures.picture import frame_count
+    from pictures.picture import read_header
 
     from .jobs import per_frame
     every = []
     for job in jobs:
         try:
-            every += per_frame(job, frame_count(job.source))
+            every += per_frame(job, read_header(job.source).frames)
         except ImageError:
             every.append(job)
     return every

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 TOP_16 = 65_535
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 BITS_PER_SAMPLE, SUBFILE_TYPE, REDUCED = 258, 254, 1
+SAMPLE_FORMAT, SIGNED = 339, 2
 PNG_DEPTH_OFFSET = 24
 ANIMATED = ("PNG", "GIF", "WEBP", "AVIF")
 SUFFIX_OF = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "HEIF": "heic", "DIB": "bmp"}
@@ -70,10 +72,21 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
         yield file
 
 
+def kind_of(file: Image.Image) -> str:
+    """The suffix of a file's kind without its dot, whatever the file is called."""
+    return SUFFIX_OF.get(file.format, file.format.lower())
+
+
 def is_tiff(path: Path) -> bool:
     """By its first bytes."""
     with open(path, "rb") as stream:
         return stream.read(4) in TIFF_MAGIC
+
+
+def vips_picture(path: Path, **options: object):
+    """A file as a libvips picture. By a source: in a plain name libvips takes brackets at the end for options, and
+    pyvips wants text."""
+    return vips().Image.new_from_source(vips().Source.new_from_file(os.fsencode(path)), "", **options)
 
 
 def pages(file: Image.Image) -> list[int]:
@@ -129,7 +142,8 @@ def _is_deep(path: Path, file: Image.Image) -> bool:
         with open(path, "rb") as stream:
             return stream.read(PNG_DEPTH_OFFSET + 1)[PNG_DEPTH_OFFSET] > 8
     if file.format == "TIFF":
-        return max(np.ravel(file.tag_v2.get(BITS_PER_SAMPLE, 1))) > 8
+        signed = SIGNED in np.ravel(file.tag_v2.get(SAMPLE_FORMAT, 1))  # Pillow takes such bytes for unsigned ones
+        return signed or max(np.ravel(file.tag_v2.get(BITS_PER_SAMPLE, 1))) > 8
     return False
 
 
@@ -141,7 +155,7 @@ def _by_pillow(path: Path, file: Image.Image, page: int) -> Decoded:
     else:
         exif, turned = _exif_of(file, path)
     icc = info.get("icc_profile") or None
-    decoded = Decoded(np.empty(0), SUFFIX_OF.get(file.format, file.format.lower()), turned, exif, _xmp_of(info), icc)
+    decoded = Decoded(np.empty(0), kind_of(file), turned, exif, _xmp_of(info), icc)
     decoded.pixels = _pixels(file, decoded, path)
     return decoded
 
@@ -234,7 +248,7 @@ def usable_profile(icc: bytes | None, channels: int, path: Path) -> bytes | None
 
 def _by_vips(path: Path, max_pixels: int, page: int, kind: str) -> Decoded:
     options = {"page": page} if kind == "tiff" else {"unlimited": True}
-    picture = vips().Image.new_from_file(str(path), access="sequential", fail_on="error", **options)
+    picture = vips_picture(path, access="sequential", fail_on="error", **options)
     check_size(path, picture.width, picture.height, max_pixels)
     blobs = {name: bytes(picture.get(name)) if picture.get_typeof(name) else None
              for name in ("exif-data", "xmp-data", "icc-profile-data")}

@@ -69,7 +69,7 @@ class PixelStore:
             mark = b"II" if LAYOUT.order == "<" else b"MM"
             self._put(0, mark + struct.pack(LAYOUT.order + "HHHQ", 43, 8, 0, end))
             self._put(end, directory)
-        except OSError:
+        except BaseException:
             self.remove()
             raise
 
@@ -106,16 +106,24 @@ class PixelStore:
         """All pixels in memory."""
         if self._memory is not None:
             return self._memory
+        self._require_file()
         count = int(np.prod(self.shape))
         return np.fromfile(self.path, self.dtype, count, offset=PIXELS_START).reshape(self.shape)
 
     def picture(self):
         """All pixels as a libvips picture, which reads them as they are needed."""
         if self._memory is None:
-            return vips().Image.tiffload(str(self.path), access="sequential")
+            self._require_file()
+            return vips().Image.tiffload(os.fsencode(self.path), access="sequential")
         height, width, channels = self.shape
         picture = vips().Image.new_from_memory(self._memory, width, height, channels, FORMATS[self.dtype])
         return picture.copy(interpretation=INTERPRETATIONS[self.dtype][channels])
+
+    def _require_file(self) -> None:
+        """Raise FileNotFoundError where the file is no longer the one that was written to: pixels that nobody wrote
+        must never become a result."""
+        if not self.path.is_file() or not os.path.samestat(os.fstat(self._file), self.path.stat()):
+            raise FileNotFoundError(f"the pixels that waited in {self.path} were removed while they were needed")
 
     def close(self) -> None:
         """Let go of the file, which stays."""
@@ -156,8 +164,11 @@ class Labels:
 
 def encode(store: PixelStore, path: Path, suffix: str, labels: Labels, quality: int) -> None:
     """Write the pixels to `path` as a file of the kind of `suffix`. Raises OSError, ValueError and libvips' Error."""
-    writer = WRITERS.get(suffix, _write_by_pillow)
-    writer(store, path, labels, quality)
+    writer = WRITERS.get(suffix)
+    if writer is not None:
+        writer(store, path, labels, quality)
+    else:
+        _write_by_pillow(store, path, suffix, labels, quality)
 
 
 def _write_png(store: PixelStore, path: Path, labels: Labels, quality: int) -> None:
@@ -166,7 +177,7 @@ def _write_png(store: PixelStore, path: Path, labels: Labels, quality: int) -> N
     for index, (key, text) in enumerate(((SOFTWARE, labels.software), (SETTINGS, labels.settings))):
         if text is not None:
             picture.set_type(kind, f"png-comment-{index}-{key}", text)
-    picture.pngsave(str(path), compression=PNG_COMPRESSION, filter=PNG_FILTER, keep=_kept(picture))
+    picture.pngsave(os.fsencode(path), compression=PNG_COMPRESSION, filter=PNG_FILTER, keep=_kept(picture))
 
 
 def _write_jpeg(store: PixelStore, path: Path, labels: Labels, quality: int) -> None:
@@ -175,23 +186,23 @@ def _write_jpeg(store: PixelStore, path: Path, labels: Labels, quality: int) -> 
         log.warning("%s: the EXIF data is too long for a JPEG file and left out", path)
         block = None
     picture = _labelled(store, labels, block)
-    picture.jpegsave(str(path), Q=quality, keep=_kept(picture))
+    picture.jpegsave(os.fsencode(path), Q=quality, keep=_kept(picture))
 
 
 def _write_webp(store: PixelStore, path: Path, labels: Labels, quality: int) -> None:
     picture = _labelled(store, labels, labels.exif(*store.shape[:2]))
-    picture.webpsave(str(path), Q=quality, keep=_kept(picture))
+    picture.webpsave(os.fsencode(path), Q=quality, keep=_kept(picture))
 
 
 def _write_avif(store: PixelStore, path: Path, labels: Labels, quality: int) -> None:
     picture = _labelled(store, labels, labels.exif(*store.shape[:2]))
-    picture.heifsave(str(path), compression="av1", Q=quality, keep=_kept(picture))
+    picture.heifsave(os.fsencode(path), compression="av1", Q=quality, keep=_kept(picture))
 
 
 def _write_tiff(store: PixelStore, path: Path, labels: Labels, quality: int) -> None:
     size = store.shape[0] * store.row_bytes
     _labelled(store, labels, None).tiffsave(
-        str(path), compression="deflate", level=TIFF_COMPRESSION_LEVEL, predictor="horizontal", tile=False,
+        os.fsencode(path), compression="deflate", level=TIFF_COMPRESSION_LEVEL, predictor="horizontal", tile=False,
         tile_height=TIFF_ROWS, bigtiff=size > CLASSIC_TIFF_BYTES)
     block = labels.exif(*store.shape[:2])
     if block is not None:  # libvips writes none into TIFF files
@@ -216,14 +227,14 @@ def _kept(picture) -> str:
     return "all" if picture.get_typeof("exif-data") else "xmp:icc:other"
 
 
-def _write_by_pillow(store: PixelStore, path: Path, labels: Labels, quality: int) -> None:
+def _write_by_pillow(store: PixelStore, path: Path, suffix: str, labels: Labels, quality: int) -> None:
     """The kinds that libvips does not write; the pixels are in memory at once."""
     register_plugins()
     pixels, buffer = store.array(), io.BytesIO()
     exif = labels.exif(*store.shape[:2])
     options = {"exif": exif, "icc_profile": labels.metadata.icc, "xmp": labels.metadata.xmp, "quality": quality}
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(
-        buffer, Image.registered_extensions()[path.suffix],
+        buffer, Image.registered_extensions()[suffix],
         **{name: value for name, value in options.items() if value is not None})
     path.write_bytes(buffer.getbuffer())  # Pillow itself overlooks what a full disk does not take
 

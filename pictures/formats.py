@@ -5,8 +5,9 @@ pyvips is imported inside functions only, for the library takes a while to start
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,7 @@ INTERPRETATIONS = {np.dtype(np.uint8): {1: "b-w", 2: "b-w", 3: "srgb", 4: "srgb"
                    np.dtype(np.uint16): {1: "grey16", 2: "grey16", 3: "rgb16", 4: "rgb16"}}
 
 LR_FOLDER, HR_FOLDER, RESULT_FOLDER = "LR", "HR", "VARPrediction"
+LR_ENDING = re.compile(r"(_LR)?(_?[xX][2348])?$|(_LR)$", re.ASCII)  # of DIV2K, RealSR and others
 
 
 class ImageError(UserError):
@@ -40,8 +42,13 @@ class Kind:
 AVIF = (".avif",) if features.check("avif") else ()
 HEIF = (".heic", ".heif") if find_spec("pillow_heif") else ()
 JPEG_XL = (".jxl",) if find_spec("pillow_jxl") else ()
-JPEG, TIFF = (".jpg", ".jpeg"), (".tif", ".tiff")
-SUFFIXES = (".png", *JPEG, ".webp", ".bmp", *TIFF, ".gif", ".ppm", ".pgm", *AVIF, *HEIF, *JPEG_XL)
+JPEG, TIFF = (".jpg", ".jpeg", ".jfif", ".jpe"), (".tif", ".tiff")
+SUFFIXES = (".png", *JPEG, ".webp", ".bmp", *TIFF, ".gif", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", *AVIF, *HEIF,
+            *JPEG_XL)
+# What would be read if a package were there, and what installs it.
+PACKAGES = {".heic": "pillow-heif", ".heif": "pillow-heif", ".jxl": "pillow-jxl-plugin",
+            ".avif": "a Pillow with AVIF support"}
+NEEDED = {suffix: package for suffix, package in PACKAGES.items() if suffix not in SUFFIXES}
 KINDS = {
     ".png": Kind(deep=True),
     **dict.fromkeys(TIFF, Kind(deep=True)),
@@ -84,13 +91,35 @@ class InputError(UserError):
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """Picture files directly in a folder, sorted by name."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    """Picture files directly in a folder, sorted by name; a folder may be called like a picture."""
+    return [path for path in _files_in(folder) if path.suffix.lower() in SUFFIXES]
+
+
+def other_files_in(folder: Path) -> list[Path]:
+    """The files directly in a folder that are not read."""
+    return [path for path in _files_in(folder) if path.suffix.lower() not in SUFFIXES]
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and not path.is_dir())
 
 
 def matching_reference(source: Path) -> Path | None:
-    """The HR picture of an LR picture: the same stem in the folder `HR` beside its own."""
+    """The HR picture of an LR picture, in the folder `HR` beside its own: of the same stem or of the one that
+    `plain_name` gives."""
     folder = source.parent.parent / HR_FOLDER
     if source.parent.name != LR_FOLDER or not folder.is_dir():
         return None
-    return next((p for p in pictures_in(folder) if p.stem == source.stem), None)
+    by_stem = _by_stem(folder, folder.stat().st_mtime_ns)
+    return by_stem.get(source.stem) or by_stem.get(plain_name(source.stem))
+
+
+@lru_cache(maxsize=8)
+def _by_stem(folder: Path, changed: int) -> dict[str, Path]:
+    """A folder's pictures by stem; `changed`: a folder that changes is looked at again."""
+    return {path.stem: path for path in reversed(pictures_in(folder))}
+
+
+def plain_name(stem: str) -> str:
+    """A stem without what data sets put behind it for LR pictures: `0801x4`, `0801_x4`, `0801_LR`, `0801_LRx4`."""
+    return LR_ENDING.sub("", stem) or stem

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from utils.errors import first_line
 
-from .file_reader import Decoded, decode, is_tiff, open_picture, pages, usable_profile
+from .exif import ORIENTATION, SOFTWARE
+from .file_reader import Decoded, decode, is_tiff, kind_of, open_picture, pages, usable_profile, vips_picture
 from .formats import ImageError, reason, vips
 from .icc import is_srgb, to_srgb
 
@@ -28,6 +29,8 @@ BAND = 512  # rows that are float at a time at full size; even
 MAX_PIXELS = 2 ** 28  # 16384 x 16384: 805 MB as 8-bit RGB
 # tiff:Orientation in both ways RDF writes a property
 XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:>|\s*=\s*[\"'])\s*)[2-8]")
+
+PNG_SOFTWARE = "Software"  # keyword of PNG text
 
 # All that Pillow and its plugins raise for one damaged file or another
 DAMAGED_FILE = (OSError, SyntaxError, EOFError, ValueError, RuntimeError, LookupError, TypeError, struct.error,
@@ -143,17 +146,47 @@ def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS, frame: int = 0)
         return _finished(decoded, path)
 
 
-def frame_count(path: str | Path) -> int:
-    """1 for a still picture; the frames of an animation, the pages of a TIFF file. Raises ImageError."""
+@dataclass(frozen=True)
+class Header:
+    """What a file says before its pixels: the sides of the upright picture in pixels, how many pictures there are, the
+    suffix of the kind without its dot."""
+
+    height: int
+    width: int
+    frames: int
+    kind: str
+
+
+def read_header(path: str | Path, frame: int = 0) -> Header:
+    """The header of anything that `read_picture` reads. `frames` is 1 for a still picture, else the frames of an
+    animation or the pages of a TIFF file; a missing frame has the size of the first. Raises ImageError."""
     path = Path(path)
     with _one_line_errors(path):
         try:
             with open_picture(path) as file:
-                return len(pages(file))
+                numbers = pages(file)
+                if file.format == "TIFF" or frame:
+                    file.seek(numbers[frame if frame < len(numbers) else 0])
+                sides, frames, kind = file.size, len(numbers), kind_of(file)
+                turned = file.getexif().get(ORIENTATION, 1)
         except UnidentifiedImageError:
             if not is_tiff(path):
                 raise
-            return vips().Image.new_from_file(str(path)).get("n-pages")
+            picture = vips_picture(path)
+            sides, frames, kind, turned = (picture.width, picture.height), picture.get("n-pages"), "tif", 1
+    width, height = reversed(sides) if turned in (5, 6, 7, 8) else sides
+    return Header(height, width, frames, kind)
+
+
+def software_of(path: str | Path) -> str | None:
+    """Which program a file says it was made by, in a PNG's text or in EXIF; None where it says nothing or cannot be
+    read."""
+    try:
+        with _one_line_errors(Path(path)), open_picture(Path(path)) as file:
+            said = file.info.get(PNG_SOFTWARE) or file.getexif().get(SOFTWARE)
+    except ImageError:
+        return None
+    return said if isinstance(said, str) else None
 
 
 def _finished(decoded: Decoded, path: Path) -> Picture:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import replacing, temporary_beside
 
 from .file_writer import Labels, PixelStore, encode
 from .formats import KINDS, WRITABLE, ImageError, reason, vips
@@ -25,6 +25,7 @@ from .rgb import BT601
 
 log = logging.getLogger(__name__)
 
+SPOOL = ".spool"
 MEMORY_BYTES = 128 * 2 ** 20  # of pixels that wait in memory; more wait in a file
 BLOCK_ROWS = 64  # rows that are converted at a time
 LANCZOS_REACH = 3  # pixels, of the larger grid
@@ -73,11 +74,13 @@ class ResultFile:
         self.has_alpha = picture.alpha is not None and kind.alpha
         if picture.alpha is not None and not kind.alpha:
             log.info("%s: %s files have no transparency, the picture is laid over white", self.path, self.suffix)
+        if picture.color.dtype != self.dtype:
+            log.info("%s: %s files hold 8 bits a sample here, the picture has 16 bits", self.path, self.suffix)
         shape = (height, width, (1 if picture.is_gray else 3) + self.has_alpha)
         with self._one_line_errors():
             self._check_folder()
             large = height * width * shape[2] * self.dtype.itemsize > MEMORY_BYTES
-            own = self.path.with_name(f".{self.path.name}.part.spool") if large else None
+            own = temporary_beside(self.path).with_suffix(SPOOL) if large else None
             self.store = PixelStore(shape, self.dtype, Path(spool) if self.shared else own)
 
     def _check_kind(self) -> None:

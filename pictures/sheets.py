@@ -1,13 +1,16 @@
 """Sheets of pictures: comparisons for people, plain grids of training, contact sheets of classes."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from utils.errors import escaped
 
 from .rgb import to_pillow
 
@@ -85,6 +88,20 @@ def comparison_sheet(rows: Mapping[str, Mapping[str, Tensor]], layout: SheetLayo
             pen.text((x + i * (layout.column + layout.gap) + 4, y + 2), text, fill=INK, font=font)
         sheet.paste(entry, (x, y + layout.label))
     return sheet
+
+
+def labels_of(paths: Iterable[Path]) -> dict[Path, str]:
+    """A name on a sheet for each file: its stem, with as many folders before it as tell it from the others; what is no
+    text in it is escaped."""
+    paths = list(paths)
+    labels = {path: path.stem for path in paths}
+    for depth in range(1, max((len(path.parts) for path in paths), default=0)):
+        count = Counter(labels.values())
+        for path, label in labels.items():
+            if count[label] > 1:
+                labels[path] = Path(*path.parent.parts[-depth:], path.stem).as_posix()
+    return {path: escaped(label if list(labels.values()).count(label) == 1 else str(path))
+            for path, label in labels.items()}
 
 
 def evenly(rows: Mapping[str, Mapping[str, Tensor]], count: int | None) -> dict[str, Mapping[str, Tensor]]:

@@ -1,18 +1,29 @@
-"""Errors that people meet: what was given and cannot be used, kept apart from our own bugs, each in one line."""
+"""What programs tell people: errors that they meet, each in one line and apart from our own bugs; lines that never end
+the work that they speak of; stops by the keyboard or the system."""
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, TextIO
 
 DEBUG = "VARSR_DEBUG"  # environment variable: show tracebacks
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # exit codes, as shells have them
 
 log = logging.getLogger(__name__)
 
 
 class UserError(ValueError):
     """Something that was given cannot be used: one line that names the file or flag and says what to do."""
+
+
+class Terminated(KeyboardInterrupt):
+    """The system asks the program to end (SIGTERM); it ends as it does after Ctrl-C."""
 
 
 def first_line(error: BaseException) -> str:
@@ -30,13 +41,101 @@ def describe(error: BaseException) -> str:
 
 
 def guarded(program: str, run: Callable[[], int]) -> int:
-    """The exit code of `run`; whatever it raises is printed as one line on stderr and gives 1."""
-    logging.basicConfig(level=log_level(), format="%(message)s")  # does nothing where it was done before
+    """The exit code of `run`; whatever it raises is printed as one line on stderr and gives 1, a stop 130 or 143.
+
+    What it prints never raises (see `tolerant_output`).
+    """
+    with tolerant_output(), terminable():
+        try:
+            return run()
+        except KeyboardInterrupt as stop:
+            print(f"{program}: stopped", file=sys.stderr)
+            return exit_code(stop)
+        except Exception as error:
+            logging.basicConfig(level=log_level(), format="%(message)s")  # does nothing where it was done before
+            print(f"{program}: {describe(error)}", file=sys.stderr)
+            return 1
+
+
+def exit_code(stop: KeyboardInterrupt) -> int:
+    """Of a program that was stopped."""
+    return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Within it SIGTERM raises `Terminated`, so that what is unfinished is cleared away and what is finished told."""
+    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
+        yield
+        return
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
-        return run()
-    except Exception as error:
-        print(f"{program}: {describe(error)}", file=sys.stderr)
-        return 1
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Tolerant:
+    """A text stream that writes what it can: characters it cannot encode are escaped, and what nobody takes (a closed
+    pipe, a full disk behind a redirection) is dropped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, escaped where need be; never raises."""
+        for form in (text, escaped(text, self._stream.encoding or "ascii")):
+            try:
+                self._stream.write(form)
+            except UnicodeEncodeError:
+                continue
+            except BrokenPipeError:
+                self._let_go()
+            except (OSError, ValueError, MemoryError):  # ValueError: the stream is closed
+                pass
+            break
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush; never raises."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._let_go()
+        except (OSError, ValueError, MemoryError):
+            pass
+
+    def _let_go(self) -> None:
+        """Nobody reads any more: what is still buffered must not fail again when the process ends."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+
+@contextmanager
+def tolerant_output() -> Iterator[None]:
+    """Within it nothing that is printed or logged raises, whatever the terminal can show and whoever reads it."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (stream if stream is None or isinstance(stream, _Tolerant) else _Tolerant(stream)
+                              for stream in before)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+def escaped(text: str, encoding: str = "utf-8") -> str:
+    """Text that an encoding can hold; the rest, parts of file names that are no text included, as \\x and \\u."""
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def log_level() -> int:

@@ -1,10 +1,16 @@
 """Files that appear whole or not at all."""
 from __future__ import annotations
 
+import hashlib
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+MAX_NAME = 255  # bytes of a file name, on the file systems that people have
+MAX_SUFFIX = 12  # bytes; more is no kind of file, just a dot in a name
+DIGEST = 16  # hexadecimal digits that stand for the rest of a long name
 
 
 @contextmanager
@@ -12,9 +18,25 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, whose folder is made if need be: it takes the place of `path` when the block ends
     well, and vanishes when it does not. It keeps the suffix, and several processes may write one file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    temporary = temporary_beside(path)
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A hidden name of this process alone in the folder of `path`, short whatever the name of that; with its suffix."""
+    suffix = path.suffix if len(os.fsencode(path.suffix)) <= MAX_SUFFIX else ""
+    return path.with_name(f".part-{secrets.token_hex(6)}{suffix}")
+
+
+def name_beside(path: Path, ending: str) -> Path:
+    """`.NAMEending` in the folder of `path`, always the same; of a name that would become too long the beginning."""
+    name = f".{path.name}{ending}"
+    if len(os.fsencode(name)) > MAX_NAME:
+        raw = os.fsencode(path.name)
+        ending = f"-{hashlib.sha256(raw).hexdigest()[:DIGEST]}{ending}"
+        name = os.fsdecode(b"." + raw[:MAX_NAME - 1 - len(ending)]) + ending
+    return path.with_name(name)

@@ -90,7 +90,7 @@ def test_latents_in_a_file_survive(tmp_path: Path) -> None:
     again = FileLatents(tmp_path / "latents", 3, (2, 4, 4))
     assert [i in again for i in range(3)] == [True, False, True] and again.done.missing() == [1]
     assert torch.equal(again[2], values[2]) and torch.equal(again[0], values[0])
-    with pytest.raises(KeyError):
+    with pytest.raises(FileNotFoundError):
         again[1]
     again.close()
 

@@ -15,7 +15,7 @@ from conftest import color_profile
 from PIL import Image, ImageCms, ImageOps
 
 from pictures.formats import AVIF, ImageError, vips
-from pictures.picture import frame_count, read_picture
+from pictures.picture import read_header, read_picture
 
 RNG = np.random.default_rng(0)
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
@@ -199,7 +199,7 @@ def test_frames_and_pages(tmp_path: Path) -> None:
     for name in ("a.gif", "a.webp", "a.png", "a.tif"):
         options = {"lossless": True} if name == "a.webp" else {}
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
-        assert frame_count(tmp_path / name) == 3
+        assert read_header(tmp_path / name).frames == 3
         with Image.open(tmp_path / name) as file:
             file.seek(2)
             expected = np.asarray(file.convert("RGB"))
@@ -209,7 +209,7 @@ def test_frames_and_pages(tmp_path: Path) -> None:
     pages = noise(3, 6, 7, 2, dtype=np.uint16) | 1
     tifffile.imwrite(tmp_path / "b.tif", pages, photometric="minisblack", extrasamples=["unassalpha"],
                      planarconfig="contig")
-    assert frame_count(tmp_path / "b.tif") == 3
+    assert read_header(tmp_path / "b.tif").frames == 3
     assert np.array_equal(read_picture(tmp_path / "b.tif", frame=1).color, pages[1, :, :, :1])
 
 
@@ -218,10 +218,11 @@ def test_thumbnails_are_no_pages(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         file.write(pixels[::4, ::4], photometric="rgb", subfiletype=1)
         file.write(pixels, photometric="rgb")
-    assert frame_count(tmp_path / "a.tif") == 1 and np.array_equal(read_picture(tmp_path / "a.tif").color, pixels)
+    assert read_header(tmp_path / "a.tif").frames == 1
+    assert np.array_equal(read_picture(tmp_path / "a.tif").color, pixels)
     picture = Image.fromarray(noise(32, 32, 3))
     picture.save(tmp_path / "b.jpg", format="MPO", save_all=True, append_images=[picture])
-    assert frame_count(tmp_path / "b.jpg") == 1 and read_picture(tmp_path / "b.jpg").format == "jpg"
+    assert read_header(tmp_path / "b.jpg").frames == 1 and read_picture(tmp_path / "b.jpg").format == "jpg"
 
 
 def test_regions_are_tensors(tmp_path: Path) -> None:
@@ -281,7 +282,7 @@ def test_any_damage_is_an_image_error(tmp_path: Path, suffix: str) -> None:
                 data[place] = random.integers(0, 256)
             path.write_bytes(data)
             try:
-                frame_count(path)
+                read_header(path)
                 read_picture(path, max_pixels=10 ** 7)
             except ImageError as error:
                 assert "\n" not in str(error)

@@ -245,7 +245,7 @@ def test_large_results_wait_in_a_file_and_become_bigtiff(tmp_path: Path, monkeyp
     monkeypatch.setattr(encode, "CLASSIC_TIFF_BYTES", 1)
     source = picture(31, 17, 4, metadata=Metadata(exif_block(), XMP, None))
     file = ResultFile(tmp_path / "a.tif", source, 31, 17, ResultOptions(text=TEXT))
-    assert [p.name for p in tmp_path.iterdir()] == [".a.tif.part.spool"]
+    assert [p.suffix for p in tmp_path.iterdir()] == [".spool"]
     file.write_rows(0, source.region(0, 0, 31, 17))
     file.finish()
     with tifffile.TiffFile(tmp_path / "a.tif") as found:
