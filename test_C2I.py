@@ -11,6 +11,7 @@ from pathlib import Path
 
 from inference.script import add_compile_flag, add_model_flags, add_sampling_flags
 from utils.errors import guarded
+from utils.files import require_folder
 from utils.flags import OneLineParser, bounded, set_up_logging
 
 DEFAULT_CLASSES = 8
@@ -43,6 +44,7 @@ def _run(args) -> int:
     """Load, draw, report."""
     from inference.classes import parse_classes
     from inference.settings import generation_options, load_model
+    require_folder("--output", args.output)
     model, description = load_model(args, super_resolution=False)
     words = args.classes or [str(c) for c in range(min(DEFAULT_CLASSES, model.config.num_classes))]
     labels = parse_classes(words, model.config)

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pictures.formats import ImageError, InputError, pictures_in
+from pictures.formats import ImageError, InputError, pictures_in, plain_name
 from pictures.rgb import TensorSource, read_image, upsample_region
-from utils.errors import UserError, first_line
+from utils.errors import UserError, exit_code, first_line
 
 from .measure import Measurer
 from .protocols import Protocol
@@ -84,10 +84,13 @@ class Evaluation:
     folder_values: dict[str, Values] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)  # metrics that cannot be had here, with the reason
     failures: list[str] = field(default_factory=list)
+    stop: KeyboardInterrupt | None = None  # what ended it before its end
 
     @property
     def exit_code(self) -> int:
-        """1 if any picture was left out."""
+        """1 if any picture was left out; of a stopped evaluation its own."""
+        if self.stop is not None:
+            return exit_code(self.stop)
         return 1 if self.failures else 0
 
     def means(self) -> dict[str, dict[str, Estimate]]:
@@ -139,11 +142,21 @@ def _by_name(folder: Path, failures: list[str]) -> dict[str, Path]:
     return found
 
 
+def _named_as(hr: dict[str, Path], found: dict[str, Path]) -> dict[str, Path]:
+    """Pictures by the names of their originals: `0801x4` belongs to `0801`."""
+    named = {}
+    for stem, path in found.items():
+        plain = plain_name(stem)
+        named[plain if stem not in hr and plain in hr and plain not in found else stem] = path
+    return named
+
+
 def find_partners(folders: Folders) -> tuple[dict[str, Partners], list[str]]:
     """The files of every picture name, and a line about every partner that is missing."""
     failures: list[str] = []
-    by_method = {method: _by_name(folder, failures) for method, folder in folders.results.items()}
-    hr, lr = (_by_name(folder, failures) if folder else {} for folder in (folders.hr, folders.lr))
+    hr = _by_name(folders.hr, failures) if folders.hr else {}
+    by_method = {method: _named_as(hr, _by_name(folder, failures)) for method, folder in folders.results.items()}
+    lr = _named_as(hr, _by_name(folders.lr, failures)) if folders.lr else {}
     pictures = {name: Partners(hr=hr.get(name), lr=lr.get(name))
                 for name in sorted({*hr, *(name for found in by_method.values() for name in found)})}
     for name, partners in pictures.items():
@@ -168,12 +181,15 @@ class Evaluator:
         result = Evaluation(self.protocol, folders, pictures, missing=dict(self.measurer.missing), failures=failures)
         methods = (*((BICUBIC,) if folders.lr else ()), *folders.results)
         result.values = {method: {} for method in methods}
-        for name, partners in pictures.items():
-            if folders.hr is None or partners.hr is not None:
-                self._measure(name, partners, result)
-            if progress is not None:
-                progress(name, len(pictures))
-        result.folder_values = self._of_folders(folders)
+        try:
+            for name, partners in pictures.items():
+                if folders.hr is None or partners.hr is not None:
+                    self._measure(name, partners, result)
+                if progress is not None:
+                    progress(name, len(pictures))
+            result.folder_values = self._of_folders(folders)
+        except KeyboardInterrupt as stop:  # what is measured counts
+            result.stop = stop
         result.values = {method: rows for method, rows in result.values.items() if rows}
         return result
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from utils.device import choose_device
+from utils.files import require_folder
 
 from .compare import Evaluation, Evaluator, Folders, find_folders
 from .protocols import PROTOCOLS
@@ -20,6 +21,7 @@ def run_evaluation(args: argparse.Namespace, command: Sequence[str]) -> Evaluati
     """Do what the flags say and print the means. Raises ValueError or OSError for a mistake in the flags."""
     protocol = PROTOCOLS[args.protocol]
     folders = find_folders(args.results, args.names, args.hr, args.lr)
+    require_folder("--output", args.output)
     print(protocol.describe())
     evaluation = _measured(Evaluator(protocol, choose_device(args.device)), folders)
     outputs = write_tables(evaluation, args.output)
@@ -31,7 +33,8 @@ def run_evaluation(args: argparse.Namespace, command: Sequence[str]) -> Evaluati
         print(f"left out: {failure}")
     print(console_table(evaluation))
     counts = ", ".join(f"{method} {len(rows)}" for method, rows in evaluation.values.items())
-    print(f"pictures measured: {counts or 'none'}; {len(evaluation.failures)} left out")
+    stopped = "; stopped before the end" if evaluation.stop else ""
+    print(f"pictures measured: {counts or 'none'}; {len(evaluation.failures)} left out{stopped}")
     print(f"written: {', '.join(str(path) for path in outputs)}")
     return evaluation
 

@@ -118,7 +118,7 @@ def sha256(path: Path) -> str:
 def write_text(path: Path, text: str) -> Path:
     """Write a text file, whole or not at all."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
 
 

@@ -25,6 +25,7 @@ from pictures.formats import (
 from pictures.picture import read_header, software_of
 from pictures.rgb import MAX_SCALE, PictureSource, result_size
 from utils.errors import UserError
+from utils.files import require_folder
 
 AUTO = "auto"
 PROGRAM = "VARSR"  # how results name the software that made them
@@ -160,9 +161,7 @@ def jobs_for(pictures: Iterable[tuple[Path, Path]], output: Path, names: OutputN
         if len(pictures) != 1:
             raise InputError(f"--output {output} names one file, but there are {len(pictures)} pictures: name a folder")
         return [Job(pictures[0][0], output, matching_reference(pictures[0][0]))]
-    for folder in (output, *output.parents):
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"--output {output}: {folder} is a file, results need a folder")
+    require_folder("--output", output)
     return [Job(source, output / below / names.name(source), matching_reference(source)) for source, below in pictures]
 
 

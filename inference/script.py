@@ -7,7 +7,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
@@ -16,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from utils.errors import UserError
+from utils.files import require_folder
 from utils.flags import DTYPES, EIGHT_BIT, automatic, bounded, set_up_logging
 
 if TYPE_CHECKING:
@@ -208,9 +208,8 @@ def _check_flags(args: argparse.Namespace) -> None:
     for flag, path in (("--log", args.log), ("--sheet", args.sheet)):
         if path is not None and path.is_dir():
             raise UserError(f"{flag} {path} is a folder: name a file")
-        folder = next((parent for parent in path.absolute().parents if parent.exists()), None) if path else None
-        if folder is not None and not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-            raise UserError(f"{flag} {path} cannot be written: {folder} is no folder, or there is no permission")
+        if path is not None:
+            require_folder(flag, path.parent)
     if args.sheet is not None and args.sheet.suffix.lower() not in SHEET_KINDS:
         raise UserError(f"--sheet {args.sheet}: a sheet is a {', '.join(SHEET_KINDS[:-1])} or {SHEET_KINDS[-1]} file")
     if args.output == PIPE and (args.skip_existing or args.frames):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from utils.errors import UserError
 from utils.ranks import Ranks
 
 from .log import TrainingLog, open_log
@@ -28,6 +29,10 @@ SHOWN = (("loss", "loss", "{:.4f}"), ("accuracy", "acc", "{:.1%}"), ("psnr", "dB
 
 MAX_BROKEN_STEPS = 10  # non-finite losses or gradients in a row that end a run
 BEST_FOLDER = "best"
+# Settings whose change a resumed run says, and what it means.
+COMPARED = {"batch_size": "a step sees another number of samples", "ranks": "a step sees another number of samples",
+            "accumulation": "a step sees another number of samples",
+            "max_iters": "the learning rate takes another course"}
 STOPPED, BROKEN = "stopped", "skipped_steps"
 
 
@@ -129,6 +134,7 @@ class TrainLoop:
         self.throughput = Throughput()
         self.settings = settings
         self.skipped = 0  # steps that broke
+        self.stopped_by: int | None = None  # the signal
         self.start = self.ranks.together(self._resume)
 
     def run(self, on_step: Callable[[dict[str, float]], None] | None = None) -> bool:
@@ -164,6 +170,7 @@ class TrainLoop:
                 if on_step is not None:
                     on_step(metrics)
                 if stop:
+                    self.stopped_by = stopped[0] if stopped else signal.SIGTERM  # of another rank: as good as any
                     self._save(done)
                     log.info("stopped by a signal after iteration %d, state saved", done)
                     return False
@@ -181,6 +188,7 @@ class TrainLoop:
         state = self.states.load_newest() if self.config.resume else None
         if state is None:
             return 0
+        self._compare(state["iteration"], state.get("settings", {}))
         self.stage.load_state_dict(state)
         self.skipped = state["skipped"]
         if len(state["rng"]) == self.ranks.world:
@@ -190,6 +198,16 @@ class TrainLoop:
                         len(state["rng"]), self.ranks.world)
         log.info("resumed after iteration %d", state["iteration"])
         return state["iteration"]
+
+    def _compare(self, iteration: int, before: Mapping[str, Any]) -> None:
+        """Say what is not as it was in the run that is resumed. Raises UserError where nothing is left to do."""
+        if iteration > self.config.max_iters:
+            raise UserError(f"{self.states.folder} holds iteration {iteration}, --max_iters is "
+                            f"{self.config.max_iters}: raise it, or start over with --resume no")
+        for name, meaning in COMPARED.items():
+            if name in before and before[name] != self.settings.get(name):
+                log.warning("%s is %s, in the run that is resumed it was %s: from here on %s", name,
+                            self.settings.get(name), before[name], meaning)
 
     def _after_step(self, done: int, metrics: dict[str, float], seconds: float, healthy: bool) -> None:
         last = done == self.config.max_iters
@@ -219,7 +237,8 @@ class TrainLoop:
         return True
 
     def _save(self, done: int) -> None:
-        state = {**self.stage.state_dict(), "rng": self.ranks.gather(rng_state()), "skipped": self.skipped}
+        state = {**self.stage.state_dict(), "rng": self.ranks.gather(rng_state()), "skipped": self.skipped,
+                 "settings": {name: self.settings[name] for name in COMPARED if name in self.settings}}
         if self.ranks.is_main:
             with self._out_of_room(f"the state after iteration {done}"):
                 self.states.save(done, state)

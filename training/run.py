@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from utils.device import keep_freed_memory, training_device
 from utils.errors import describe, guarded, log_level
+from utils.files import require_folder
 from utils.ranks import Ranks
 
 from .log import TrainingLog, WandBSettings, open_log
@@ -19,6 +20,8 @@ from .loop import LoopConfig, Stage, TrainingDiverged, TrainLoop, bar_text
 from .parallel import BACKEND
 
 log = logging.getLogger(__name__)
+
+SIGNALLED = 128  # and the signal's number: the exit code of a stopped program
 
 
 def start(program: str, args: argparse.Namespace, train: Callable[[torch.device, Ranks], int]) -> int:
@@ -43,15 +46,17 @@ def start(program: str, args: argparse.Namespace, train: Callable[[torch.device,
 
 
 def loop_config(args: argparse.Namespace, output: Path, max_iters: int) -> LoopConfig:
-    """The loop from the flags that both training scripts have."""
+    """The loop from the flags that both training scripts have. Raises UserError for an output that is no folder."""
+    require_folder("--output", output)
     return LoopConfig(output, max_iters, log_every=args.log_every, report_every=args.val_every,
                       save_every=args.save_every, keep=args.keep, resume=args.resume == "auto")
 
 
 def run_stage(stage: Stage, config: LoopConfig, settings: dict[str, Any], wandb: WandBSettings | None = None,
               ranks: Ranks | None = None) -> int:
-    """Train a stage with a progress bar; the exit code is 0 when finished, 1 when it diverged, was stopped or its
-    files cannot be written. Raises ValueError or OSError for a log that cannot be had or a state of another run."""
+    """Train a stage with a progress bar; the exit code is 0 when finished, 130 or 143 when stopped, 1 when it diverged
+    or its files cannot be written. Raises ValueError or OSError for a log that cannot be had or a state of another run.
+    """
     keep_freed_memory()
     ranks = ranks or Ranks()
     records = open_log(config.output, wandb) if ranks.is_main else TrainingLog([])
@@ -70,4 +75,4 @@ def run_stage(stage: Stage, config: LoopConfig, settings: dict[str, Any], wandb:
             log.error("the result cannot be written: %s. Make room and run the same command again, which goes on from "
                       "the last saved state", error)
             return 1
-    return 0 if finished else 1
+    return 0 if finished else SIGNALLED + loop.stopped_by

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .errors import UserError
+
 MAX_NAME = 255  # bytes of a file name, on the file systems that people have
 MAX_SUFFIX = 12  # bytes; more is no kind of file, just a dot in a name
 DIGEST = 16  # hexadecimal digits that stand for the rest of a long name
@@ -24,6 +26,15 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_folder(flag: str, folder: Path) -> None:
+    """Raise UserError where a flag names a folder that cannot be made or written into; nothing is made yet."""
+    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
+    if not nearest.is_dir():
+        raise UserError(f"{flag} {folder}: {nearest} is a file, results need a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"{flag} {folder}: no permission to write into {nearest}")
 
 
 def temporary_beside(path: Path) -> Path:

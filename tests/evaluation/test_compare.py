@@ -5,6 +5,9 @@ import csv
 import hashlib
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from metric_pairs import pair
 from PIL import Image
 
 import evaluate as script
+import evaluation.compare
 import test_varsr
 from evaluation.compare import estimate
 from evaluation.protocols import PROTOCOLS
@@ -143,3 +147,46 @@ def test_bootstrap_of_one_value_and_of_infinite_ones() -> None:
     assert infinite.mean == math.inf and infinite.low == 30 and infinite.high == math.inf
     with pytest.raises(ValueError, match="no values"):
         estimate([])
+
+
+@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "cp1252"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
+def test_the_table_is_printed_in_any_terminal(folders: Path, environment: dict[str, str]) -> None:
+    for folder in ("bad", "HR"):
+        (folders / folder / "a.png").rename(folders / folder / os.fsdecode(b"caf\xe9 \xe9\x94\xaa.png"))
+    done = subprocess.run([sys.executable, ROOT / "evaluate.py", "--results", folders / "bad", "--hr", folders / "HR",
+                           "--output", folders / "out", "--protocol", "basicsr-y"], capture_output=True, check=False,
+                          env={**os.environ, **environment})
+    assert done.returncode == 0 and b"PSNR" in done.stdout and b"Traceback" not in done.stderr, done
+    assert "caf\\udce9" in (folders / "out" / "metrics.csv").read_text(encoding="utf-8")
+
+
+def test_lr_names_of_data_sets_find_their_originals(folders: Path) -> None:
+    for folder in ("LR", "bad"):
+        for name in "ab":
+            (folders / folder / f"{name}.png").rename(folders / folder / f"{name}x4.png")
+    assert run("--results", folders / "bad", "--hr", folders / "HR", "--lr", folders / "LR", "--output",
+               folders / "out") == 0
+    found = {(row["method"], row["picture"]) for row in rows(folders / "out" / "metrics.csv")}
+    assert found == {(method, name) for method in ("bicubic", "bad") for name in "ab"}
+
+
+def test_an_output_that_is_a_file_is_found_out_first(folders: Path, capsys: pytest.CaptureFixture,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    (folders / "out").touch()
+    monkeypatch.setattr("evaluation.run.Evaluator", lambda *_: pytest.fail("too late"))
+    assert run("--results", folders / "bad", "--output", folders / "out") == 1
+    assert "--output" in capsys.readouterr().err
+
+
+def test_a_stop_writes_what_is_measured(folders: Path, monkeypatch: pytest.MonkeyPatch,
+                                        capsys: pytest.CaptureFixture) -> None:
+    measure = evaluation.compare.Evaluator._measure
+
+    def stopped(self, name: str, *rest: object) -> None:
+        if name == "b":
+            raise KeyboardInterrupt
+        measure(self, name, *rest)
+    monkeypatch.setattr(evaluation.compare.Evaluator, "_measure", stopped)
+    assert run("--results", folders / "bad", "--hr", folders / "HR", "--output", folders / "out") == 130
+    assert [row["picture"] for row in rows(folders / "out" / "metrics.csv")] == ["a"]
+    assert "stopped" in capsys.readouterr().out

@@ -12,14 +12,15 @@ import pytest
 import torch
 
 from training.loop import LoopConfig, TrainingDiverged, TrainLoop
+from training.run import run_stage
 from training.states import StateFolder, save_atomically
+from utils.errors import UserError
 
 
 class Regression:
     """A stage of ten lines: fits a line to noisy points drawn from its own generator."""
 
     best_metric = ("weight", 1.0)
-
 
     def __init__(self, break_from: int = 10_000, stop_at: int = -1) -> None:
         torch.manual_seed(0)
@@ -152,3 +153,27 @@ def test_a_failed_write_leaves_the_old_state(tmp_path: Path) -> None:
         save_atomically({"value": lambda: 0}, path)
     assert torch.load(path)["value"] == 1
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name, before, after", [("batch_size", 8, 4), ("ranks", 1, 2), ("max_iters", 20, 30)])
+def test_a_resume_with_other_settings_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, before: int,
+                                              after: int) -> None:
+    config = LoopConfig(tmp_path, 10, save_every=5)
+    same = {"batch_size": 8, "ranks": 1, "max_iters": 20}
+    TrainLoop(Regression(), config, {**same, name: before}).run()
+    TrainLoop(Regression(), config, {**same, name: before})
+    assert not caplog.messages
+    TrainLoop(Regression(), config, {**same, name: after})
+    told = [line for line in caplog.messages if line.startswith(name)]
+    assert len(told) == 1 and str(before) in told[0] and str(after) in told[0]
+
+
+def test_a_state_beyond_the_end_is_refused(tmp_path: Path) -> None:
+    loop(Regression(), tmp_path, 20).run()
+    with pytest.raises(UserError, match="--max_iters is 10"):
+        loop(Regression(), tmp_path, 10)
+    assert loop(Regression(), tmp_path, 20).run()  # finished already: the model is written again
+
+
+def test_a_stopped_run_has_the_exit_code_of_its_signal(tmp_path: Path) -> None:
+    assert run_stage(Regression(stop_at=2), LoopConfig(tmp_path, 20), {}) == 143

@@ -1,14 +1,16 @@
 """What a program says when something goes wrong: one line, and where it was nobody's mistake, where to look."""
 from __future__ import annotations
 
+import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from utils.errors import UserError, describe, first_line
+from utils.errors import Terminated, UserError, describe, escaped, first_line, guarded, tolerant_output
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,3 +43,48 @@ def test_a_program_ends_with_one_line_and_exit_code_one() -> None:
 def test_a_traceback_is_shown_on_request_and_only_of_bugs() -> None:
     assert "line 2, in run" in program("KeyError('x')", VARSR_DEBUG="1").stderr
     assert "Traceback" not in program("UserError('x')", VARSR_DEBUG="1").stderr
+
+
+@pytest.mark.parametrize("stop, code", [("KeyboardInterrupt", 130), ("Terminated", 143)])
+def test_a_stop_is_one_line_and_an_exit_code_of_its_own(stop: str, code: int) -> None:
+    result = program(f"__import__('utils.errors').errors.Terminated if {stop == 'Terminated'} else KeyboardInterrupt")
+    assert (result.returncode, result.stderr) == (code, "a.py: stopped\n")
+
+
+def test_a_request_to_terminate_is_a_stop() -> None:
+    assert guarded("a.py", lambda: os.kill(os.getpid(), signal.SIGTERM) or 0) == 143
+    assert issubclass(Terminated, KeyboardInterrupt) and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+class Broken(io.StringIO):
+    """A stream of an encoding whose writes fail."""
+
+    def __init__(self, error: Exception | None = None, encoding: str = "ascii") -> None:
+        super().__init__()
+        self.error, self._encoding = error, encoding
+
+    @property
+    def encoding(self) -> str:
+        return self._encoding
+
+    def write(self, text: str) -> int:
+        if self.error is not None:
+            raise self.error
+        text.encode(self._encoding)
+        return super().write(text)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), ValueError("I/O operation on closed file"),
+                                   MemoryError(), UnicodeEncodeError("ascii", "x", 0, 1, "always")])
+def test_what_cannot_be_said_is_dropped(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.setattr(sys, "stdout", Broken(error))
+    with tolerant_output():
+        print("a line", flush=True)
+
+
+def test_what_a_terminal_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", terminal := Broken(encoding="cp1252"))
+    with tolerant_output():
+        print("caf\u00e9 \u9e93 \udce9")
+    assert terminal.getvalue() == "caf\u00e9 \\u9e93 \\udce9\n"
+    assert sys.stdout is terminal and escaped("\udce9") == "\\udce9"
