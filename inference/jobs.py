@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from pictures.file_writer import is_ours
 from pictures.formats import (
     LR_FOLDER,
     NEEDED,
@@ -28,7 +29,6 @@ from utils.errors import UserError
 from utils.files import require_folder
 
 AUTO = "auto"
-PROGRAM = "VARSR"  # how results name the software that made them
 # What `--ext auto` writes for a source of a kind; kinds that are not listed become PNG.
 SAME_KIND = {"png": ".png", "jpg": ".jpg", "jpeg": ".jpg", "jfif": ".jpg", "jpe": ".jpg", "webp": ".webp",
              "tif": ".tif", "tiff": ".tif"}
@@ -195,12 +195,17 @@ def settled(jobs: Iterable[Job], files: Mapping[str, Path | None] | None = None,
     for job in jobs:
         if job.output.parent.resolve() not in folders or not is_there(job.output) or job.output.samefile(job.source):
             continue
-        if overwrites and not (software_of(job.output) or "").startswith(PROGRAM):
+        if overwrites and not is_own_result(job.output):
             raise InputError(f"{job.source}: its result would overwrite {job.output}, which is no result of this "
                              "program: choose another --output, or a --suffix")
         earlier.add(job.output.resolve())
     kept = [job for job in jobs if job.source.resolve() not in earlier]
     return kept, len(jobs) - len(kept)
+
+
+def is_own_result(path: Path) -> bool:
+    """Whether a file says that this program made it."""
+    return any(is_ours(program) for program in (software_of(path) or "").split(";"))
 
 
 def is_there(path: Path) -> bool:

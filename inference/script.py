@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .jobs import Found, Job
     from .report import Report
     from .runner import RunOptions
-    from .settings import RestoreSettings
+    from .settings import ModelDescription, RestoreSettings
 
     Adjust = Callable[[VARSR, RestoreSettings, RunOptions], tuple[RestoreSettings, RunOptions]]
 
@@ -188,7 +188,7 @@ def _pipes(args: argparse.Namespace) -> Iterator[Callable[[], None]]:
 
 
 def _run(model: VARSR, settings: RestoreSettings, options: RunOptions, ranks: Ranks, jobs: list[Job],
-         found: Found, description: str) -> Report:
+         found: Found, description: ModelDescription) -> Report:
     from .runner import Runner
     size = model.config.image_size
     if ranks.rank == 0:
@@ -224,15 +224,15 @@ def _check_sizes(args: argparse.Namespace) -> None:
         raise UserError(f"{given[0]} and {given[1]} both say how large the results are: give one of them")
 
 
-def making_of(settings: RestoreSettings, description: str) -> tuple[tuple[str, str], ...]:
+def making_of(settings: RestoreSettings, description: ModelDescription) -> tuple[tuple[str, str], ...]:
     """What a result's file says of its making, for `ResultOptions.text`."""
     generation = " ".join(f"{name}={value}" for name, value in dataclasses.asdict(settings.generation).items())
     return (("Software", f"VARSR {VERSION}"),
-            ("VARSR", f"{description}; seed={settings.seed} {generation} color_fix={settings.color_fix} "
+            ("VARSR", f"{description.identity}; seed={settings.seed} {generation} color_fix={settings.color_fix} "
                       f"overlap={settings.overlap:g}"))
 
 
-def _run_options(args: argparse.Namespace, settings: RestoreSettings, description: str) -> RunOptions:
+def _run_options(args: argparse.Namespace, settings: RestoreSettings, description: ModelDescription) -> RunOptions:
     from pictures.picture import MAX_PIXELS
     from pictures.result_file import ResultOptions
     from utils.ranks import is_restart

@@ -36,12 +36,24 @@ UNPRUNED_SHARE = 8  # one block in so many, from the first on, computes every to
 KEPT_CELLS = 16  # of the last scale's tokens, one in so many stays in any case
 
 
-def load_model(args: argparse.Namespace, super_resolution: bool = True) -> tuple[VARSR, str]:
-    """The model of a kind that the flags ask for, and a line that says which it is.
+@dataclass(frozen=True)
+class ModelDescription:
+    """Which model it is, in words: `line` for the one who runs it, `identity` for files that others see."""
+
+    line: str
+    identity: str
+
+    def __str__(self) -> str:
+        return self.line
+
+
+def load_model(args: argparse.Namespace, super_resolution: bool = True) -> tuple[VARSR, ModelDescription]:
+    """The model of a kind that the flags ask for, and which it is.
 
     Raises ValueError or FileNotFoundError with the remedy.
     """
     from models.varsr import VARSR
+    from models.weights.load import identity
     device = choose_device(args.device)
     eight_bit = args.dtype if args.dtype in EIGHT_BIT else None
     check_eight_bit(device, eight_bit)
@@ -57,7 +69,8 @@ def load_model(args: argparse.Namespace, super_resolution: bool = True) -> tuple
     precision = eight_bit or next(s for s, name in DTYPES.items() if f"torch.{name}" == str(dtype))
     note = "" if source != embedded else f" (embedded model; put the published {published.name} and VQVAE.pth into " \
         "checkpoints/ for the full one)"
-    return model, f"model {source}, {device}, {precision}{note}"
+    return model, ModelDescription(f"model {source}, {device}, {precision}{note}",
+                                   f"model {identity(source)}, {device}, {precision}")
 
 
 def check_eight_bit(device: torch.device, eight_bit: str | None) -> None:

@@ -1,4 +1,5 @@
-"""EXIF blocks, and the structure of TIFF files that they have (TIFF 6.0, section 2; BigTIFF has wider fields).
+"""EXIF blocks, and the structure of TIFF files that they have (TIFF 6.0, section 2; BigTIFF has wider fields); XMP
+packets (ISO 16684-1).
 
 A block is changed by appending directories, so that nothing that stands in it moves: a maker note holds offsets of its
 own, and text in other encodings than ASCII stays byte by byte.
@@ -6,12 +7,16 @@ own, and text in other encodings than ASCII stays byte by byte.
 from __future__ import annotations
 
 import io
+import re
 import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
+from xml.dom import minidom
+from xml.parsers.expat import ExpatError
+from xml.sax.saxutils import escape
 
 EXIF_POINTER, GPS_POINTER, INTEROPERABILITY_POINTER = 0x8769, 0x8825, 0xA005
 POINTERS = (EXIF_POINTER, GPS_POINTER, INTEROPERABILITY_POINTER)  # entries that lead to directories
@@ -23,6 +28,8 @@ MAX_DEPTH = 3
 DAMAGED = (ValueError, struct.error, OSError, MemoryError, OverflowError)  # what reading a damaged structure raises
 
 ORIENTATION, DESCRIPTION, SOFTWARE, USER_COMMENT = 0x0112, 0x010E, 0x0131, 0x9286
+ARTIST, COPYRIGHT = 0x013B, 0x8298
+IPTC_RECORD, PHOTOSHOP = 0x83BB, 0x8649  # of TIFF files
 X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
 COLOR_SPACE, PIXEL_WIDTH, PIXEL_HEIGHT = 0xA001, 0xA002, 0xA003
 # What a TIFF file's first directory says of the picture, beside how its pixels are stored: description, maker, model,
@@ -33,8 +40,23 @@ DESCRIPTIVE = (DESCRIPTION, 0x010F, 0x0110, X_RESOLUTION, Y_RESOLUTION, RESOLUTI
 LAYOUT_DESCRIPTIONS = (b'{"shape"', b"ImageJ=")
 EMPTY = b"II*\0\x08\0\0\0\0\0\0\0\0\0"
 ASCII_COMMENT = b"ASCII\0\0\0"  # EXIF 2.3, 4.6.5: eight bytes name the encoding
-CENTIMETRE = 3  # of RESOLUTION_UNIT
+NO_UNIT, INCH, CENTIMETRE = 1, 2, 3  # of RESOLUTION_UNIT
+MILLIMETRES = {INCH: 25.4, CENTIMETRE: 10.0}
+RESOLUTION = (X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT)
+RATIONAL, DENOMINATOR = 5, 10_000
 SRGB, UNCALIBRATED = 1, 0xFFFF  # of COLOR_SPACE
+
+# Names by which a packet announces a second picture with the light that this one lacks: Adobe's and Google's, Apple's.
+GAIN_MAPS = (b"ns.adobe.com/hdr-gain-map/", b"ns.apple.com/HDRGainMap/")
+# Namespaces of such announcements; the directory of Google's container is of no use without its pictures.
+GAIN_MAP_NAMESPACES = ("http://ns.adobe.com/hdr-gain-map/1.0/", "http://ns.apple.com/HDRGainMap/1.0/",
+                        "http://ns.google.com/photos/1.0/container/", "http://ns.google.com/photos/1.0/container/item/")
+XMP_NAMESPACE = "urn:x-varsr:1.0"
+END_OF_RDF = re.compile(rb"</(?:[\w.-]+:)?RDF\s*>")
+OUR_DESCRIPTION = re.compile(rb"<rdf:Description[^>]*urn:x-varsr:1\.0[^>]*>.*?</rdf:Description\s*>", re.DOTALL)
+RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+EMPTY_PACKET = ('<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
+          f'<rdf:RDF xmlns:rdf="{RDF}"></rdf:RDF></x:xmpmeta><?xpacket end="w"?>').encode()
 
 
 @dataclass(frozen=True)
@@ -205,36 +227,85 @@ def resolution(block: bytes | None) -> tuple[float, float] | None:
     try:
         stream = io.BytesIO(block)
         layout, offset = layout_of(stream)
-        entries = read_entries(stream, offset, layout, (X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT))
-        x, y = (struct.unpack(layout.order + "II", entries[tag].data) for tag in (X_RESOLUTION, Y_RESOLUTION))
-        unit = entries[RESOLUTION_UNIT].data if RESOLUTION_UNIT in entries else b""
-        millimetres = 10.0 if unit and struct.unpack_from(layout.order + "H", unit)[0] == CENTIMETRE else 25.4
-        return x[0] / x[1] / millimetres, y[0] / y[1] / millimetres
-    except (*DAMAGED, KeyError, ZeroDivisionError):
+        return resolution_of(read_entries(stream, offset, layout, RESOLUTION), layout)
+    except DAMAGED:
         return None
 
 
-def described(block: bytes | None, height: int, width: int, software: str | None, comment: str | None,
-              srgb: bool) -> bytes:
-    """The block (or a new one) with the software, a comment and, where it names one, the picture's new size."""
+def resolution_of(entries: Mapping[int, Entry], layout: Layout) -> tuple[float, float] | None:
+    """The same, of a directory's entries. Without a unit they are inches (TIFF 6.0, page 38)."""
+    try:
+        x, y = (struct.unpack(layout.order + "II", entries[tag].data) for tag in (X_RESOLUTION, Y_RESOLUTION))
+        unit = struct.unpack_from(layout.order + "H", entries[RESOLUTION_UNIT].data)[0] \
+            if RESOLUTION_UNIT in entries else INCH
+        found = x[0] / x[1] / MILLIMETRES[unit], y[0] / y[1] / MILLIMETRES[unit]
+    except (*DAMAGED, KeyError, ZeroDivisionError):
+        return None
+    return found if min(found) > 0 else None
+
+
+def resolution_entries(found: tuple[float, float] | None, layout: Layout) -> dict[int, Entry]:
+    """Entries that say pixels per millimetre (x, y), in inches; of None that nothing is known."""
+    unit, values = (INCH, [side * MILLIMETRES[INCH] for side in found]) if found else (NO_UNIT, [1.0, 1.0])
+    numbers = [struct.pack(layout.order + "II", round(value * DENOMINATOR), DENOMINATOR) for value in values]
+    return {X_RESOLUTION: Entry(RATIONAL, numbers[0]), Y_RESOLUTION: Entry(RATIONAL, numbers[1]),
+            RESOLUTION_UNIT: Entry.numbers(layout, SHORT, unit)}
+
+
+def text_of(block: bytes | None, tag: int) -> str | None:
+    """A field of the first directory or the Exif directory as text; None where there is none or nothing in it."""
+    if block is None:
+        return None
+    try:
+        stream = io.BytesIO(block)
+        layout, offset = layout_of(stream)
+        entries = read_entries(stream, offset, layout, (tag, EXIF_POINTER))
+    except DAMAGED:
+        return None
+    details = entries[EXIF_POINTER].directory if EXIF_POINTER in entries else {}
+    data = (entries.get(tag) or details.get(tag) or Entry(ASCII)).data
+    if tag == USER_COMMENT:
+        data = data[len(ASCII_COMMENT):]
+    return data.decode("utf-8", "replace").strip("\0 ") or None
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a block is to say of a result. comment: only where the block has none of somebody else (`is_ours` tells).
+    resolution: pixels per millimetre, and texts by tag: where the block says nothing of these."""
+
+    height: int
+    width: int
+    srgb: bool
+    software: str | None = None
+    comment: str | None = None
+    resolution: tuple[float, float] | None = None
+    texts: Mapping[int, str] = field(default_factory=dict)
+
+
+def described(block: bytes | None, said: Said) -> bytes:
+    """The block (or a new one) with what is to be said and, where it names one, the picture's new size."""
     block = block or EMPTY
     stream = io.BytesIO(block)
     layout, offset = layout_of(stream)
     raw, following = raw_entries(stream, offset, layout)
-    main, sub = {}, {}
-    if software is not None:
-        main[SOFTWARE] = Entry(ASCII, software.encode() + b"\0")
-    if comment is not None:
-        sub[USER_COMMENT] = Entry(UNDEFINED, ASCII_COMMENT + comment.encode("ascii", "backslashreplace"))
+    main = {tag: Entry(ASCII, text.encode() + b"\0") for tag, text in said.texts.items() if tag not in raw}
+    sub = {}
+    if said.software is not None:
+        main[SOFTWARE] = Entry(ASCII, said.software.encode() + b"\0")
+    if said.comment is not None:
+        sub[USER_COMMENT] = Entry(UNDEFINED, ASCII_COMMENT + said.comment.encode("ascii", "backslashreplace"))
+    if said.resolution is not None and X_RESOLUTION not in raw:
+        main |= resolution_entries(said.resolution, layout)
     old = {}
     if EXIF_POINTER in raw:
         with suppress(*DAMAGED):  # then a new directory takes its place
             target = struct.unpack(layout.pointer, raw[EXIF_POINTER][4 + layout.width:])[0]
             old, _ = raw_entries(stream, target, layout)
     sub.update({tag: Entry.numbers(layout, LONG, size)
-                for tag, size in ((PIXEL_WIDTH, width), (PIXEL_HEIGHT, height)) if tag in old})
+                for tag, size in ((PIXEL_WIDTH, said.width), (PIXEL_HEIGHT, said.height)) if tag in old})
     if COLOR_SPACE not in old:
-        sub[COLOR_SPACE] = Entry.numbers(layout, SHORT, SRGB if srgb else UNCALIBRATED)
+        sub[COLOR_SPACE] = Entry.numbers(layout, SHORT, SRGB if said.srgb else UNCALIBRATED)
     block += b"\0" * (len(block) % 2)
     directory = directory_bytes(old, sub, len(block), layout)
     raw[EXIF_POINTER] = struct.pack(layout.order + "HHII", EXIF_POINTER, LONG, 1, len(block))
@@ -243,14 +314,32 @@ def described(block: bytes | None, height: int, width: int, software: str | None
     return head + directory_bytes(raw, main, len(block), layout, following)
 
 
+def without_orientation(block: bytes) -> bytes:
+    """The block with a first directory that does not say how the picture lies."""
+    stream = io.BytesIO(block)
+    layout, offset = layout_of(stream)
+    raw, following = raw_entries(stream, offset, layout)
+    if ORIENTATION not in raw:
+        return block
+    del raw[ORIENTATION]
+    block += b"\0" * (len(block) % 2)
+    head = block[:layout.header] + struct.pack(layout.pointer, len(block)) + block[layout.header + layout.width:]
+    return head + directory_bytes(raw, {}, len(block), layout, following)
+
+
+def tiff_entries(path: Path, page: int, tags: tuple[int, ...]) -> tuple[dict[int, Entry], Layout]:
+    """Entries of a directory of a TIFF file. Raises what reading a damaged structure raises (DAMAGED)."""
+    with open(path, "rb") as stream:
+        layout, offset = layout_of(stream)
+        for _ in range(page):
+            _, offset = raw_entries(stream, offset, layout)
+        return read_entries(stream, offset, layout, tags), layout
+
+
 def of_tiff(path: Path, page: int = 0) -> bytes | None:
     """What a directory of a TIFF file says of its picture, as an upright EXIF block; None where it says nothing."""
     try:
-        with open(path, "rb") as stream:
-            layout, offset = layout_of(stream)
-            for _ in range(page):
-                _, offset = raw_entries(stream, offset, layout)
-            entries = read_entries(stream, offset, layout, DESCRIPTIVE)
+        entries, layout = tiff_entries(path, page, DESCRIPTIVE)
     except DAMAGED:
         return None
     if DESCRIPTION in entries and entries[DESCRIPTION].data.startswith(LAYOUT_DESCRIPTIONS):
@@ -261,18 +350,66 @@ def of_tiff(path: Path, page: int = 0) -> bytes | None:
     return head + directory_bytes({}, entries, 8, Layout(layout.order))
 
 
-def into_tiff(path: Path, block: bytes) -> None:
-    """Add a block's fields to the first directory of a TIFF file, classic or BigTIFF."""
-    source = io.BytesIO(block)
-    block_layout, offset = layout_of(source)
-    entries = read_entries(source, offset, block_layout, DESCRIPTIVE)
+def into_tiff(path: Path, block: bytes | None, more: Mapping[int, bytes], resolution: tuple[float, float] | None
+              ) -> None:
+    """Add a block's fields, more fields of bytes by tag, and the resolution to the first directory of a TIFF file,
+    classic or BigTIFF."""
     with open(path, "r+b") as stream:
         layout, offset = layout_of(stream)
         raw, following = raw_entries(stream, offset, layout)
-        if block_layout.order != layout.order:
-            entries = {tag: entry.turned() for tag, entry in entries.items()}
+        entries = _entries_for(block, layout)
+        if X_RESOLUTION not in entries or resolution is None:
+            entries |= resolution_entries(resolution, layout)
+        entries |= {tag: Entry(UNDEFINED, data) for tag, data in more.items()}
         end = stream.seek(0, io.SEEK_END)
         end += stream.write(b"\0" * (end % 2))
         stream.write(directory_bytes(raw, entries, end, layout, following))
         stream.seek(layout.header)
         stream.write(struct.pack(layout.pointer, end))
+
+
+def _entries_for(block: bytes | None, layout: Layout) -> dict[int, Entry]:
+    """A block's descriptive fields in a file's byte order."""
+    if block is None:
+        return {}
+    source = io.BytesIO(block)
+    block_layout, offset = layout_of(source)
+    entries = read_entries(source, offset, block_layout, DESCRIPTIVE)
+    return entries if block_layout.order == layout.order else {tag: entry.turned() for tag, entry in entries.items()}
+
+
+def without_gain_map(xmp: bytes) -> bytes | None:
+    """A packet without all that announces a gain map; None where it cannot be read."""
+    try:
+        document = minidom.parseString(xmp)
+    except (ExpatError, ValueError, LookupError):
+        return None
+    _clear(document.documentElement)
+    return document.toxml(encoding="utf-8")
+
+
+def _clear(element: minidom.Element) -> None:
+    for name, attribute in list(element.attributes.items() if element.attributes else ()):
+        if element.getAttributeNode(name).namespaceURI in GAIN_MAP_NAMESPACES or attribute in GAIN_MAP_NAMESPACES:
+            element.removeAttribute(name)
+    for child in list(element.childNodes):
+        if child.nodeType != child.ELEMENT_NODE:
+            continue
+        if child.namespaceURI in GAIN_MAP_NAMESPACES:
+            element.removeChild(child)
+        else:
+            _clear(child)
+
+
+def with_settings(xmp: bytes | None, settings: str) -> bytes:
+    """A packet, or a new one, that says beside all else how the picture was made, in place of what an earlier run said.
+
+    Raises ValueError for a packet that has no place for it.
+    """
+    packet = OUR_DESCRIPTION.sub(b"", xmp) if xmp else EMPTY_PACKET
+    ends = list(END_OF_RDF.finditer(packet))
+    if not ends:
+        raise ValueError("no end of an RDF element")
+    ours = (f'<rdf:Description xmlns:rdf="{RDF}" rdf:about="" xmlns:varsr="{XMP_NAMESPACE}"><varsr:settings>'
+            f"{escape(settings)}</varsr:settings></rdf:Description>").encode()
+    return packet[:ends[-1].start()] + ours + packet[ends[-1].start():]

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,12 @@ from .icc import profile_channels, to_srgb
 log = logging.getLogger(__name__)
 
 TOP_16 = 65_535
+JFIF_MILLIMETRES = {1: 25.4, 2: 10.0}  # by the unit of a JFIF header
+IPTC_RESOURCE = 0x0404  # of Photoshop: captions and keywords
+FLOAT_OVERSHOOT, FLOAT_LEVELS = 2.0, (16.0, 256.0)  # largest samples of pictures from 0 to 1, and from 0 to 255
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 BITS_PER_SAMPLE, SUBFILE_TYPE, REDUCED = 258, 254, 1
-SAMPLE_FORMAT, SIGNED = 339, 2
+SAMPLE_FORMAT, SIGNED, EXTRA_SAMPLES = 339, 2, 338
 PNG_DEPTH_OFFSET = 24
 ANIMATED = ("PNG", "GIF", "WEBP", "AVIF")
 SUFFIX_OF = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "HEIF": "heic", "DIB": "bmp"}
@@ -30,16 +33,38 @@ DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # all of them gray
 BAND_PIXELS = 2 ** 22  # converted at a time
 
 
+@dataclass(frozen=True)
+class Metadata:
+    """What a file says beside its pixels; docs/files.md has a table of what becomes of it.
+
+    exif: starts at its TIFF header, says orientation 1, has no thumbnail. resolution: pixels per millimetre (x, y).
+    chunks: name and data of PNG chunks that are kept as they are: texts but XMP, and a colour code nobody knows.
+    comments: of JPEG and GIF files. iptc: the record of captions and keywords (IIM).
+    """
+
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    icc: bytes | None = None
+    resolution: tuple[float, float] | None = None
+    chunks: tuple[tuple[bytes, bytes], ...] = ()
+    comments: tuple[bytes, ...] = ()
+    iptc: bytes | None = None
+
+
 @dataclass
 class Decoded:
-    """A file's picture as it is stored: `pixels` (h, w, c), c of 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha."""
+    """A file's picture as it is stored: `pixels` (h, w, c), c of 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha.
+    page: its number in the file."""
 
     pixels: np.ndarray
     format: str
     orientation: int = 1
-    exif: bytes | None = None
-    xmp: bytes | None = None
-    icc: bytes | None = None
+    metadata: Metadata = field(default_factory=Metadata)
+    page: int = 0
+
+    def drop_profile(self) -> None:
+        """The pixels are in sRGB now."""
+        self.metadata = replace(self.metadata, icc=None)
 
 
 class _NoPillowLimit:
@@ -118,7 +143,7 @@ def decode(path: Path, max_pixels: int, frame: int = 0) -> Decoded:
             if frame or file.format == "TIFF":
                 file.seek(numbers[frame])
             check_size(path, file.width, file.height, max_pixels)
-            if not _is_deep(path, file):
+            if not _is_for_vips(path, file):
                 return _by_pillow(path, file, numbers[frame])
             page, kind = numbers[frame], file.format.lower()
     except UnidentifiedImageError:
@@ -137,13 +162,16 @@ def check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
                          "--max_pixels changes it)")
 
 
-def _is_deep(path: Path, file: Image.Image) -> bool:
+def _is_for_vips(path: Path, file: Image.Image) -> bool:
+    """Whether a file has more than 8 bits, or samples that Pillow would drop or misread."""
     if file.format == "PNG":
         with open(path, "rb") as stream:
             return stream.read(PNG_DEPTH_OFFSET + 1)[PNG_DEPTH_OFFSET] > 8
     if file.format == "TIFF":
-        signed = SIGNED in np.ravel(file.tag_v2.get(SAMPLE_FORMAT, 1))  # Pillow takes such bytes for unsigned ones
-        return signed or max(np.ravel(file.tag_v2.get(BITS_PER_SAMPLE, 1))) > 8
+        tags = file.tag_v2
+        signed = SIGNED in np.ravel(tags.get(SAMPLE_FORMAT, 1))
+        unspecified = 0 in np.ravel(tags.get(EXTRA_SAMPLES, 2))
+        return signed or unspecified or max(np.ravel(tags.get(BITS_PER_SAMPLE, 1))) > 8
     return False
 
 
@@ -154,10 +182,26 @@ def _by_pillow(path: Path, file: Image.Image, page: int) -> Decoded:
         exif, turned = exif_block.of_tiff(path, page), 1
     else:
         exif, turned = _exif_of(file, path)
-    icc = info.get("icc_profile") or None
-    decoded = Decoded(np.empty(0), kind_of(file), turned, exif, _xmp_of(info), icc)
+    metadata = Metadata(exif, _xmp_of(info), info.get("icc_profile") or None)
+    decoded = Decoded(np.empty(0), kind_of(file), turned, metadata, page)
+    if file.format in ("JPEG", "MPO"):
+        _add_jpeg_data(decoded, file)
+    elif file.format == "GIF" and info.get("comment"):
+        decoded.metadata = replace(decoded.metadata, comments=(info["comment"],))
     decoded.pixels = _pixels(file, decoded, path)
     return decoded
+
+
+def _add_jpeg_data(decoded: Decoded, file: Image.Image) -> None:
+    """Comments, captions, and the resolution of the JFIF header, which comes before that of EXIF."""
+    metadata = decoded.metadata
+    unit, density = file.info.get("jfif_unit"), file.info.get("jfif_density")
+    if unit in JFIF_MILLIMETRES and density and min(density) > 0:
+        x, y = (side / JFIF_MILLIMETRES[unit] for side in density)
+        metadata = replace(metadata, resolution=(x, y))
+    comments = tuple(data for name, data in getattr(file, "applist", ()) if name == "COM")
+    iptc = (file.info.get("photoshop") or {}).get(IPTC_RESOURCE)
+    decoded.metadata = replace(metadata, comments=comments, iptc=iptc if isinstance(iptc, bytes) and iptc else None)
 
 
 def _exif_of(file: Image.Image, path: Path) -> tuple[bytes | None, int]:
@@ -184,9 +228,10 @@ def _pixels(file: Image.Image, decoded: Decoded, path: Path) -> np.ndarray:
     if mode == "CMYK":
         return _from_cmyk(file, decoded, path)
     if mode == "LAB":
-        decoded.icc = None
+        decoded.drop_profile()
         return _by_bands(file, 3, np.dtype(np.uint8), _from_lab)
-    gray = mode in ("1", "L", "LA", "La") or (mode in ("P", "PA") and decoded.icc is None and _gray_palette(file))
+    plain = decoded.metadata.icc is None
+    gray = mode in ("1", "L", "LA", "La") or (mode in ("P", "PA") and plain and _gray_palette(file))
     if "transparency" in file.info or mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         # by way of RGBA, to which every kind of transparency converts
         return _by_bands(file, 2 if gray else 4, np.dtype(np.uint8),
@@ -225,8 +270,8 @@ def _gray_palette(file: Image.Image) -> bool:
 
 def _from_cmyk(file: Image.Image, decoded: Decoded, path: Path) -> np.ndarray:
     """CMYK as sRGB, by its profile if it has one."""
-    icc = usable_profile(decoded.icc, 4, path)
-    decoded.icc = None
+    icc = usable_profile(decoded.metadata.icc, 4, path)
+    decoded.drop_profile()
     return _by_bands(file, 3, np.dtype(np.uint8),
                      lambda band: band.convert("RGB") if icc is None else to_srgb(np.asarray(band), icc))
 
@@ -259,22 +304,34 @@ def _by_vips(path: Path, max_pixels: int, page: int, kind: str) -> Decoded:
     except ValueError as error:
         log.warning("%s: %s and left out", path, error)
         exif = None
-    decoded = Decoded(np.empty(0), SUFFIX_OF.get(kind.upper(), kind), turned if 1 <= turned <= 8 else 1, exif,
-                      blobs["xmp-data"], blobs["icc-profile-data"])
+    decoded = Decoded(np.empty(0), SUFFIX_OF.get(kind.upper(), kind), turned if 1 <= turned <= 8 else 1,
+                      Metadata(exif, blobs["xmp-data"], blobs["icc-profile-data"]), page)
     decoded.pixels = _vips_pixels(picture, decoded, path)
     return decoded
 
 
+def _float_top(path: Path, page: int) -> float:
+    """What white is in a file of float samples: 1 or 255, by the largest one. Raises ImageError where it is neither."""
+    largest = vips_picture(path, access="sequential", page=page).max()
+    if largest <= FLOAT_OVERSHOOT:
+        return 1.0
+    if FLOAT_LEVELS[0] <= largest <= FLOAT_LEVELS[1]:
+        log.info("%s: float samples up to %g are taken for levels from 0 to 255", path, largest)
+        return 255.0
+    raise ImageError(f"{path}: float samples up to {largest:g}: 0 to 1 and 0 to 255 are understood")
+
+
 def _vips_pixels(picture, decoded: Decoded, path: Path) -> np.ndarray:
     if picture.interpretation == "cmyk":
-        icc = usable_profile(decoded.icc, 4, path)
-        decoded.icc = None
+        icc = usable_profile(decoded.metadata.icc, 4, path)
+        decoded.drop_profile()
         colors = picture.extract_band(0, n=4)
         return to_srgb(colors.numpy(), icc) if icc else colors.colourspace("rgb16").numpy()
     if picture.interpretation in ("lab", "labs", "xyz"):
-        decoded.icc, picture = None, picture.colourspace("rgb16")
-    if picture.format in ("float", "double"):  # 0 to 1, in the encoding of the profile as everything else
-        picture = (picture * TOP_16).rint().cast("ushort")
+        decoded.drop_profile()
+        picture = picture.colourspace("rgb16")
+    if picture.format in ("float", "double"):  # in the encoding of the profile as everything else
+        picture = (picture * (TOP_16 / _float_top(path, decoded.page))).rint().cast("ushort")
     elif picture.format == "uint":
         picture = (picture >> 16).cast("ushort")
     elif picture.format not in ("uchar", "ushort"):

@@ -1,4 +1,7 @@
-"""Finished pixels into a picture file with its metadata; until they are all there they wait in memory or a file."""
+"""Finished pixels into a picture file of any kind, with everything that it is to say beside them.
+
+Metadata are put in here, not by libvips, which drops the EXIF fields that it does not know and makes up a resolution.
+"""
 from __future__ import annotations
 
 import io
@@ -6,164 +9,145 @@ import json
 import logging
 import os
 import struct
-import sys
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from PIL import Image
 
 from . import exif as exif_block
-from .exif import LONG8, SHORT, Entry, Layout, directory_bytes
-from .formats import AVIF, FORMATS, INTERPRETATIONS, JPEG, TIFF, register_plugins, vips
-from .picture import Metadata
+from .file_reader import IPTC_RESOURCE, Metadata
+from .formats import AVIF, JPEG, TIFF, register_plugins, vips
+from .picture import IPTC_KEYWORDS, METRE, PNG_RESOLUTION, PNG_START, PNG_TEXTS, XMP_KEYWORD, png_text
 
 log = logging.getLogger(__name__)
 
-STRIP_BYTES = 4 * 2 ** 20
-LAYOUT = Layout("<" if sys.byteorder == "little" else ">", big=True)
-PIXELS_START = 16  # behind the header
-SOFTWARE, SETTINGS = "Software", "VARSR"  # keywords of the text in PNG files
+SOFTWARE, SETTINGS, COMMENT = "Software", "VARSR", "Comment"  # keywords of the text in PNG files
+# Texts of PNG files that EXIF has fields for.
+TEXT_FIELDS = {"Description": exif_block.DESCRIPTION, "Author": exif_block.ARTIST, "Copyright": exif_block.COPYRIGHT}
 PNG_COMPRESSION, PNG_FILTER = 2, "sub"
 TIFF_COMPRESSION_LEVEL = 2
 TIFF_ROWS = 64  # of a strip
 CLASSIC_TIFF_BYTES = 3_500_000_000  # of pixels; a classic TIFF file ends at 4 GiB
-JPEG_SEGMENT_BYTES = 65_500  # that hold an EXIF block
-DEFAULT_RESOLUTION = 72 / 25.4  # pixels per millimetre
+JPEG_SEGMENT_BYTES = 65_533  # that follow a segment's length
+JPEG_EXIF, JPEG_XMP, JPEG_PHOTOSHOP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"Photoshop 3.0\0"
+APP1, APP13, COM = 0xE1, 0xED, 0xFE
+JPEG_START, JFIF_MARKER, JFIF_VERSION = b"\xff\xd8", b"\xff\xe0", 0x0102
+JFIF_END = 20  # of the start of the file and its first segment
+FULL_COLOR_QUALITY = 90  # from here on AVIF keeps colours at full resolution
+SHIFTED_BYTES = 2 ** 24  # at a time
+HEX_LINE = 72  # digits
 
 
-class PixelStore:
-    """Pixels (height, width, channels) of uint8 or uint16, written by rows, then read as one picture.
+class Pixels(Protocol):
+    """What is written, `result_file.PixelStore`: (height, width, channels) of uint8 or uint16."""
 
-    With a path they lie in that file, an uncompressed BigTIFF, which is created or, having the right size, taken over
-    with what it holds. It is written and read in pieces, never mapped whole: the pixels take no memory, and a full
-    disk is an OSError.
-    """
-
-    def __init__(self, shape: tuple[int, int, int], dtype: np.dtype, path: Path | None = None) -> None:
-        self.shape, self.dtype, self.path = shape, np.dtype(dtype), path
-        self.row_bytes = shape[1] * shape[2] * self.dtype.itemsize
-        self._memory: np.ndarray | None = None
-        self._file: int | None = None
-        if path is None:
-            self._memory = np.zeros(shape, self.dtype)
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        end = (PIXELS_START + shape[0] * self.row_bytes + 1) // 2 * 2
-        directory = self._directory(end)
-        size, found = end + len(directory), os.fstat(self._file).st_size
-        if found not in (0, size):  # of another run; never an empty one, which another process may be filling
-            os.ftruncate(self._file, 0)
-        if found != size:
-            self._create(size, end, directory)
-
-    def _create(self, size: int, end: int, directory: bytes) -> None:
-        """Take the room on the disk now: a full disk shows before hours of work, not after."""
-        try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._file, 0, size)
-            else:
-                os.ftruncate(self._file, size)
-            mark = b"II" if LAYOUT.order == "<" else b"MM"
-            self._put(0, mark + struct.pack(LAYOUT.order + "HHHQ", 43, 8, 0, end))
-            self._put(end, directory)
-        except BaseException:
-            self.remove()
-            raise
-
-    def _directory(self, end: int) -> bytes:
-        """The TIFF directory of the pixels, to stand behind them."""
-        height, width, channels = self.shape
-        rows = max(STRIP_BYTES // self.row_bytes, 1)
-        tops = range(0, height, rows)
-        alpha = channels in (2, 4)
-        values = {
-            256: (LONG8, width), 257: (LONG8, height), 258: (SHORT, *[8 * self.dtype.itemsize] * channels),
-            259: (SHORT, 1), 262: (SHORT, 2 if channels > 2 else 1),  # not compressed; RGB or black is 0
-            273: (LONG8, *(PIXELS_START + top * self.row_bytes for top in tops)), 277: (SHORT, channels),
-            278: (LONG8, rows), 279: (LONG8, *(min(rows, height - top) * self.row_bytes for top in tops)),
-            **({338: (SHORT, 2)} if alpha else {}),  # not multiplied into the colours
-        }
-        entries = {tag: Entry.numbers(LAYOUT, *numbers) for tag, numbers in values.items()}
-        return directory_bytes({}, entries, end, LAYOUT)
-
-    def write(self, top: int, rows: np.ndarray) -> None:
-        """Store rows (n, width, channels) from row `top` on. Raises OSError."""
-        if self._memory is not None:
-            self._memory[top:top + len(rows)] = rows
-            return
-        self._put(PIXELS_START + top * self.row_bytes, np.ascontiguousarray(rows))
-
-    def _put(self, place: int, data: bytes | np.ndarray) -> None:
-        rest = memoryview(data).cast("B")
-        while rest:
-            written = os.pwrite(self._file, rest, place)
-            rest, place = rest[written:], place + written
+    shape: tuple[int, int, int]
+    row_bytes: int
 
     def array(self) -> np.ndarray:
-        """All pixels in memory."""
-        if self._memory is not None:
-            return self._memory
-        self._require_file()
-        count = int(np.prod(self.shape))
-        return np.fromfile(self.path, self.dtype, count, offset=PIXELS_START).reshape(self.shape)
+        """All in memory."""
 
-    def picture(self):
-        """All pixels as a libvips picture, which reads them as they are needed."""
-        if self._memory is None:
-            self._require_file()
-            return vips().Image.tiffload(os.fsencode(self.path), access="sequential")
-        height, width, channels = self.shape
-        picture = vips().Image.new_from_memory(self._memory, width, height, channels, FORMATS[self.dtype])
-        return picture.copy(interpretation=INTERPRETATIONS[self.dtype][channels])
-
-    def _require_file(self) -> None:
-        """Raise FileNotFoundError where the file is no longer the one that was written to: pixels that nobody wrote
-        must never become a result."""
-        if not self.path.is_file() or not os.path.samestat(os.fstat(self._file), self.path.stat()):
-            raise FileNotFoundError(f"the pixels that waited in {self.path} were removed while they were needed")
-
-    def close(self) -> None:
-        """Let go of the file, which stays."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-    def remove(self) -> None:
-        """Let go of everything, the file included."""
-        self.close()
-        self._memory = None
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
+    def picture(self) -> object:
+        """As a libvips picture."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What goes into a file beside its pixels."""
+    """What goes into a file beside its pixels. target: the file's name in the end, for warnings."""
 
     metadata: Metadata
     software: str | None
     settings: str | None  # JSON
+    target: Path
 
     @classmethod
-    def of(cls, metadata: Metadata, text: tuple[tuple[str, str], ...]) -> Labels:
+    def of(cls, metadata: Metadata, text: tuple[tuple[str, str], ...], target: Path) -> Labels:
         """From pairs of key and value: `Software` for itself, the others together."""
         pairs = dict(text)
         software = pairs.pop(SOFTWARE, None)
-        return cls(metadata, software, json.dumps(pairs) if pairs else None)
+        return cls(metadata, software, json.dumps(pairs) if pairs else None, target)
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The texts of a PNG file by keyword; damaged ones are left out."""
+        found = {}
+        for name, data in self.metadata.chunks:
+            if name in PNG_TEXTS:
+                try:
+                    keyword, text = png_text(name, data)
+                except (ValueError, zlib.error):
+                    continue
+                found[keyword] = text
+        return found
+
+    @property
+    def programs(self) -> str | None:
+        """The programs that made the picture, in their order, this one last."""
+        if self.software is None:
+            return None
+        before = self.texts.get(SOFTWARE) or exif_block.text_of(self.metadata.exif, exif_block.SOFTWARE) or ""
+        others = [part.strip() for part in before.split(";") if part.strip() and not is_ours(part)]
+        return "; ".join((*others, self.software))
+
+    @property
+    def comment(self) -> str | None:
+        """The settings, where nobody else's comment stands in the EXIF field for it."""
+        before = exif_block.text_of(self.metadata.exif, exif_block.USER_COMMENT)
+        return self.settings if before is None or before.startswith(f'{{"{SETTINGS}"') else None
 
     def exif(self, height: int, width: int) -> bytes | None:
         """The EXIF block for a result of this size; None where there is nothing to say."""
         if self.metadata.exif is None and self.software is None and self.settings is None:
             return None
-        return exif_block.described(self.metadata.exif, height, width, self.software, self.settings,
-                                    srgb=self.metadata.icc is None)
+        texts = {tag: text for keyword, tag in TEXT_FIELDS.items() if (text := self.texts.get(keyword))}
+        return exif_block.described(self.metadata.exif, exif_block.Said(
+            height, width, srgb=self.metadata.icc is None, software=self.programs, comment=self.comment,
+            resolution=self.metadata.resolution, texts=texts))
+
+    def xmp(self) -> bytes | None:
+        """The packet, with the settings where EXIF has no room for them."""
+        packet = self.metadata.xmp
+        if self.settings is None or self.comment is not None:
+            return packet
+        try:
+            return exif_block.with_settings(packet, self.settings)
+        except ValueError as error:
+            log.warning("%s: does not say how it was made: its XMP cannot be added to (%s)", self.target, error)
+            return packet
+
+    def tell_losses(self, suffix: str) -> None:
+        """One line for what files of a kind have no place for."""
+        metadata, kind = self.metadata, suffix
+        lost = []
+        if kind == ".bmp":
+            lost += [name for name, block in (("EXIF", metadata.exif), ("XMP", metadata.xmp)) if block]
+        if kind != ".png":
+            held = {SOFTWARE, SETTINGS, *TEXT_FIELDS, *((COMMENT,) if kind in JPEG else ())}
+            if kind == ".bmp":
+                held = {SOFTWARE, SETTINGS}
+            texts = [keyword for keyword in self.texts if keyword not in held]
+            lost += [f"the texts {', '.join(texts)}"] if texts else []
+            lost += ["the code of its colours"] if any(name not in PNG_TEXTS for name, _ in metadata.chunks) else []
+        if kind not in (".png", *JPEG):
+            lost += ["comments"] if metadata.comments else []
+        if kind not in (".png", *JPEG, *TIFF):
+            lost += ["captions and keywords (IPTC)"] if metadata.iptc else []
+        if lost:
+            log.warning("%s: %s files have no place for %s", self.target, suffix, ", ".join(lost))
 
 
-def encode(store: PixelStore, path: Path, suffix: str, labels: Labels, quality: int) -> None:
+def is_ours(software: str) -> bool:
+    """Whether a program's name is that of this one."""
+    return software.strip().startswith(SETTINGS)
+
+
+def encode(store: Pixels, path: Path, suffix: str, labels: Labels, quality: int) -> None:
     """Write the pixels to `path` as a file of the kind of `suffix`. Raises OSError, ValueError and libvips' Error."""
+    labels.tell_losses(suffix)
     writer = WRITERS.get(suffix)
     if writer is not None:
         writer(store, path, labels, quality)
@@ -171,75 +155,188 @@ def encode(store: PixelStore, path: Path, suffix: str, labels: Labels, quality: 
         _write_by_pillow(store, path, suffix, labels, quality)
 
 
-def _write_png(store: PixelStore, path: Path, labels: Labels, quality: int) -> None:
-    picture = _labelled(store, labels, labels.exif(*store.shape[:2]))
-    kind = vips().GValue.gstr_type
-    for index, (key, text) in enumerate(((SOFTWARE, labels.software), (SETTINGS, labels.settings))):
-        if text is not None:
-            picture.set_type(kind, f"png-comment-{index}-{key}", text)
-    picture.pngsave(os.fsencode(path), compression=PNG_COMPRESSION, filter=PNG_FILTER, keep=_kept(picture))
-
-
-def _write_jpeg(store: PixelStore, path: Path, labels: Labels, quality: int) -> None:
-    block = labels.exif(*store.shape[:2])
-    if block is not None and len(block) > JPEG_SEGMENT_BYTES:
-        log.warning("%s: the EXIF data is too long for a JPEG file and left out", path)
-        block = None
-    picture = _labelled(store, labels, block)
-    picture.jpegsave(os.fsencode(path), Q=quality, keep=_kept(picture))
-
-
-def _write_webp(store: PixelStore, path: Path, labels: Labels, quality: int) -> None:
-    picture = _labelled(store, labels, labels.exif(*store.shape[:2]))
-    picture.webpsave(os.fsencode(path), Q=quality, keep=_kept(picture))
-
-
-def _write_avif(store: PixelStore, path: Path, labels: Labels, quality: int) -> None:
-    picture = _labelled(store, labels, labels.exif(*store.shape[:2]))
-    picture.heifsave(os.fsencode(path), compression="av1", Q=quality, keep=_kept(picture))
-
-
-def _write_tiff(store: PixelStore, path: Path, labels: Labels, quality: int) -> None:
-    size = store.shape[0] * store.row_bytes
-    _labelled(store, labels, None).tiffsave(
-        os.fsencode(path), compression="deflate", level=TIFF_COMPRESSION_LEVEL, predictor="horizontal", tile=False,
-        tile_height=TIFF_ROWS, bigtiff=size > CLASSIC_TIFF_BYTES)
-    block = labels.exif(*store.shape[:2])
-    if block is not None:  # libvips writes none into TIFF files
-        exif_block.into_tiff(path, block)
-
-
-def _labelled(store: PixelStore, labels: Labels, exif: bytes | None):
-    """The pixels as a libvips picture that carries its metadata."""
-    resolution = exif_block.resolution(labels.metadata.exif) or (DEFAULT_RESOLUTION, DEFAULT_RESOLUTION)
-    picture = store.picture().copy(xres=resolution[0], yres=resolution[1])
-    kind = vips().GValue.blob_type
-    blobs = {"exif-data": exif and b"Exif\0\0" + exif, "xmp-data": labels.metadata.xmp,
-             "icc-profile-data": labels.metadata.icc}
-    for name, blob in blobs.items():
-        if blob is not None:
-            picture.set_type(kind, name, blob)
+def _with_profile(store: Pixels, labels: Labels):
+    """The pixels as a libvips picture that carries its colour profile."""
+    picture = store.picture().copy()
+    if labels.metadata.icc is not None:
+        picture.set_type(vips().GValue.blob_type, "icc-profile-data", labels.metadata.icc)
     return picture
 
 
-def _kept(picture) -> str:
-    """Everything; without an EXIF block libvips would make one of its own."""
-    return "all" if picture.get_typeof("exif-data") else "xmp:icc:other"
+def _write_png(store: Pixels, path: Path, labels: Labels, quality: int) -> None:
+    _with_profile(store, labels).pngsave(os.fsencode(path), compression=PNG_COMPRESSION, filter=PNG_FILTER, keep="icc")
+    with open(path, "rb") as stream:
+        head, end = _png_head(stream)
+    chunks = [*((name, data) for name, data in head if name != PNG_RESOLUTION), *_png_labels(labels, *store.shape[:2])]
+    _replace_head(path, end, b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(*chunk) for chunk in chunks))
 
 
-def _write_by_pillow(store: PixelStore, path: Path, suffix: str, labels: Labels, quality: int) -> None:
-    """The kinds that libvips does not write; the pixels are in memory at once."""
+def _png_head(stream: BinaryIO) -> tuple[list[tuple[bytes, bytes]], int]:
+    """Chunks before the pixels, and where those start."""
+    chunks: list[tuple[bytes, bytes]] = []
+    place = stream.seek(PNG_START)
+    while True:
+        length, name = struct.unpack(">I4s", stream.read(8))
+        if name == b"IDAT":
+            return chunks, place
+        chunks.append((name, stream.read(length)))
+        place = stream.seek(4, os.SEEK_CUR)
+
+
+def _png_chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def _png_labels(labels: Labels, height: int, width: int) -> Iterator[tuple[bytes, bytes]]:
+    """The chunks that say something of the picture: those it came with, then ours."""
+    metadata = labels.metadata
+    if metadata.resolution is not None:
+        x, y = (round(side * 1000) for side in metadata.resolution)
+        yield PNG_RESOLUTION, struct.pack(">IIB", x, y, METRE)
+    exif = labels.exif(height, width)
+    if exif is not None:
+        yield b"eXIf", exif
+    if metadata.xmp is not None:  # the settings have a text of their own
+        yield b"iTXt", XMP_KEYWORD + b"\0" * 5 + metadata.xmp
+    replaced = {word for word, text in ((SOFTWARE, labels.software), (SETTINGS, labels.settings)) if text is not None}
+    for name, data in metadata.chunks:
+        if name not in PNG_TEXTS or data.partition(b"\0")[0].decode("latin-1") not in replaced:
+            yield name, data
+    for comment in metadata.comments:
+        yield _png_text(COMMENT, comment.decode("utf-8", "replace").strip("\0"))
+    if metadata.iptc is not None:
+        digits = _photoshop(metadata.iptc).hex()
+        lines = "\n".join(digits[i:i + HEX_LINE] for i in range(0, len(digits), HEX_LINE))
+        yield _png_text(IPTC_KEYWORDS[0].decode(), f"\niptc\n{len(digits) // 2:8d}\n{lines}\n")
+    for keyword, text in ((SOFTWARE, labels.programs), (SETTINGS, labels.settings)):
+        if text is not None:
+            yield _png_text(keyword, text)
+
+
+def _png_text(keyword: str, text: str) -> tuple[bytes, bytes]:
+    try:
+        return b"tEXt", keyword.encode("latin-1") + b"\0" + text.encode("latin-1")
+    except UnicodeEncodeError:
+        return b"iTXt", keyword.encode("latin-1") + b"\0" * 5 + text.encode("utf-8", "replace")
+
+
+def _photoshop(iptc: bytes) -> bytes:
+    """A record of captions and keywords as a resource of Photoshop's, without a name."""
+    return b"8BIM" + struct.pack(">HHI", IPTC_RESOURCE, 0, len(iptc)) + iptc + b"\0" * (len(iptc) % 2)
+
+
+def _write_jpeg(store: Pixels, path: Path, labels: Labels, quality: int) -> None:
+    _with_profile(store, labels).jpegsave(os.fsencode(path), Q=quality, keep="icc")
+    with open(path, "rb") as stream:
+        has_header = stream.read(JFIF_END)[2:4] == JFIF_MARKER
+    header = JPEG_START + JFIF_MARKER + struct.pack(">H5sHBHHH", JFIF_END - 4, b"JFIF\0", JFIF_VERSION,
+                                                    *_jfif_density(labels.metadata.resolution), 0)
+    _replace_head(path, JFIF_END if has_header else len(JPEG_START),
+                  header + b"".join(_jpeg_labels(labels, *store.shape[:2])))
+
+
+def _jfif_density(resolution: tuple[float, float] | None) -> tuple[int, int, int]:
+    """Unit (0 none, 1 inch, 2 centimetre) and whole pixels in it, in the unit that loses less."""
+    choices = []
+    for unit, millimetres in ((1, 25.4), (2, 10.0)) if resolution else ():
+        exact = [side * millimetres for side in resolution]
+        whole = [round(side) for side in exact]
+        if all(0 < side < 2 ** 16 for side in whole):
+            choices.append((max(abs(a - b) / a for a, b in zip(exact, whole, strict=True)), (unit, *whole)))
+    return min(choices)[1] if choices else (0, 1, 1)
+
+
+def _jpeg_labels(labels: Labels, height: int, width: int) -> Iterator[bytes]:
+    """The segments that say something of the picture; what is too long for one is left out and told."""
+    metadata, xmp = labels.metadata, labels.xmp()
+    comments = [*metadata.comments, *([labels.texts[COMMENT].encode()] if COMMENT in labels.texts else ())]
+    blocks: Iterable[tuple[str, int, bytes, bytes | None]] = (
+        ("EXIF data", APP1, JPEG_EXIF, labels.exif(height, width)), ("XMP", APP1, JPEG_XMP, xmp),
+        ("IPTC data", APP13, JPEG_PHOTOSHOP, metadata.iptc and _photoshop(metadata.iptc)),
+        *(("comment", COM, b"", comment) for comment in comments))
+    for what, marker, prefix, block in blocks:
+        if block is None:
+            continue
+        if len(prefix) + len(block) > JPEG_SEGMENT_BYTES:
+            log.warning("%s: the %s is too long for a JPEG file and left out", labels.target, what)
+            continue
+        yield struct.pack(">BBH", 0xFF, marker, len(prefix) + len(block) + 2) + prefix + block
+
+
+def _replace_head(path: Path, length: int, head: bytes) -> None:
+    """Put a head of another length in place of the first bytes of a file, the rest moves; in pieces, in place."""
+    with open(path, "r+b") as stream:
+        size, shift = stream.seek(0, os.SEEK_END), len(head) - length
+        places = range(length, size, SHIFTED_BYTES) if shift else ()
+        for place in reversed(places) if shift > 0 else places:
+            stream.seek(place)
+            data = stream.read(min(SHIFTED_BYTES, size - place))
+            stream.seek(place + shift)
+            stream.write(data)
+        stream.truncate(size + shift)
+        stream.seek(0)
+        stream.write(head)
+
+
+def _write_webp(store: Pixels, path: Path, labels: Labels, quality: int) -> None:
+    exif, xmp = labels.exif(*store.shape[:2]), labels.xmp()
+    picture = _with_profile(store, labels)
+    for name, block in (("exif-data", exif and JPEG_EXIF + exif), ("xmp-data", xmp)):
+        if block is not None:
+            picture.set_type(vips().GValue.blob_type, name, block)
+    picture.webpsave(os.fsencode(path), Q=quality, keep="exif:xmp:icc" if exif else "xmp:icc")
+    if exif is not None:
+        _replace_webp_exif(path, exif)
+
+
+def _replace_webp_exif(path: Path, exif: bytes) -> None:
+    """Put the block as it is in place of what libvips made of it; behind it comes XMP alone (RFC 9649, 2.7)."""
+    with open(path, "r+b") as stream:
+        size, place = stream.seek(0, os.SEEK_END), 12
+        while True:
+            stream.seek(place)
+            name, length = struct.unpack("<4sI", stream.read(8))
+            if name == b"EXIF":
+                break
+            place += 8 + length + length % 2
+        stream.seek(place + 8 + length + length % 2)
+        rest = stream.read(size)
+        stream.seek(place)
+        stream.write(struct.pack("<4sI", b"EXIF", len(exif)) + exif + b"\0" * (len(exif) % 2) + rest)
+        stream.truncate()
+        end = stream.tell()
+        stream.seek(4)
+        stream.write(struct.pack("<I", end - 8))
+
+
+def _write_tiff(store: Pixels, path: Path, labels: Labels, quality: int) -> None:
+    picture, xmp = _with_profile(store, labels), labels.xmp()
+    if xmp is not None:
+        picture.set_type(vips().GValue.blob_type, "xmp-data", xmp)
+    picture.tiffsave(
+        os.fsencode(path), compression="deflate", level=TIFF_COMPRESSION_LEVEL, predictor="horizontal", tile=False,
+        tile_height=TIFF_ROWS, bigtiff=store.shape[0] * store.row_bytes > CLASSIC_TIFF_BYTES)
+    more = {exif_block.IPTC_RECORD: labels.metadata.iptc} if labels.metadata.iptc else {}
+    exif_block.into_tiff(path, labels.exif(*store.shape[:2]), more, labels.metadata.resolution)
+
+
+def _write_by_pillow(store: Pixels, path: Path, suffix: str, labels: Labels, quality: int) -> None:
+    """The kinds that libvips does not write, or not with all that they can say; the pixels are in memory at once."""
     register_plugins()
     pixels, buffer = store.array(), io.BytesIO()
     exif = labels.exif(*store.shape[:2])
-    options = {"exif": exif, "icc_profile": labels.metadata.icc, "xmp": labels.metadata.xmp, "quality": quality}
+    dots = [side * exif_block.MILLIMETRES[exif_block.INCH] for side in labels.metadata.resolution or (0, 0)]
+    options = {"exif": exif, "icc_profile": labels.metadata.icc, "xmp": labels.xmp(), "quality": quality,
+               "dpi": tuple(dots) if suffix == ".bmp" else None}
+    if suffix in AVIF:
+        options["exif"] = exif and exif_block.without_orientation(exif)  # Pillow would write the rest anew
+        options["subsampling"] = "4:4:4" if quality >= FULL_COLOR_QUALITY else "4:2:0"
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(
         buffer, Image.registered_extensions()[suffix],
         **{name: value for name, value in options.items() if value is not None})
     path.write_bytes(buffer.getbuffer())  # Pillow itself overlooks what a full disk does not take
 
 
-WRITERS: dict[str, Callable[[PixelStore, Path, Labels, int], None]] = {
-    ".png": _write_png, ".webp": _write_webp, **dict.fromkeys(AVIF, _write_avif),
-    **dict.fromkeys(JPEG, _write_jpeg), **dict.fromkeys(TIFF, _write_tiff),
+WRITERS: dict[str, Callable[[Pixels, Path, Labels, int], None]] = {
+    ".png": _write_png, ".webp": _write_webp, **dict.fromkeys(JPEG, _write_jpeg), **dict.fromkeys(TIFF, _write_tiff),
 }

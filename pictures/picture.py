@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,22 @@ from torch import Tensor
 
 from utils.errors import first_line
 
-from .exif import ORIENTATION, SOFTWARE
-from .file_reader import Decoded, decode, is_tiff, kind_of, open_picture, pages, usable_profile, vips_picture
+from . import exif as exif_block
+from .exif import DAMAGED, GAIN_MAPS, ORIENTATION, SOFTWARE, without_gain_map
+from .file_reader import (
+    IPTC_RESOURCE,
+    Decoded,
+    Metadata,
+    decode,
+    is_tiff,
+    kind_of,
+    open_picture,
+    pages,
+    usable_profile,
+    vips_picture,
+)
 from .formats import ImageError, reason, vips
-from .icc import is_srgb, to_srgb
+from .icc import Colors, is_srgb, made_profile, png_colors, to_srgb
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +43,16 @@ MAX_PIXELS = 2 ** 28  # 16384 x 16384: 805 MB as 8-bit RGB
 # tiff:Orientation in both ways RDF writes a property
 XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:>|\s*=\s*[\"'])\s*)[2-8]")
 
+MAX_BLOCK = 2 ** 20  # bytes of one text or block of metadata, and of all texts together
+PNG_START = 8  # behind the signature
+PNG_TEXTS, PNG_COLORS, PNG_RESOLUTION = (b"tEXt", b"zTXt", b"iTXt"), (b"cICP", b"sRGB", b"gAMA", b"cHRM"), b"pHYs"
+METRE = 1  # the unit of a PNG's resolution
+XMP_KEYWORD = b"XML:com.adobe.xmp"
+IPTC_KEYWORDS = (b"Raw profile type iptc", b"Raw profile type 8bim")
+PROFILE_KEYWORDS = (*IPTC_KEYWORDS,
+                    *(b"Raw profile type " + kind for kind in (b"exif", b"APP1", b"xmp", b"icc", b"icm")))
+IIM_START = b"\x1c"  # of a record of captions and keywords
+HEAD_BYTES = 2 ** 16  # of an AVIF file, that hold its colour codes
 PNG_SOFTWARE = "Software"  # keyword of PNG text
 
 # All that Pillow and its plugins raise for one damaged file or another
@@ -87,15 +110,6 @@ def _enlarged(coarse: Tensor, top: int, bottom: int, width: int) -> Tensor:
     first, last = max(top // 2 - 1, 0), min((bottom + 1) // 2 + 1, coarse.shape[1])
     double = F.interpolate(coarse[None, :, first:last], scale_factor=2, mode="bilinear", align_corners=False)[0]
     return double[:, top - 2 * first:bottom - 2 * first, :width]
-
-
-@dataclass(frozen=True)
-class Metadata:
-    """What a file says beside its pixels. `exif` starts at its TIFF header, says orientation 1, has no thumbnail."""
-
-    exif: bytes | None = None
-    xmp: bytes | None = None
-    icc: bytes | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,10 +203,120 @@ def software_of(path: str | Path) -> str | None:
     return said if isinstance(said, str) else None
 
 
+def _side_data(decoded: Decoded, path: Path) -> tuple[Metadata, Colors | None]:
+    """The metadata with what stands beside EXIF, XMP and profile in the kinds whose structure is read here, PNG, TIFF
+    and AVIF; and what the file says of its colours where it has no profile."""
+    metadata, colors = decoded.metadata, None
+    if metadata.resolution is None:
+        metadata = replace(metadata, resolution=exif_block.resolution(metadata.exif))
+    if decoded.format == "png":
+        metadata, colors = _with_png_chunks(metadata, path)
+    elif decoded.format == "tif":
+        with suppress(*DAMAGED):
+            tags = (*exif_block.RESOLUTION, exif_block.IPTC_RECORD)
+            entries, layout = exif_block.tiff_entries(path, decoded.page, tags)
+            iptc = entries[exif_block.IPTC_RECORD].data if exif_block.IPTC_RECORD in entries else None
+            metadata = replace(metadata, resolution=exif_block.resolution_of(entries, layout), iptc=iptc or None)
+    elif decoded.format == "avif":
+        colors = _nclx(path)
+    if colors is not None and colors.is_hdr:
+        raise ImageError(f"{path}: an HDR picture ({colors.name}): its tones would come out wrong, convert it to SDR")
+    return metadata, colors
+
+
+def png_chunks(path: Path) -> Iterator[tuple[bytes, bytes]]:
+    """Names and data of the chunks of a PNG file that say something of the picture; too long ones are left out."""
+    with open(path, "rb") as stream:
+        stream.seek(PNG_START)
+        while len(head := stream.read(8)) == 8:
+            length, name = struct.unpack(">I4s", head)
+            if name not in PNG_TEXTS + PNG_COLORS + (PNG_RESOLUTION,):
+                stream.seek(length + 4, os.SEEK_CUR)
+            elif length > MAX_BLOCK:
+                log.warning("%s: a %s chunk of %d bytes is left out, it is too long", path, name.decode(), length)
+                stream.seek(length + 4, os.SEEK_CUR)
+            else:
+                yield name, stream.read(length)
+                stream.seek(4, os.SEEK_CUR)
+
+
+def png_text(name: bytes, data: bytes) -> tuple[str, str]:
+    """Keyword and text of a text chunk (PNG, 11.3.3). Raises ValueError where it is damaged or grows too long."""
+    keyword, _, rest = data.partition(b"\0")
+    packed = name == b"zTXt"
+    if name == b"iTXt":
+        packed, rest = rest[:1] == b"\1", rest[2:].partition(b"\0")[2].partition(b"\0")[2]
+    elif packed:
+        rest = rest[1:]
+    if packed:
+        unpacker = zlib.decompressobj()
+        rest = unpacker.decompress(rest, MAX_BLOCK)
+        if unpacker.unconsumed_tail:
+            raise ValueError("a text that is too long")
+    return keyword.decode("latin-1"), rest.decode("utf-8" if name == b"iTXt" else "latin-1", "replace")
+
+
+def _with_png_chunks(metadata: Metadata, path: Path) -> tuple[Metadata, Colors | None]:
+    kept, found, total = [], {}, 0
+    for name, data in png_chunks(path):
+        if name not in PNG_TEXTS:
+            found.setdefault(name, data)
+            continue
+        total += len(data)
+        keyword = data.partition(b"\0")[0]
+        if keyword in (XMP_KEYWORD, *PROFILE_KEYWORDS) or total > MAX_BLOCK:
+            if keyword in IPTC_KEYWORDS:
+                with suppress(ValueError, zlib.error):
+                    metadata = replace(metadata, iptc=_iptc_of_profile(png_text(name, data)[1]))
+            continue
+        kept.append((name, data))
+    if total > MAX_BLOCK:
+        log.warning("%s: more than %d bytes of texts; what is beyond is left out", path, MAX_BLOCK)
+    if len(density := found.get(PNG_RESOLUTION, b"")) == 9:
+        x, y, unit = struct.unpack(">IIB", density)
+        if unit == METRE and x and y:
+            metadata = replace(metadata, resolution=(x / 1000, y / 1000))
+    colors = png_colors(found)
+    if colors is not None and not colors.known and not colors.is_hdr:
+        log.warning("%s: its colours are said by codes that are not known (%s): taken for sRGB", path, colors.name)
+        return replace(metadata, chunks=(*kept, (b"cICP", found[b"cICP"]))), None
+    return replace(metadata, chunks=tuple(kept)), colors
+
+
+def _iptc_of_profile(text: str) -> bytes | None:
+    """The IIM record of a "Raw profile type iptc" text (ImageMagick's): name, length, lines of hexadecimal digits."""
+    data = bytes.fromhex("".join(text.split()[2:]))
+    return data if data[:1] == IIM_START else photoshop_resource(data)
+
+
+def photoshop_resource(data: bytes) -> bytes | None:
+    """The IIM record among Photoshop's resources; None where there is none."""
+    place = data.find(b"8BIM" + struct.pack(">H", IPTC_RESOURCE))
+    if place < 0 or len(data) < place + 7:
+        return None
+    place += 6 + (data[place + 6] + 2) // 2 * 2  # its name, padded with its length to an even number
+    if len(data) < place + 4:
+        return None
+    length = struct.unpack_from(">I", data, place)[0]
+    return data[place + 4:place + 4 + length] or None
+
+
+def _nclx(path: Path) -> Colors | None:
+    """The colour codes of an AVIF file, which stand near its start."""
+    with open(path, "rb") as stream:
+        head = stream.read(HEAD_BYTES)
+    place = head.find(b"colrnclx")
+    if place < 0 or len(head) < place + 15:
+        return None
+    primaries, transfer = struct.unpack_from(">HH", head, place + 8)
+    return Colors.of_codes(primaries, transfer)
+
+
 def _finished(decoded: Decoded, path: Path) -> Picture:
     channels = decoded.pixels.shape[2]
     colors = channels - 1 if channels in (2, 4) else channels
-    icc = usable_profile(decoded.icc, colors, path)
+    metadata, said = _side_data(decoded, path)
+    icc = usable_profile(metadata.icc, colors, path) or made_profile(said, colors)
     pixels = _upright(decoded.pixels, decoded.orientation)
     color, alpha = pixels[:, :, :colors], pixels[:, :, colors] if colors < channels else None
     if icc is not None and not is_srgb(icc):
@@ -201,8 +325,18 @@ def _finished(decoded: Decoded, path: Path) -> Picture:
         color, alpha = np.array(color, order="C"), np.array(alpha, order="C")
         bleed(color, alpha)
     color = np.ascontiguousarray(color)
-    xmp = XMP_ORIENTATION.sub(rb"\g<1>1", decoded.xmp) if decoded.xmp else None
-    return Picture(color, alpha, colors == 1, Metadata(decoded.exif, xmp, icc), decoded.format)
+    metadata = replace(metadata, icc=icc, xmp=_result_xmp(metadata.xmp, path))
+    return Picture(color, alpha, colors == 1, metadata, decoded.format)
+
+
+def _result_xmp(xmp: bytes | None, path: Path) -> bytes | None:
+    """What of a packet is true of a result too: upright, without the second picture that makes a photograph HDR."""
+    if xmp is None:
+        return None
+    if any(name in xmp for name in GAIN_MAPS):
+        log.warning("%s: its gain map (what makes it HDR) is left out, and the XMP that announces it", path)
+        xmp = without_gain_map(xmp)
+    return XMP_ORIENTATION.sub(rb"\g<1>1", xmp) if xmp else None
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -16,7 +16,15 @@ from inference.generate import Work, batch_size_for, generate_windows
 from inference.jobs import AUTO, OutputNames, SizeRequest
 from inference.render import COLOR_FIXES, render
 from inference.script import making_of
-from inference.settings import EMBEDDED, PUBLISHED, RestoreSettings, fast_generation, fast_pruning, load_model
+from inference.settings import (
+    EMBEDDED,
+    PUBLISHED,
+    ModelDescription,
+    RestoreSettings,
+    fast_generation,
+    fast_pruning,
+    load_model,
+)
 from inference.windows import TiledPicture
 from models.fastvar import FastVARConfig
 from models.varsr import VARSR, ScaleStep
@@ -158,8 +166,8 @@ class Models:
         self.device, self.dtype = device, dtype
         self.lock, self.key, self.loaded = threading.Lock(), None, None
 
-    def get(self, source: str, super_resolution: bool = True) -> tuple[VARSR, str]:
-        """A model and the line that describes it. Raises ValueError or FileNotFoundError."""
+    def get(self, source: str, super_resolution: bool = True) -> tuple[VARSR, ModelDescription]:
+        """A model and which it is. Raises ValueError or FileNotFoundError."""
         with self.lock:
             if self.key != (source, super_resolution):
                 self.key = self.loaded = None  # its memory must be free before the next one comes
@@ -179,7 +187,7 @@ def checked_picture(request: RestoreRequest, max_pixels: int) -> tuple[Picture, 
     return picture, (height, width)
 
 
-def restore_file(model: VARSR, description: str, request: RestoreRequest, folder: Path, max_pixels: int,
+def restore_file(model: VARSR, description: ModelDescription, request: RestoreRequest, folder: Path, max_pixels: int,
                  tell: Tell) -> None:
     """Restore a picture into a file in `folder`, telling every scale, batch of windows and band of rows.
 

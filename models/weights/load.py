@@ -4,6 +4,7 @@ Nothing is loaded before every name, shape and value has been checked, and no st
 """
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".json")
 
 TRANSFORMER_FILES = (TRANSFORMER_FILE, "VARSR_C2I.pth", "var_d24.pth")  # what a folder is searched for, in order
 TOKENIZER_FILES = (TOKENIZER_FILE, "vae_ch160v4096z32.pth")
+HASHED_WHOLE, HASHED_BLOCK, HASHED_PARTS, HASH_DIGITS = 2 ** 28, 2 ** 20, 128, 16
 _ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(/(?P<file>[\w.-]+\.pth))?")
 
 
@@ -143,6 +145,26 @@ def _locate(source: str | PathLike, revision: str | None, cache_dir: str | PathL
             remedy = f"download {path.name} from https://huggingface.co/{repo} and put it into {LOCAL_FOLDER}"
         raise FileNotFoundError(f"{path} does not exist: {remedy}")
     return download_model(*hub_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only)
+
+
+def identity(source: str | PathLike) -> str:
+    """What a result says of its model, which is here: its name and the first digits of its weights' SHA-256, no path.
+
+    source: as for `load_pretrained`. Of files above 256 MB, which would take seconds, the hash is that of their size
+    and of evenly spread parts ("sampled").
+    """
+    path = _locate(source, None, None, local_files_only=True)
+    name = path.resolve().name if Path(source).exists() else str(source)
+    weights = path / WEIGHTS_FILE if path.is_dir() else path
+    size = weights.stat().st_size
+    whole = size <= HASHED_WHOLE
+    places = range(0, size, HASHED_BLOCK) if whole else (size * i // HASHED_PARTS for i in range(HASHED_PARTS))
+    digest = hashlib.sha256(b"" if whole else str(size).encode())
+    with open(weights, "rb") as stream:
+        for place in places:
+            stream.seek(place)
+            digest.update(stream.read(HASHED_BLOCK))
+    return f"{name} ({'' if whole else 'sampled '}sha256 {digest.hexdigest()[:HASH_DIGITS]})"
 
 
 def _load_folder(folder: Path, dtype: torch.dtype | None = None) -> tuple[VARSRConfig, State]:

@@ -57,7 +57,7 @@ def test_damaged_blocks_raise_value_error(data: bytes) -> None:
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_described_adds_fields_and_moves_nothing(order: str) -> None:
     before = block(order)
-    after = exif.described(before, 60, 80, "software", '{"seed": "1"}', srgb=True)
+    after = exif.described(before, exif.Said(60, 80, True, "software", '{"seed": "1"}'))
     old, new = read(before), read(after)
     assert after.index(MAKER_NOTE) == before.index(MAKER_NOTE) and after.index(ARTIST) == before.index(ARTIST)
     assert new["main"].pop(0x0131) == "software" and new["details"].pop(0x9286) == b'ASCII\0\0\0{"seed": "1"}'
@@ -69,7 +69,7 @@ def test_described_adds_fields_and_moves_nothing(order: str) -> None:
 
 
 def test_described_makes_a_new_block() -> None:
-    new = read(exif.described(None, 6, 8, "software", None, srgb=False))
+    new = read(exif.described(None, exif.Said(6, 8, False, "software")))
     assert new["main"][0x0131] == "software" and new["details"] == {0xA001: 0xFFFF}
 
 
@@ -78,7 +78,7 @@ def test_described_makes_a_new_block() -> None:
 def test_into_a_tiff_file_and_out_again(tmp_path: Path, order: str, big: bool) -> None:
     path, pixels = tmp_path / "a.tif", np.arange(48, dtype=np.uint8).reshape(6, 8)
     tifffile.imwrite(path, pixels, bigtiff=big, byteorder="<", rowsperstrip=2)
-    exif.into_tiff(path, exif.upright(block(order)))
+    exif.into_tiff(path, exif.upright(block(order)), {}, (1.0, 1.0))
     with tifffile.TiffFile(path) as file:
         tags = file.pages[0].tags
         assert file.is_bigtiff == big and np.array_equal(file.asarray(), pixels)
