@@ -171,7 +171,8 @@ def test_script_page_and_api_guide_alike(tmp_path: Path, side: int, windows: int
 
 def test_fast_is_the_fast_of_the_script(model: VARSR, weights: Path, source: Path) -> None:
     def result(request: RestoreRequest) -> torch.Tensor:
-        return told(lambda tell: restore_file(model, SMALL, request, source.parent / "out", PLENTY, tell))[-1].pictures[1]
+        news = told(lambda tell: restore_file(model, SMALL, request, source.parent / "out", PLENTY, tell))
+        return news[-1].pictures[1]
     plain, fast = result(RestoreRequest(source, cfg=2.0)), result(RestoreRequest(source, cfg=2.0, fast=True))
     flags = ("-i", source, "-o", source.parent / "x.png", "--model", weights, "--cfg", 2, "--dtype", "fp32", "--fast")
     assert tile_script.main([str(flag) for flag in flags]) == 0
@@ -186,7 +187,8 @@ def test_fidelity_is_the_fidelity_of_the_script(source: Path, tmp_path: Path) ->
     made = {}
     for fidelity in (0.0, 0.5, 1.0):
         request = RestoreRequest(source, fidelity=fidelity)
-        news = told(lambda tell, request=request: restore_file(detailed, SMALL, request, tmp_path / "out", PLENTY, tell))
+        news = told(lambda tell, request=request: restore_file(detailed, SMALL, request, tmp_path / "out", PLENTY,
+                                                               tell))
         flags = ("-i", source, "-o", tmp_path / "x.png", "--model", tmp_path / "detailed", "--fidelity", fidelity,
                  "--dtype", "fp32")
         assert tile_script.main([str(flag) for flag in flags]) == 0
