@@ -63,14 +63,20 @@ def _draw_all(args, model, labels, options) -> int:
     from inference.classes import ClassPicture, class_title, draw
     from pictures.rgb import save_picture, write_image
     from pictures.sheets import ContactSheet
+    written = 0
     requested = [ClassPicture(label, index) for label in labels for index in range(args.n)]
     sheet = ContactSheet()
     drawn = draw(model, requested, options, args.seed, args.batch_size)
-    for item, picture in tqdm(drawn, total=len(requested), unit="picture", dynamic_ncols=True):
-        write_image(args.output / item.file_name, picture)
-        sheet.add(class_title(model.config, item.label), picture)
+    try:
+        for item, picture in tqdm(drawn, total=len(requested), unit="picture", dynamic_ncols=True):
+            write_image(args.output / item.file_name, picture)
+            sheet.add(class_title(model.config, item.label), picture)
+            written += 1
+    except KeyboardInterrupt:
+        print(f"{written} of {len(requested)} pictures written to {args.output}, no contact sheet")
+        raise
     save_picture(sheet.render(), args.output / "contact_sheet.png")
-    return len(requested)
+    return written
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import math
 import os
 import tarfile
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,7 +19,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from pictures.formats import SUFFIXES, ImageError
+from pictures.formats import NEEDED, SUFFIXES, ImageError
 from pictures.picture import read_picture
 from utils.errors import UserError
 
@@ -83,6 +84,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
     def unreadable(error: OSError) -> None:
         log.warning("skipped folder %s: %s", error.filename, error.strerror)
     seen: set[str] = set()
+    unknown: Counter[str] = Counter()
     for parent, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:
@@ -93,6 +95,10 @@ def _files_below(folder: Path) -> Iterator[Path]:
         for name in names:
             if _is_picture(name) or (name.lower().endswith(SHARD) and not name.startswith(".")):
                 yield Path(parent, name)
+            elif (suffix := PurePosixPath(name).suffix.lower()) in NEEDED:
+                unknown[suffix] += 1
+    for suffix, count in sorted(unknown.items()):
+        log.warning("%s: %d %s files are left out: they need %s", folder, count, suffix, NEEDED[suffix])
 
 
 def _in_shard(path: Path, weight: float) -> list[Entry]:

@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import UserError, guarded
 
 CLASS_LIST = Path(__file__).with_name("classes.txt")
 
@@ -62,4 +62,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded("class_set", main))

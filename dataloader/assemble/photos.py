@@ -19,6 +19,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from utils.errors import guarded
+
 from .sources import (
     PackagedPhoto,
     SourceError,
@@ -146,4 +148,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded("photos", main))

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from utils.errors import UserError
+from utils.errors import UserError, guarded
 
 from ..degradation import LEVELS, Degradation
 from ..entries import read_rgb
@@ -133,4 +133,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded("sample_set", main))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from utils.errors import guarded
 from utils.flags import OneLineParser
 
 from .hub_files import HubError, HubFile, fault, fetch, list_files, remember, remembered
@@ -93,4 +94,4 @@ def _verify_bar(file: HubFile) -> tqdm:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded("download", main))

@@ -129,3 +129,13 @@ def test_failures_are_named_once_and_counted(caplog):
             failures.add(name, f"{name}: cannot be read")
     assert len(failures) == 2 and caplog.text.count("a.png") == 1
     assert [name for name, _ in failures.take_news()] == ["a.png", "b.png"] and not failures.take_news()
+
+
+def test_files_that_need_a_package_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                               caplog: pytest.LogCaptureFixture) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for name in "bc":
+        (tmp_path / f"{name}.xyz").touch()
+    monkeypatch.setattr("dataloader.entries.NEEDED", {".xyz": "a-package"})
+    assert len(find_entries(tmp_path)) == 1
+    assert [line for line in caplog.messages if "2 .xyz" in line and "a-package" in line]
