@@ -97,7 +97,11 @@ def collect(pattern: str, recursive: bool = False, output: Path | None = None) -
                              + ("" if recursive else "; --recursive looks into its sub-folders")
                              + "".join(f"; {line}" for line in left_out_lines(found.left_out)))
         return found
-    found = Found([(path, Path()) for path in _matching(pattern)])
+    matching = _matching(pattern)
+    # a file of an unknown ending is one that was meant only where nothing else matches
+    known = [path for path in matching if path.suffix.lower() in SUFFIXES] or matching
+    found = Found([(path, Path()) for path in known])
+    found.left_out.update(path.suffix.lower() for path in matching if path not in known)
     if not found.pictures:
         raise InputError(f"--input {pattern}: no such file or folder, and no file matches it as a pattern")
     return found

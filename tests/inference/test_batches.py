@@ -444,6 +444,10 @@ def test_a_folder_with_nothing_but_files_that_need_a_package(tmp_path: Path, mon
 def test_brackets_links_and_folders_that_are_called_like_pictures(tmp_path: Path) -> None:
     noise(tmp_path / "trip [2019]" / "a.jpg")
     noise(tmp_path / "trip [2019]" / "album.jpg" / "b.jpg")
+    (tmp_path / "trip [2019]" / "notes.txt").touch()
+    found = collect(str(tmp_path / "trip [2019]" / "*"))
+    assert [path.name for path, _ in found.pictures] == ["a.jpg"] and found.left_out == {".txt": 1}
+    assert [path.name for path, _ in collect(str(tmp_path / "trip [2019]" / "*.txt")).pictures] == ["notes.txt"]
     found = collect(str(tmp_path / "trip [2019]" / "*.jpg"))
     assert [path.name for path, _ in found.pictures] == ["a.jpg"]
     assert [path.name for path, _ in collect(str(tmp_path / "trip [2019]")).pictures] == ["a.jpg"]
