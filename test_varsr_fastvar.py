@@ -10,7 +10,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from inference.script import add_fastvar_flags, add_restoration_flags, run_restoration
+from inference.script import PIPE, add_fastvar_flags, add_restoration_flags, run_restoration
 from utils.errors import guarded
 from utils.flags import OneLineParser, bounded
 
@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     lines, comparison = [], None
+    told = sys.stderr if args.output == PIPE else sys.stdout
 
     def adjust(model, settings, options):
         nonlocal comparison
@@ -51,7 +52,7 @@ def _run(args: argparse.Namespace) -> int:
     report = run_restoration(args, Path(__file__), adjust)
     if comparison is not None and comparison.comparisons:
         lines.append(comparison.line())
-    print("\n".join(lines))
+    print("\n".join(lines), file=told)
     return report.exit_code
 
 

@@ -70,7 +70,8 @@ class Runner:
                 self._fail(FileRecord(str(path), ""), path, reason)
         try:
             large = [job for job in jobs if self._is_large(job)]
-            small = self.ranks.strided([job for job in jobs if job not in large])
+            alone = set(large)
+            small = self.ranks.strided([job for job in jobs if job not in alone])
             self.bar.reset(total=len(small) + len(large))
             with self.bar:
                 self._run_small(small)

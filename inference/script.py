@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
@@ -141,12 +142,11 @@ def run_restoration(args: argparse.Namespace, script: Path, adjust: Adjust | Non
     adjust: what a script changes in the settings and options.
     """
     set_up_logging()
+    _check_flags(args)
     with ExitStack() as stack:
-        to_stdout = args.output == PIPE
-        if to_stdout:  # the picture is all that goes there
+        if args.output == PIPE:  # the picture is all that goes there
             stack.enter_context(redirect_stdout(sys.stderr))
-        _check_flags(args)
-        piped = stack.enter_context(_pipes(args))
+        args, hand_on = stack.enter_context(_piped(args))
         jobs, found = _jobs(args, script.resolve().parent / "testset")
         from .settings import load_model, restore_settings
         model, description = load_model(args)
@@ -158,33 +158,34 @@ def run_restoration(args: argparse.Namespace, script: Path, adjust: Adjust | Non
         ranks = Ranks.from_environment()
         stack.callback(ranks.close)
         report = _run(model, settings, options, ranks, jobs, found, description)
-        piped()
+        hand_on()
     return report
 
 
 @contextmanager
-def _pipes(args: argparse.Namespace) -> Iterator[Callable[[], None]]:
-    """Files in place of standard input and output for the flags that name those; what it gives hands the result on."""
+def _piped(args: argparse.Namespace) -> Iterator[tuple[argparse.Namespace, Callable[[], None]]]:
+    """The flags with files in place of standard input and output, and what hands the result on."""
     if PIPE not in (args.input, args.output):
-        yield lambda: None
+        yield args, lambda: None
         return
+    from pictures.picture import read_header
+
+    from .jobs import AUTO, SAME_KIND
     with TemporaryDirectory(prefix="varsr-") as folder:
-        result = Path(folder, "out", f"stdout.{'png' if args.ext == 'auto' else args.ext}")
+        source, result = Path(args.input), None
         if args.input == PIPE:
             source = Path(folder, "stdin")
             source.write_bytes(sys.stdin.buffer.read())
-            args.input = str(source)
-            from pictures.picture import read_header
-            if args.ext == "auto":
-                from .jobs import SAME_KIND
-                result = result.with_suffix(SAME_KIND.get(read_header(source).kind, ".png"))
-        to_stdout, args.output = args.output == PIPE, str(result) if args.output == PIPE else args.output
+        if args.output == PIPE:
+            ending = SAME_KIND.get(read_header(source).kind, ".png") if args.ext == AUTO else f".{args.ext}"
+            result = Path(folder, f"stdout{ending}")
 
         def hand_on() -> None:
-            if to_stdout and result.exists():
+            if result is not None and result.exists():
                 with suppress(BrokenPipeError), open(sys.__stdout__.fileno(), "wb", closefd=False) as stream:
                     stream.write(result.read_bytes())
-        yield hand_on
+        files = {"input": str(source), "output": args.output if result is None else str(result)}
+        yield argparse.Namespace(**{**vars(args), **files}), hand_on
 
 
 def _run(model: VARSR, settings: RestoreSettings, options: RunOptions, ranks: Ranks, jobs: list[Job],
@@ -212,8 +213,10 @@ def _check_flags(args: argparse.Namespace) -> None:
             require_folder(flag, path.parent)
     if args.sheet is not None and args.sheet.suffix.lower() not in SHEET_KINDS:
         raise UserError(f"--sheet {args.sheet}: a sheet is a {', '.join(SHEET_KINDS[:-1])} or {SHEET_KINDS[-1]} file")
-    if args.output == PIPE and (args.skip_existing or args.frames):
-        raise UserError("--output - is one picture: leave out --skip_existing and --frames")
+    if args.output == PIPE and (args.input is None or args.skip_existing or args.frames):
+        raise UserError("--output - is one picture: name it with --input, leave out --skip_existing and --frames")
+    if PIPE in (args.input, args.output) and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("-: standard input and output are for one process, start it without torchrun")
 
 
 def _check_sizes(args: argparse.Namespace) -> None:
