@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pictures.formats import ImageError, InputError, pictures_in, plain_name
+from pictures.formats import NEEDED, ImageError, InputError, other_files_in, pictures_in, plain_name
 from pictures.rgb import TensorSource, read_image, upsample_region
 from utils.errors import UserError, exit_code, first_line
 
@@ -116,7 +116,9 @@ def find_folders(results: Sequence[Path], names: Sequence[str] | None, hr: Path 
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder")
         if not pictures_in(folder):
-            raise InputError(f"{folder}: no pictures in this folder")
+            packages = {NEEDED[path.suffix.lower()] for path in other_files_in(folder) if path.suffix.lower() in NEEDED}
+            raise InputError(f"{folder}: no pictures in this folder"
+                             + (f" that can be read without {', '.join(sorted(packages))}" if packages else ""))
     names = list(names or _folder_names(results))
     if len(names) != len(results):
         raise InputError(f"--names gives {len(names)} names for {len(results)} folders")

@@ -252,7 +252,7 @@ def _run_options(args: argparse.Namespace, settings: RestoreSettings, descriptio
 
 def _jobs(args: argparse.Namespace, testsets: Path) -> tuple[list[Job], Found]:
     """The jobs, all names checked, and what could not be listed or is left out."""
-    from pictures.formats import InputError
+    from pictures.formats import InputError, other_files_in
     from utils.ranks import is_restart
 
     from .jobs import EARLIER_RESULTS, Found, OutputNames, collect, default_jobs, jobs_for, settled
@@ -261,6 +261,8 @@ def _jobs(args: argparse.Namespace, testsets: Path) -> tuple[list[Job], Found]:
         if args.output is not None:
             raise InputError("--output goes with --input: without it results stay in their testset folders")
         jobs, found = default_jobs(testsets, names), Found()
+        for folder in {job.source.parent for job in jobs}:
+            found.left_out.update(path.suffix.lower() for path in other_files_in(folder))
     else:
         output = Path(args.output or "results")
         found = collect(args.input, args.recursive, output)
