@@ -27,8 +27,8 @@ PRIMARIES = {1: ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06), D65),
              12: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), D65)}
 # Curves from values to light, parameters g, a, b, c, d of ICC.1:2022, 10.18, type 3; by the codes of H.273, table 3.
 SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
-BT709_CURVE = (1 / 0.45, 1 / 1.099, 0.099 / 1.099, 1 / 4.5, 0.081)
-CURVES = {4: (2.2,), 5: (2.8,), 8: (1.0,), 13: SRGB_CURVE, **dict.fromkeys((1, 6, 14, 15), BT709_CURVE)}
+VIDEO = (1, 6, 14, 15)  # curves of cameras, whose pictures viewers show as sRGB
+CURVES = {4: (2.2,), 5: (2.8,), 8: (1.0,), 13: SRGB_CURVE, **dict.fromkeys(VIDEO, SRGB_CURVE)}
 HDR = {16: "PQ", 18: "HLG"}
 D50 = np.array([0.9642, 1.0, 0.8249])  # the white of profiles
 BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])

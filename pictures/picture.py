@@ -52,7 +52,8 @@ IPTC_KEYWORDS = (b"Raw profile type iptc", b"Raw profile type 8bim")
 PROFILE_KEYWORDS = (*IPTC_KEYWORDS,
                     *(b"Raw profile type " + kind for kind in (b"exif", b"APP1", b"xmp", b"icc", b"icm")))
 IIM_START = b"\x1c"  # of a record of captions and keywords
-HEAD_BYTES = 2 ** 16  # of an AVIF file, that hold its colour codes
+HEAD_BYTES = 2 ** 16  # of an AVIF or HEIC file, that hold its colour codes
+NCLX = re.compile(rb"colrnclx(.{4})", re.DOTALL)
 PNG_SOFTWARE = "Software"  # keyword of PNG text
 
 # All that Pillow and its plugins raise for one damaged file or another
@@ -217,7 +218,7 @@ def _side_data(decoded: Decoded, path: Path) -> tuple[Metadata, Colors | None]:
             entries, layout = exif_block.tiff_entries(path, decoded.page, tags)
             iptc = entries[exif_block.IPTC_RECORD].data if exif_block.IPTC_RECORD in entries else None
             metadata = replace(metadata, resolution=exif_block.resolution_of(entries, layout), iptc=iptc or None)
-    elif decoded.format == "avif":
+    elif decoded.format in ("avif", "heic") and metadata.icc is None:
         colors = _nclx(path)
     if colors is not None and colors.is_hdr:
         raise ImageError(f"{path}: an HDR picture ({colors.name}): its tones would come out wrong, convert it to SDR")
@@ -230,6 +231,8 @@ def png_chunks(path: Path) -> Iterator[tuple[bytes, bytes]]:
         stream.seek(PNG_START)
         while len(head := stream.read(8)) == 8:
             length, name = struct.unpack(">I4s", head)
+            if name == b"IEND":
+                return
             if name not in PNG_TEXTS + PNG_COLORS + (PNG_RESOLUTION,):
                 stream.seek(length + 4, os.SEEK_CUR)
             elif length > MAX_BLOCK:
@@ -302,14 +305,12 @@ def photoshop_resource(data: bytes) -> bytes | None:
 
 
 def _nclx(path: Path) -> Colors | None:
-    """The colour codes of an AVIF file, which stand near its start."""
+    """The colour codes of an AVIF or HEIC file, which stand near its start. Beside an SDR picture there may be those of
+    an HDR one that is made of it and a gain map."""
     with open(path, "rb") as stream:
         head = stream.read(HEAD_BYTES)
-    place = head.find(b"colrnclx")
-    if place < 0 or len(head) < place + 15:
-        return None
-    primaries, transfer = struct.unpack_from(">HH", head, place + 8)
-    return Colors.of_codes(primaries, transfer)
+    found = [Colors.of_codes(*struct.unpack(">HH", match[1])) for match in NCLX.finditer(head)]
+    return next((colors for colors in found if not colors.is_hdr), found[0] if found else None)
 
 
 def _finished(decoded: Decoded, path: Path) -> Picture:

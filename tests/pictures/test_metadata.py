@@ -409,3 +409,22 @@ def test_signed_samples_are_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", np.full((7, 9), -5, np.int8), photometric="minisblack")
     with pytest.raises(ImageError, match=re.escape("char")):
         read_picture(tmp_path / "a.tif")
+
+
+@pytest.mark.skipif(not AVIF, reason="Pillow without AVIF")
+def test_colour_codes_of_avif(tmp_path: Path) -> None:
+    """Pillow writes those of sRGB; the bytes are changed to others."""
+    Image.fromarray(PIXELS).save(tmp_path / "a.avif", quality=100)
+    data = (tmp_path / "a.avif").read_bytes()
+    place = data.index(b"colrnclx") + 8
+
+    def coded(*codes: int) -> Path:
+        (tmp_path / "b.avif").write_bytes(data[:place] + struct.pack(">HH", *codes) + data[place + 4:])
+        return tmp_path / "b.avif"
+    plain = read_picture(coded(1, 13))
+    assert plain.metadata.icc is None
+    for video in (1, 6, 2):
+        assert np.array_equal(read_picture(coded(1, video)).color, plain.color)
+    assert read_picture(coded(12, 13)).metadata.icc == made_profile(P3, 3)
+    with pytest.raises(ImageError, match="PQ"):
+        read_picture(coded(9, 16))
