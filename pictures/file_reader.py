@@ -3,9 +3,10 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ FLOAT_OVERSHOOT, FLOAT_LEVELS = 2.0, (16.0, 256.0)  # largest samples of picture
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 BITS_PER_SAMPLE, SUBFILE_TYPE, REDUCED = 258, 254, 1
 SAMPLE_FORMAT, SIGNED, EXTRA_SAMPLES = 339, 2, 338
+MAX_BITS = 32  # of a TIFF sample
 PNG_DEPTH_OFFSET = 24
 ANIMATED = ("PNG", "GIF", "WEBP", "AVIF")
 SUFFIX_OF = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "HEIF": "heic", "DIB": "bmp"}
@@ -111,7 +113,18 @@ def is_tiff(path: Path) -> bool:
 def vips_picture(path: Path, **options: object):
     """A file as a libvips picture. By a source: in a plain name libvips takes brackets at the end for options, and
     pyvips wants text."""
+    bits = _tiff_bits(path) if is_tiff(path) else 0
+    if bits > MAX_BITS:  # in words that say more than those of libvips
+        raise ImageError(f"{path}: {bits} bits a sample are not supported, up to {MAX_BITS} are")
     return vips().Image.new_from_source(vips().Source.new_from_file(os.fsencode(path)), "", **options)
+
+
+def _tiff_bits(path: Path) -> int:
+    """Bits of a sample in the first directory; 0 where that is damaged or does not say it."""
+    with suppress(*DAMAGED, KeyError):
+        entries, layout = exif_block.tiff_entries(path, 0, (BITS_PER_SAMPLE,))
+        return struct.unpack_from(layout.order + "H", entries[BITS_PER_SAMPLE].data)[0]
+    return 0
 
 
 def pages(file: Image.Image) -> list[int]:

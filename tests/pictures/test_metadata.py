@@ -21,7 +21,7 @@ from pictures.exif import with_settings, without_gain_map
 from pictures.file_writer import JFIF_END
 from pictures.formats import AVIF, HEIF, JPEG_XL, ImageError, register_plugins
 from pictures.icc import Colors, is_srgb, made_profile, png_colors, to_srgb
-from pictures.picture import read_picture, software_of
+from pictures.picture import read_header, read_picture, software_of
 from pictures.result_file import ResultFile, ResultOptions
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "files.md"
@@ -409,6 +409,13 @@ def test_signed_samples_are_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", np.full((7, 9), -5, np.int8), photometric="minisblack")
     with pytest.raises(ImageError, match=re.escape("char")):
         read_picture(tmp_path / "a.tif")
+
+
+def test_samples_of_64_bits_are_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((7, 9)), photometric="minisblack")
+    for read in (read_picture, read_header):
+        with pytest.raises(ImageError, match="64 bits"):
+            read(tmp_path / "a.tif")
 
 
 @pytest.mark.skipif(not AVIF, reason="Pillow without AVIF")
