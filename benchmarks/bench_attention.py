@@ -15,11 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import torch.nn.functional as F
 
+from benchmarks.machine import describe, gemm_rate
 from models.attention import attend_levels
 from models.config import PRESETS
 from models.varsr import VARSR
-
-from .machine import describe, gemm_rate
 
 ROWS, HEADS, HEAD_DIM = 2, 24, 64  # one guided picture
 SHAPES = ((1025, 1025), (576, 2240), (1024, 3264))  # queries, keys

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from .bench_quality import COLUMNS, quality
-from .subject import ROOT
+from benchmarks.bench_quality import COLUMNS, quality
+from benchmarks.subject import ROOT
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def per_second(step: Callable[[], object], samples: int, steps: int, device) -> float:
     """Samples per second over `steps` calls, after a few that are not timed."""
-    from .machine import synchronize
+    from benchmarks.machine import synchronize
     for _ in range(WARM_UP):
         step()
     synchronize(device)
@@ -72,12 +72,11 @@ def waiting_share(preset: str, pairs, args: argparse.Namespace, device) -> dict[
     time until the host has the batch under way.
     """
 
+    from benchmarks.machine import synchronize
     from models.config import PRESETS
     from models.initialization import initialize
     from models.varsr import VARSR
     from training.transformer import TransformerSettings, TransformerStage
-
-    from .machine import synchronize
     model = VARSR(PRESETS[preset])
     initialize(model)
     waited = {"drawing": 0.0}
@@ -130,13 +129,12 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
 
+    from benchmarks.machine import describe
     from dataloader.centre_crops import CentreCrops
     from dataloader.degradation import Degradation, DegradationConfig
     from dataloader.photo_crops import PhotoCrops
     from models.config import PRESETS
     from utils.device import keep_freed_memory
-
-    from .machine import describe
     keep_freed_memory()
     device = torch.device(args.device)
     args.size = args.size or (PRESETS[args.preset].image_size if args.preset else DEFAULT_SIZE)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from .subject import Subject, add_plot_flag, add_subject_flags, measure_or_draw, row_text
+from benchmarks.subject import Subject, add_plot_flag, add_subject_flags, measure_or_draw, row_text
 
 LIGHT, STRONG = (0.4, 0.6, 0.6), (0.6, 0.8, 0.8)  # drop ratios of the last scales
 
@@ -54,9 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def measure(args: argparse.Namespace) -> dict:
     """All points, compared with the plain run."""
+    from benchmarks.machine import describe
     from inference.settings import RestoreSettings, fast_pruning
-
-    from .machine import describe
     subject = Subject(args)
     config = subject.model.config
     options = config.generation if args.cfg is None else replace(config.generation, cfg=args.cfg)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from .subject import Subject, add_plot_flag, add_subject_flags, measure_or_draw, row_text
+from benchmarks.subject import Subject, add_plot_flag, add_subject_flags, measure_or_draw, row_text
 
 RATIOS = ("0.4,0.3", "0.5,0.5", "0.4,0.6,0.6", "0.5,0.7,0.7", "0.6,0.8,0.8")  # of the last scales
 
@@ -36,10 +36,9 @@ def measure(args: argparse.Namespace) -> dict:
     """All settings, compared with the plain run."""
     import dataclasses
 
+    from benchmarks.machine import describe
     from inference.settings import RestoreSettings
     from models.fastvar import FastVARConfig
-
-    from .machine import describe
     subject = Subject(args)
     config = subject.model.config
     plain_settings = RestoreSettings(config.generation, batch_size=subject.batch_size)

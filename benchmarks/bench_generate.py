@@ -14,10 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.clock import StageClock
+from benchmarks.subject import add_subject_flags, load_subject
 from utils.flags import EIGHT_BIT
-
-from .clock import StageClock
-from .subject import add_subject_flags, load_subject
 
 DEFAULT_PRESET = "varsr-tiny"
 TERA, GIGA = 1e12, 1e9
@@ -53,7 +52,7 @@ def stage_work(config, options, fastvar, batch: int, weight_size: int, key_size:
 
     Convolutions and the refiner are bound by operations: their bytes are left out.
     """
-    from . import flops
+    from benchmarks import flops
     scales = config.vqvae.scales
     rows = [batch * (2 if options.cfg > 0 and k >= options.cfg_from_scale else 1) for k in range(len(scales))]
     head = sum(count * flops.head_flops(config, k) for k, count in enumerate(rows))
@@ -83,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
 
-    from .machine import describe, gemm_rate, peak_memory, read_rate, synchronize
+    from benchmarks.machine import describe, gemm_rate, peak_memory, read_rate, synchronize
     model, load_seconds = load_subject(args)
     device, dtype = model.device, model.dtype
     options, fastvar = settings(args, model.config)

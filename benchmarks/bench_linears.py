@@ -6,6 +6,7 @@ around it.
 """
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 import warnings
@@ -37,8 +38,9 @@ def layers(linear) -> dict:
     return {**found, "torchao": plain, "torchao, compiled": torch.compile(plain)}
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Measure and print a line a shape and layer."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
     warnings.simplefilter("ignore")
     import torch
 

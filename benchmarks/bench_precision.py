@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.subject import SAMPLES
 from utils.flags import DTYPES, EIGHT_BIT
-
-from .subject import SAMPLES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,9 +69,8 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     import torch
 
+    from benchmarks.machine import describe
     from evaluation.metrics.full_reference import psnr_y
-
-    from .machine import describe
     exact = load(args.model, "fp32")
     lr = windows(exact.config.image_size, exact.config.generation.scale)
     pictures, codes = restored(exact, lr)

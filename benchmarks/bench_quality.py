@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from .subject import ROOT
+from benchmarks.subject import ROOT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,9 +66,8 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
 
+    from benchmarks.machine import describe
     from utils.device import keep_freed_memory
-
-    from .machine import describe
     keep_freed_memory()
     sets = [sample_set(args.results), *([crops(Path(args.held_out), args.count)] if args.held_out else [])]
     methods = {BICUBIC: bicubic} | {name: restorer(name, args) for name in args.model}

@@ -95,10 +95,9 @@ def measure(model: VARSR, fidelity: float | None = None) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure and report."""
+    from benchmarks.machine import describe
     from utils.device import choose_dtype
     from utils.flags import DTYPES
-
-    from .machine import describe
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / "checkpoints" / "varsr-tiny"))
     parser.add_argument("--device", default="cpu")

@@ -57,13 +57,12 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
 
     import torch
 
+    from benchmarks.machine import peak_memory
     from inference.jobs import Job, SizeRequest
     from inference.runner import Runner, RunOptions
     from inference.settings import RestoreSettings, prepare
     from models.varsr import VARSR
     from utils.device import choose_dtype, keep_freed_memory
-
-    from .machine import peak_memory
 
     device = torch.device(args.device)
     keep_freed_memory()  # as the scripts do
@@ -97,8 +96,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     import torch
 
-    from .machine import describe
-    from .random_weights import NARROW, write_random
+    from benchmarks.machine import describe
+    from benchmarks.random_weights import NARROW, write_random
     with tempfile.TemporaryDirectory() as folder:
         if args.narrow:
             args.model = str(Path(folder) / NARROW)

@@ -21,9 +21,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.clock import StageClock
 from training.flags import COMPILE_MODES
-
-from .clock import StageClock
 
 if TYPE_CHECKING:
     import torch
@@ -62,9 +61,8 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
 
+    from benchmarks.machine import describe, gemm_rate, peak_memory
     from utils.device import keep_freed_memory
-
-    from .machine import describe, gemm_rate, peak_memory
     keep_freed_memory()
     torch.manual_seed(0)
     device, dtype = torch.device(args.device), {"fp32": torch.float32, "fp16": torch.float16,
@@ -143,7 +141,7 @@ def step_seconds(stage: Stage, steps: int, device: torch.device) -> float:
     """Median of whole steps."""
     from statistics import median
 
-    from .machine import synchronize
+    from benchmarks.machine import synchronize
     times = []
     for iteration in range(WARM_UP + steps):
         start = time.perf_counter()

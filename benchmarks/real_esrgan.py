@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from .subject import ROOT
+from benchmarks.subject import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable

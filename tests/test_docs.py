@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,16 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/README.md")])
 PROGRAMS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.DOTALL)
+# What the docs tell people to type: scripts and modules, without their flags.
+COMMANDS = sorted({found for page in PAGES for found in re.findall(
+    r"python3? ((?:-m (?:benchmarks|dataloader|models)[\w.]+)|[\w/]+\.py)", page.read_text(encoding="utf-8"))})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_docs_start(command: str) -> None:
+    done = subprocess.run([sys.executable, *command.split(), "--help"], cwd=ROOT, capture_output=True, text=True,
+                          check=False)
+    assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
 
 
 @pytest.mark.parametrize("number", range(len(PROGRAMS)))
