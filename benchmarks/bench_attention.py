@@ -1,10 +1,11 @@
 """Time the published model's attention: `python benchmarks/bench_attention.py`.
 
 Generation, all heads at once against head by head: decided how `models.attention.attend` works on CPUs. Training,
-forward and backward, one call under a block-causal mask against one call a level: decided for `attend_levels`.
+forward and backward, one call under a block-causal mask against one call a level: decided for `BlockCausal`.
 """
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.machine import describe, gemm_rate
-from models.attention import attend_levels
+from models.attention import BlockCausal
 from models.config import PRESETS
 from models.varsr import VARSR
 
@@ -46,8 +47,9 @@ def seconds(function: Callable[[], object]) -> float:
     return best
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Print both tables."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
     cpu = torch.device("cpu")
     print(describe(cpu))
     generation(cpu)
@@ -61,6 +63,7 @@ def training() -> None:
         with torch.device("meta"):
             transformer = VARSR(PRESETS[preset]).transformer
         levels, config = transformer.level_lengths, transformer.config
+        causal = BlockCausal(levels)
         level = torch.repeat_interleave(torch.arange(len(levels)), torch.tensor(levels))
         mask = level[:, None] >= level
         for dtype in (torch.float32, torch.bfloat16):
@@ -68,7 +71,7 @@ def training() -> None:
                                    requires_grad=True) for _ in range(3))
             masked = seconds(lambda: F.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, scale=1.0).sum().backward())  # noqa: B023
-            by_level = seconds(lambda: attend_levels(q, k, v, levels).sum().backward())  # noqa: B023
+            by_level = seconds(lambda: causal.attend(q, k, v).sum().backward())  # noqa: B023
             print(f"{preset}, batch {batch}, {dtype}: mask {masked / MILLI:6.1f} ms, by level "
                   f"{by_level / MILLI:6.1f} ms")
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,19 @@ def test_a_picture_goes_through_few_files() -> None:
 def test_every_package_and_module_says_what_it_is_for() -> None:
     for name, path in MODULES.items():
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), name
+
+
+@pytest.mark.parametrize("path", sorted([*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "docs").glob("*.py")]),
+                         ids=lambda path: path.stem)
+def test_what_benchmarks_import_is_there(path: Path) -> None:
+    """Nothing else runs them: a name that moved would be missed by the next one who measures."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0 \
+                and node.module.split(".")[0] in {*BELOW, "benchmarks"}:
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                assert hasattr(module, alias.name) or importlib.util.find_spec(inner), inner
 
 
 @pytest.mark.parametrize("script", ["test_varsr", "test_tile", "test_varsr_fastvar", "test_C2I", "evaluate", "app",

@@ -14,7 +14,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("*
 PROGRAMS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.DOTALL)
 # What the docs tell people to type: scripts and modules, without their flags.
 COMMANDS = sorted({found for page in PAGES for found in re.findall(
-    r"python3? ((?:-m (?:benchmarks|dataloader|models)[\w.]+)|[\w/]+\.py)", page.read_text(encoding="utf-8"))})
+    r"(?:python3? )?((?:-m (?:benchmarks|dataloader|models)[\w.]+)|(?:(?<=python )|benchmarks/)[\w/]+\.py)",
+    page.read_text(encoding="utf-8"))})
 
 
 @pytest.mark.parametrize("command", COMMANDS)
