@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from pictures.formats import NEEDED, SUFFIXES, ImageError
+from pictures.formats import NEEDED, SUFFIXES, ImageError, folders_below
 from pictures.picture import read_picture
 from utils.errors import UserError
 
@@ -83,18 +83,11 @@ def _files_below(folder: Path) -> Iterator[Path]:
     """Pictures and shards; folders behind links are followed, each once."""
     def unreadable(error: OSError) -> None:
         log.warning("skipped folder %s: %s", error.filename, error.strerror)
-    seen: set[str] = set()
     unknown: Counter[str] = Counter()
-    for parent, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for parent, names in folders_below(folder, unreadable):
         for name in names:
-            if _is_picture(name) or (name.lower().endswith(SHARD) and not name.startswith(".")):
-                yield Path(parent, name)
+            if _is_picture(name) or name.lower().endswith(SHARD):
+                yield parent / name
             elif (suffix := PurePosixPath(name).suffix.lower()) in NEEDED:
                 unknown[suffix] += 1
     for suffix, count in sorted(unknown.items()):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pictures.formats import NEEDED, ImageError, InputError, other_files_in, pictures_in, plain_name
+from pictures.formats import NEEDED, ImageError, InputError, original_of, other_files_in, pictures_in
 from pictures.rgb import TensorSource, read_image, upsample_region
 from utils.errors import UserError, exit_code, first_line
 
@@ -148,8 +148,8 @@ def _named_as(hr: dict[str, Path], found: dict[str, Path]) -> dict[str, Path]:
     """Pictures by the names of their originals: `0801x4` belongs to `0801`."""
     named = {}
     for stem, path in found.items():
-        plain = plain_name(stem)
-        named[plain if stem not in hr and plain in hr and plain not in found else stem] = path
+        original = original_of(stem, hr)
+        named[stem if original is None or original in found else original] = path
     return named
 
 

@@ -19,8 +19,8 @@ from pictures.formats import (
     WRITABLE,
     ImageError,
     InputError,
+    folders_below,
     matching_reference,
-    other_files_in,
     pictures_in,
 )
 from pictures.picture import read_header, software_of
@@ -118,28 +118,16 @@ def _matching(pattern: str) -> list[Path]:
 
 def _in_folder(folder: Path, recursive: bool, output: Path | None) -> Found:
     found = Found()
-    seen = {_identity(folder)}  # a linked folder is looked into once, and never in a circle
-    results = output.resolve() if output is not None else None
 
     def unreadable(error: OSError) -> None:
         found.failures[Path(error.filename)] = f"{error.filename}: the folder cannot be read ({error.strerror})"
-
-    def wanted(path: Path) -> bool:
-        if path.name.startswith(".") or path.resolve() == results or (identity := _identity(path)) in seen:
-            return False
-        seen.add(identity)
-        return True
-    for parent, folders, _ in os.walk(folder, onerror=unreadable, followlinks=True):
-        folders[:] = [name for name in sorted(folders) if recursive and wanted(Path(parent, name))]
-        below = Path(parent).relative_to(folder)
-        found.pictures += [(picture, below) for picture in pictures_in(Path(parent))]
-        found.left_out.update(path.suffix.lower() for path in other_files_in(Path(parent)))
+    for parent, names in folders_below(folder, unreadable, recursive, output):
+        for path in (parent / name for name in names):
+            if path.suffix.lower() in SUFFIXES:
+                found.pictures.append((path, parent.relative_to(folder)))
+            else:
+                found.left_out[path.suffix.lower()] += 1
     return found
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino
 
 
 def left_out_lines(left_out: Mapping[str, int]) -> list[str]:
@@ -183,7 +171,14 @@ def settled(jobs: Iterable[Job], files: Mapping[str, Path | None] | None = None,
     results that are there are replaced. Raises InputError where two things would get one name, or a result that of a
     file beside the sources that is not a result of ours.
     """
-    jobs, folders = list(jobs), {job.source.parent.resolve() for job in jobs}
+    jobs = list(jobs)
+    _require_different_names(jobs, files or {}, scales)
+    earlier = _earlier_results(jobs, overwrites)
+    kept = [job for job in jobs if job.source.resolve() not in earlier]
+    return kept, len(jobs) - len(kept)
+
+
+def _require_different_names(jobs: list[Job], files: Mapping[str, Path | None], scales: bool) -> None:
     taken: dict[Path, str] = {}
     for job in jobs:
         places = {job.output: str(job.source), **({job.scales_folder: f"the scales of {job.source}"} if scales else {})}
@@ -192,10 +187,14 @@ def settled(jobs: Iterable[Job], files: Mapping[str, Path | None] | None = None,
                 raise InputError(f"{what} and {other} would both be written to {place}: rename one or process them "
                                  "apart")
             taken[place.absolute()] = what
-    for flag, path in (files or {}).items():
+    for flag, path in files.items():
         if path is not None and path.absolute() in taken:
             raise InputError(f"{flag} {path} is the result of {taken[path.absolute()]}: choose another name")
-    earlier: set[Path] = set()
+
+
+def _earlier_results(jobs: list[Job], overwrites: bool) -> set[Path]:
+    """Results that are there already, in folders that hold sources."""
+    folders, earlier = {job.source.parent.resolve() for job in jobs}, set()
     for job in jobs:
         if job.output.parent.resolve() not in folders or not is_there(job.output) or job.output.samefile(job.source):
             continue
@@ -203,8 +202,7 @@ def settled(jobs: Iterable[Job], files: Mapping[str, Path | None] | None = None,
             raise InputError(f"{job.source}: its result would overwrite {job.output}, which is no result of this "
                              "program: choose another --output, or a --suffix")
         earlier.add(job.output.resolve())
-    kept = [job for job in jobs if job.source.resolve() not in earlier]
-    return kept, len(jobs) - len(kept)
+    return earlier
 
 
 def is_own_result(path: Path) -> bool:

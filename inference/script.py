@@ -7,7 +7,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
@@ -205,6 +204,7 @@ def _run(model: VARSR, settings: RestoreSettings, options: RunOptions, ranks: Ra
 
 def _check_flags(args: argparse.Namespace) -> None:
     """What can be found wrong before anything is read or loaded."""
+    from utils.ranks import started_processes
     _check_sizes(args)
     for flag, path in (("--log", args.log), ("--sheet", args.sheet)):
         if path is not None and path.is_dir():
@@ -215,7 +215,7 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise UserError(f"--sheet {args.sheet}: a sheet is a {', '.join(SHEET_KINDS[:-1])} or {SHEET_KINDS[-1]} file")
     if args.output == PIPE and (args.input is None or args.skip_existing or args.frames):
         raise UserError("--output - is one picture: name it with --input, leave out --skip_existing and --frames")
-    if PIPE in (args.input, args.output) and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if PIPE in (args.input, args.output) and started_processes() > 1:
         raise UserError("-: standard input and output are for one process, start it without torchrun")
 
 

@@ -309,9 +309,16 @@ def described(block: bytes | None, said: Said) -> bytes:
     block += b"\0" * (len(block) % 2)
     directory = directory_bytes(old, sub, len(block), layout)
     raw[EXIF_POINTER] = struct.pack(layout.order + "HHII", EXIF_POINTER, LONG, 1, len(block))
-    block += directory + b"\0" * (len(directory) % 2)
+    block += directory
+    return _with_directory(block, layout, raw, main, following)
+
+
+def _with_directory(block: bytes, layout: Layout, raw: Mapping[int, bytes], entries: Mapping[int, Entry],
+                    following: int) -> bytes:
+    """The block with a new first directory at its end, in place of the old one, which stays where it is, unused."""
+    block += b"\0" * (len(block) % 2)
     head = block[:layout.header] + struct.pack(layout.pointer, len(block)) + block[layout.header + layout.width:]
-    return head + directory_bytes(raw, main, len(block), layout, following)
+    return head + directory_bytes(raw, entries, len(block), layout, following)
 
 
 def without_orientation(block: bytes) -> bytes:
@@ -322,9 +329,7 @@ def without_orientation(block: bytes) -> bytes:
     if ORIENTATION not in raw:
         return block
     del raw[ORIENTATION]
-    block += b"\0" * (len(block) % 2)
-    head = block[:layout.header] + struct.pack(layout.pointer, len(block)) + block[layout.header + layout.width:]
-    return head + directory_bytes(raw, {}, len(block), layout, following)
+    return _with_directory(block, layout, raw, {}, following)
 
 
 def tiff_entries(path: Path, page: int, tags: tuple[int, ...]) -> tuple[dict[int, Entry], Layout]:

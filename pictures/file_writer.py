@@ -12,6 +12,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -19,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from . import exif as exif_block
-from .file_reader import IPTC_RESOURCE, Metadata
+from .file_reader import IPTC_RESOURCE, JFIF_MILLIMETRES, Metadata
 from .formats import AVIF, JPEG, TIFF, register_plugins, vips
 from .picture import IPTC_KEYWORDS, METRE, PNG_RESOLUTION, PNG_START, PNG_TEXTS, XMP_KEYWORD, png_text
 
@@ -71,7 +72,7 @@ class Labels:
         software = pairs.pop(SOFTWARE, None)
         return cls(metadata, software, json.dumps(pairs) if pairs else None, target)
 
-    @property
+    @cached_property
     def texts(self) -> dict[str, str]:
         """The texts of a PNG file by keyword; damaged ones are left out."""
         found = {}
@@ -238,7 +239,7 @@ def _write_jpeg(store: Pixels, path: Path, labels: Labels, quality: int) -> None
 def _jfif_density(resolution: tuple[float, float] | None) -> tuple[int, int, int]:
     """Unit (0 none, 1 inch, 2 centimetre) and whole pixels in it, in the unit that loses less."""
     choices = []
-    for unit, millimetres in ((1, 25.4), (2, 10.0)) if resolution else ():
+    for unit, millimetres in JFIF_MILLIMETRES.items() if resolution else ():
         exact = [side * millimetres for side in resolution]
         whole = [round(side) for side in exact]
         if all(0 < side < 2 ** 16 for side in whole):

@@ -5,7 +5,9 @@ pyvips is imported inside functions only, for the library takes a while to start
 from __future__ import annotations
 
 import logging
+import os
 import re
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.util import find_spec
@@ -22,7 +24,7 @@ INTERPRETATIONS = {np.dtype(np.uint8): {1: "b-w", 2: "b-w", 3: "srgb", 4: "srgb"
                    np.dtype(np.uint16): {1: "grey16", 2: "grey16", 3: "rgb16", 4: "rgb16"}}
 
 LR_FOLDER, HR_FOLDER, RESULT_FOLDER = "LR", "HR", "VARPrediction"
-LR_ENDING = re.compile(r"(_LR)?(_?[xX][2348])?$|(_LR)$", re.ASCII)  # of DIV2K, RealSR and others
+LR_ENDING = re.compile(r"(_LR)?(_?[xX][2348])?$", re.ASCII)  # of DIV2K, RealSR and others
 
 
 class ImageError(UserError):
@@ -104,14 +106,29 @@ def _files_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and not path.is_dir())
 
 
+def folders_below(folder: Path, unreadable: Callable[[OSError], None], recursive: bool = True,
+                  without: Path | None = None) -> Iterator[tuple[Path, list[str]]]:
+    """A folder and those below it, each with the names of its files, sorted. Hidden ones are left out; folders behind
+    links are looked into, each once. without: a folder below that is not looked into."""
+    seen = {os.path.realpath(without)} - {os.path.realpath(folder)} if without is not None else set()
+    for parent, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
+        yield Path(parent), sorted(name for name in names if not name.startswith("."))
+
+
 def matching_reference(source: Path) -> Path | None:
-    """The HR picture of an LR picture, in the folder `HR` beside its own: of the same stem or of the one that
-    `plain_name` gives."""
+    """The HR picture of an LR picture, in the folder `HR` beside its own, by `original_of`."""
     folder = source.parent.parent / HR_FOLDER
     if source.parent.name != LR_FOLDER or not folder.is_dir():
         return None
     by_stem = _by_stem(folder, folder.stat().st_mtime_ns)
-    return by_stem.get(source.stem) or by_stem.get(plain_name(source.stem))
+    name = original_of(source.stem, by_stem)
+    return by_stem[name] if name is not None else None
 
 
 @lru_cache(maxsize=8)
@@ -120,6 +137,7 @@ def _by_stem(folder: Path, changed: int) -> dict[str, Path]:
     return {path.stem: path for path in reversed(pictures_in(folder))}
 
 
-def plain_name(stem: str) -> str:
-    """A stem without what data sets put behind it for LR pictures: `0801x4`, `0801_x4`, `0801_LR`, `0801_LRx4`."""
-    return LR_ENDING.sub("", stem) or stem
+def original_of(stem: str, originals: Collection[str]) -> str | None:
+    """Which of the originals' stems belongs to a picture's: the same one, or the one without what data sets put behind
+    it for LR pictures (`0801x4`, `0801_x4`, `0801_LR`, `0801_LRx4`)."""
+    return next((name for name in (stem, LR_ENDING.sub("", stem)) if name in originals), None)

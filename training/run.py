@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from utils.device import keep_freed_memory, training_device
-from utils.errors import describe, guarded, log_level
+from utils.errors import SIGNALLED, describe, guarded, log_level
 from utils.files import require_folder
 from utils.ranks import Ranks
 
@@ -20,8 +20,6 @@ from .loop import LoopConfig, Stage, TrainingDiverged, TrainLoop, bar_text
 from .parallel import BACKEND
 
 log = logging.getLogger(__name__)
-
-SIGNALLED = 128  # and the signal's number: the exit code of a stopped program
 
 
 def start(program: str, args: argparse.Namespace, train: Callable[[torch.device, Ranks], int]) -> int:

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 DEBUG = "VARSR_DEBUG"  # environment variable: show tracebacks
-INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # exit codes, as shells have them
+SIGNALLED = 128  # and the signal's number: the exit code of a stopped program, as shells have it
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def guarded(program: str, run: Callable[[], int]) -> int:
 
 def exit_code(stop: KeyboardInterrupt) -> int:
     """Of a program that was stopped."""
-    return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+    return SIGNALLED + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
 
 
 @contextmanager

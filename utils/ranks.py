@@ -28,7 +28,7 @@ class Ranks:
     @classmethod
     def from_environment(cls, backend: str = "gloo") -> Ranks:
         """As torchrun says, else a single process."""
-        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), backend)
+        return cls(int(os.environ.get("RANK", 0)), started_processes(), backend)
 
     @property
     def is_main(self) -> bool:
@@ -99,6 +99,11 @@ class Ranks:
         if any(reasons):
             raise UserError(next(reason for reason in reasons if reason))
         return value
+
+
+def started_processes() -> int:
+    """How many torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def is_restart() -> bool:
