@@ -28,7 +28,7 @@ import utils.files
 from inference.jobs import AUTO, OutputNames, collect, left_out_lines
 from inference.large import Owner, WorkFolder
 from models.weights.load import identity
-from pictures import formats
+from pictures import formats, result_file
 from pictures.formats import InputError, matching_reference
 from pictures.picture import read_header
 from utils.errors import UserError
@@ -94,6 +94,7 @@ def test_a_fault_costs_one_picture(run, tmp_path: Path, monkeypatch: pytest.Monk
     owner, name = STEPS[step]
     calls, second = [], 2 * 2 - 1 if step == "measure" else 2  # measured are the result and its bicubic picture
     broken = {"done": False}
+    monkeypatch.setattr(result_file, "MEMORY_BYTES", 1)  # pixels wait in files, which must not stay
 
     if step == "print":
         class Terminal(io.StringIO):
@@ -329,6 +330,20 @@ def test_the_table_holds_all_results_of_the_folder(run, tmp_path: Path) -> None:
     assert set(table(out / "metrics.csv")) == {"a.png", "mean"}
 
 
+def test_what_was_there_is_measured_again(run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for name in "ab":
+        pair(tmp_path, name)
+    flags = ("-i", tmp_path / "LR", "-o", tmp_path / "out", "--skip_existing")
+    assert run(*flags) == 0
+    first = (tmp_path / "out" / "metrics.csv").read_text()
+    (tmp_path / "out" / "metrics.csv").unlink()
+    capsys.readouterr()
+    assert run(*flags, "--sheet", tmp_path / "sheet.png") == 0
+    assert (tmp_path / "out" / "metrics.csv").read_text() == first and (tmp_path / "sheet.png").exists()
+    said = capsys.readouterr().out
+    assert "2 skipped" in said and "psnr_y" in said
+
+
 def test_an_original_of_another_size_costs_the_metrics_alone(run, tmp_path: Path, capfd: pytest.CaptureFixture,
                                                              caplog: pytest.LogCaptureFixture) -> None:
     pair(tmp_path, "a")
@@ -377,14 +392,16 @@ def test_a_stop_tells_what_is_finished(weights: Path, tmp_path: Path, number: in
     assert measured <= restored and len(restored - measured) <= 1  # one may have been stopped while it was measured
 
 
-def test_a_closed_pipe_ends_nothing(weights: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_closed_pipe_ends_nothing(weights: Path, tmp_path: Path, buffered: bool) -> None:
     for name in "abc":
         noise(tmp_path / "in" / f"{name}.png")
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, str(ROOT / "test_tile.py"), "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"),
                "--model", str(weights), "--dtype", "fp32"]
-    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"}  # what is kept fails when it ends
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False, env=environment)
     os.close(write)
     assert done.returncode == 0 and b"Broken" not in done.stderr and b"Traceback" not in done.stderr
     assert len(os.listdir(tmp_path / "out")) == 3
@@ -435,7 +452,7 @@ def test_kinds_that_people_have(run, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_folder_with_nothing_but_files_that_need_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.heic").touch()
-    monkeypatch.setattr(formats, "SUFFIXES", (".png",))
+    monkeypatch.setitem(sys.modules["inference.jobs"].__dict__, "SUFFIXES", (".png",))
     monkeypatch.setitem(sys.modules["inference.jobs"].__dict__, "NEEDED", {".heic": "pillow-heif"})
     with pytest.raises(InputError, match="pillow-heif"):
         collect(str(tmp_path))

@@ -1,12 +1,14 @@
 """The comparison sheet: what is on it, where, and that it fits a screen."""
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from pictures.sheets import SheetLayout, comparison_sheet, detail_corner, evenly
+from pictures.sheets import SheetLayout, comparison_sheet, detail_corner, evenly, labels_of
 
 SCREEN = 1600, 1200
 
@@ -58,3 +60,11 @@ def test_pictures_are_chosen_evenly() -> None:
 def test_an_empty_sheet_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one picture"):
         comparison_sheet({})
+
+
+def test_labels_tell_pictures_apart() -> None:
+    paths = [Path("out", *parts) for parts in (("x", "1.png"), ("y", "1.png"), ("y", "2.png"), ("a", "z", "3.png"),
+                                               ("b", "z", "3.png"))]
+    assert list(labels_of(paths).values()) == ["x/1", "y/1", "2", "a/z/3", "b/z/3"]
+    assert list(labels_of([Path("a", "1.png"), Path("a", "1.jpg")]).values()) == ["a/1.png", "a/1.jpg"]
+    assert labels_of([Path("caf\udce9.png")])[Path("caf\udce9.png")] == "caf\\udce9"
