@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from utils.device import choose_device
+from utils.errors import visible
 from utils.files import require_folder
 
 from .compare import Evaluation, Evaluator, Folders, find_folders
@@ -30,7 +31,7 @@ def run_evaluation(args: argparse.Namespace, command: Sequence[str]) -> Evaluati
         outputs.append(write_text(args.output / REPORT_FILE, page))
     outputs.append(write_manifest(evaluation, command, args.output, outputs))
     for failure in evaluation.failures:
-        print(f"left out: {failure}")
+        print(f"left out: {visible(failure)}")
     print(console_table(evaluation))
     counts = ", ".join(f"{method} {len(rows)}" for method, rows in evaluation.values.items())
     stopped = "; stopped before the end" if evaluation.stop else ""

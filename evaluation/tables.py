@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from pictures.formats import pictures_in
-from utils.files import replacing
+from utils.files import cell, replacing
 
 from .compare import CONFIDENCE, RESAMPLES, SEED, Estimate, Evaluation
 
@@ -30,14 +30,14 @@ def number(value: float | None) -> str:
 def values_table(evaluation: Evaluation) -> str:
     """CSV with a row a method and picture."""
     columns = _columns(evaluation)
-    rows = [[method, name, *(number(row.get(column)) for column in columns)]
+    rows = [[cell(method), cell(name), *(number(row.get(column)) for column in columns)]
             for method, pictures in evaluation.values.items() for name, row in pictures.items()]
     return _csv([["method", "picture", *columns], *rows])
 
 
 def summary_table(evaluation: Evaluation) -> str:
     """CSV with a row a method and metric: mean, confidence interval, number of pictures."""
-    rows = [[method, column, number(e.mean), number(e.low), number(e.high), str(e.count)]
+    rows = [[cell(method), column, number(e.mean), number(e.low), number(e.high), str(e.count)]
             for method, means in evaluation.means().items() for column, e in means.items()]
     return _csv([["method", "metric", "mean", "low", "high", "pictures"], *rows])
 

@@ -25,7 +25,7 @@ from pictures.formats import (
 )
 from pictures.picture import read_header, software_of
 from pictures.rgb import MAX_SCALE, PictureSource, result_size
-from utils.errors import UserError
+from utils.errors import UserError, visible
 from utils.files import require_folder
 
 AUTO = "auto"
@@ -135,7 +135,7 @@ def left_out_lines(left_out: Mapping[str, int]) -> list[str]:
     def reason(kind: str) -> str:
         if kind == EARLIER_RESULTS:
             return kind
-        return f"{kind or 'without a suffix'}{f' (needs {NEEDED[kind]})' if kind in NEEDED else ''}"
+        return f"{visible(kind) or 'without a suffix'}{f' (needs {NEEDED[kind]})' if kind in NEEDED else ''}"
     parts = [f"{count} {reason(kind)}" for kind, count in sorted(left_out.items())]
     return [f"left out: {', '.join(parts)}"] if parts else []
 

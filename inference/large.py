@@ -19,7 +19,7 @@ from torch import Tensor
 
 from models.varsr import VARSR
 from utils.errors import UserError
-from utils.files import name_beside, replacing, temporary_beside
+from utils.files import create, name_beside, no_links, private_folder, replacing, temporary_beside
 from utils.ranks import Ranks
 
 from .generate import BatchSize, Progress, generate_windows
@@ -28,6 +28,7 @@ from .report import Started
 from .settings import RestoreSettings
 
 FRESH_SECONDS = 10  # a lock that is being written
+LOCK_BYTES = 4096  # more than one has
 STARTED_FIELD = 19  # behind the name, which is the second
 
 
@@ -35,7 +36,7 @@ class Flags:
     """One byte a number in a file: set or not. Several processes may set different ones at the same time."""
 
     def __init__(self, path: Path, count: int) -> None:
-        self.file = os.open(path, os.O_RDWR | os.O_CREAT)
+        self.file = no_links(path, os.O_RDWR | os.O_CREAT)
         self.count = count
         if os.fstat(self.file).st_size < count:
             os.ftruncate(self.file, count)
@@ -110,7 +111,7 @@ class FileLatents:
     def __init__(self, path: Path, count: int, shape: tuple[int, int, int]) -> None:
         self.shape, self.record = shape, 4 * shape[0] * shape[1] * shape[2]
         self.done = Flags(path.with_name(f"{path.name}.done"), count)
-        self.file = os.open(path, os.O_RDWR | os.O_CREAT)
+        self.file = no_links(path, os.O_RDWR | os.O_CREAT)
 
     def __contains__(self, index: int) -> bool:
         return index in self.done
@@ -139,7 +140,8 @@ class WorkFolder:
 
     A folder that another run of the same picture, model and settings (`plan`, plain JSON values) left behind is
     continued; any other is cleared. It belongs to one run at a time: its file `lock` says which. Several ranks of that
-    run may use one folder: rank 0 calls `prepare` before the rest open it.
+    run may use one folder: rank 0 calls `prepare` before the rest open it. It is open to its user alone, and only such
+    a folder is continued: in a folder that others may write into they could have put anything in its place.
     """
 
     PLAN, LOCK = "plan.json", "lock"
@@ -152,12 +154,12 @@ class WorkFolder:
     def prepare(self, plan: dict[str, Any]) -> bool:
         """Make the folder, empty unless it holds the same plan. Returns whether there is something to continue.
 
-        Raises UserError while another run works in it.
+        Raises UserError while another run works in it, and where somebody else's folder or file has its name.
         """
-        self._acquire()
+        trusted = self._acquire()
         text = json.dumps(plan, sort_keys=True)
         plan_file = self.path / self.PLAN
-        if plan_file.is_file() and plan_file.read_text(encoding="utf-8", errors="replace") == text:
+        if trusted and plan_file.is_file() and plan_file.read_text(encoding="utf-8", errors="replace") == text:
             return True
         self._clear()
         with replacing(plan_file) as temporary:
@@ -170,13 +172,13 @@ class WorkFolder:
             if old.name != self.LOCK:
                 old.unlink(missing_ok=True)
 
-    def _acquire(self) -> None:
-        """Make the folder this run's own."""
-        lock = self.path / self.LOCK
+    def _acquire(self) -> bool:
+        """Make the folder this run's own. Returns whether nobody else can have written into it."""
+        lock, trusted = self.path / self.LOCK, True
         while not self.owned:
-            self.path.mkdir(parents=True, exist_ok=True)
             try:
-                descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+                trusted = private_folder(self.path) and trusted
+                descriptor = create(lock)
             except FileExistsError:
                 self._retire(lock)
                 continue
@@ -185,11 +187,13 @@ class WorkFolder:
             with open(descriptor, "w", encoding="utf-8") as file:
                 json.dump(Owner.this_process().__dict__, file)
             self.owned = True
+        return trusted
 
     def _retire(self, lock: Path) -> None:
         """Take away the lock of a run that has ended. Raises UserError where it has not."""
         try:
-            text, age = lock.read_text(encoding="utf-8"), time.time() - lock.stat().st_mtime
+            with open(lock, encoding="utf-8", errors="replace", opener=no_links) as file:
+                text, age = file.read(LOCK_BYTES), time.time() - os.fstat(file.fileno()).st_mtime
             owner = Owner.of(text)
             if owner.is_running() if owner is not None else age < FRESH_SECONDS:
                 raise UserError(f"{self.path}: {owner or 'another run'} is working on this picture: wait for it, or "

@@ -18,9 +18,9 @@ from evaluation.metrics.full_reference import SSIM_SIDE, psnr_y, ssim_y
 from evaluation.metrics.learned import LearnedMetrics
 from pictures.picture import Picture, read_header, read_picture
 from pictures.result_file import ResultFile, ResultOptions
-from pictures.rgb import enlarged, read_image
+from pictures.rgb import MAX_SCALE, enlarged, read_image
 from utils.errors import UserError, describe, exit_code
-from utils.files import replacing
+from utils.files import cell, replacing, text_of_cell
 
 from .jobs import Job, left_out_lines
 from .windows import LatentStore, TiledPicture
@@ -122,7 +122,7 @@ def write_table(path: Path, rows: Mapping[str, Mapping[str, float]], mean: Mappi
         writer = csv.writer(file)
         writer.writerow(["picture", *names])
         for picture, row in [*rows.items(), ("mean", mean)]:
-            writer.writerow([picture, *(f"{row[name]:.6g}" if name in row else "" for name in names)])
+            writer.writerow([cell(picture), *(f"{row[name]:.6g}" if name in row else "" for name in names)])
 
 
 def rows_of_table(path: Path) -> dict[str, dict[str, float]]:
@@ -132,8 +132,9 @@ def rows_of_table(path: Path) -> dict[str, dict[str, float]]:
         written = path.stat().st_mtime_ns
         with open(path, newline="", encoding="utf-8") as file:
             table = [row for row in csv.DictReader(file) if row["picture"] != "mean"]
-        return {row.pop("picture"): {name: float(value) for name, value in row.items() if value}
-                for row in table if _unchanged(path.with_name(row["picture"]), written)}
+        rows = {text_of_cell(row.pop("picture")): row for row in table}
+        return {picture: {name: float(value) for name, value in row.items() if value}
+                for picture, row in rows.items() if _unchanged(path.with_name(picture), written)}
     except (OSError, ValueError, KeyError, TypeError, csv.Error):  # none, or no table of ours
         return {}
 
@@ -194,7 +195,7 @@ class Judge:
         if job.reference is None and not self.on_sheet:
             return
         with self._told(job):
-            result = read_header(job.output)
+            result = read_header(job.output, max_pixels=max_pixels * int(MAX_SCALE) ** 2)
             on_sheet = self.on_sheet and result.height * result.width <= SHEET_PIXELS
             if job.reference is not None or on_sheet:
                 source = read_picture(job.source, max_pixels, job.frame or 0)

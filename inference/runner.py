@@ -17,7 +17,7 @@ from pictures.picture import MAX_PIXELS, Header, Picture, read_header, read_pict
 from pictures.result_file import ResultFile, ResultOptions
 from pictures.rgb import save_picture
 from pictures.sheets import comparison_sheet, evenly, labels_of
-from utils.errors import describe
+from utils.errors import describe, visible
 from utils.ranks import Ranks
 
 from .generate import Progress, batch_size_for, generate_windows
@@ -116,7 +116,7 @@ class Runner:
     def _is_large(self, job: Job) -> bool:
         """Whether a picture has so many windows that it is worked on alone (by its header; unreadable ones are not)."""
         try:
-            header = read_header(job.source, job.frame or 0)
+            header = read_header(job.source, job.frame or 0, self.options.max_pixels)
             size = self.options.size.size(header)
         except Exception:
             return False  # what is wrong is told when the picture is read
@@ -166,7 +166,7 @@ class Runner:
         start = time.monotonic()
         if is_there(job.output) and is_there(job.source) and job.output.samefile(job.source):
             raise ImageError(f"{job.source}: its result would overwrite it: choose another --output, or a --suffix")
-        if job.frame is None and (frames := read_header(job.source).frames) > 1:
+        if job.frame is None and (frames := read_header(job.source, 0, self.options.max_pixels).frames) > 1:
             raise ImageError(f"{job.source}: has {frames} frames: --frames restores each of them")
         picture = read_picture(job.source, self.options.max_pixels, job.frame or 0)
         try:
@@ -279,7 +279,7 @@ class Runner:
         def advance(count: int) -> None:
             nonlocal done
             done += count
-            self.bar.set_postfix_str(f"{job.source.name}, window {done} of {windows}")
+            self.bar.set_postfix_str(f"{visible(job.source.name)}, window {done} of {windows}")
         return advance
 
     def _recover(self) -> None:
@@ -289,8 +289,8 @@ class Runner:
 
     def _fail(self, record: FileRecord, source: Path, error: Exception | str, once: bool = False) -> None:
         """Report a failure, with the file's name in it; `once`: of a picture that every rank works on."""
-        line = error if isinstance(error, str) else describe(error)
-        reason = line if str(source) in line else f"{source}: {line}"
+        line, name = error if isinstance(error, str) else describe(error), visible(str(source))
+        reason = line if name in line else f"{name}: {line}"
         record.error = reason
         if not once or self.ranks.rank == 0:
             self.report.failures[source] = reason

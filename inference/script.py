@@ -253,6 +253,7 @@ def _run_options(args: argparse.Namespace, settings: RestoreSettings, descriptio
 def _jobs(args: argparse.Namespace, testsets: Path) -> tuple[list[Job], Found]:
     """The jobs, all names checked, and what could not be listed or is left out."""
     from pictures.formats import InputError, other_files_in
+    from pictures.picture import MAX_PIXELS
     from utils.ranks import is_restart
 
     from .jobs import EARLIER_RESULTS, Found, OutputNames, collect, default_jobs, jobs_for, settled
@@ -267,7 +268,9 @@ def _jobs(args: argparse.Namespace, testsets: Path) -> tuple[list[Job], Found]:
         output = Path(args.output or "results")
         found = collect(args.input, args.recursive, output)
         jobs = jobs_for(found.pictures, output, names)
-    jobs, earlier = settled(_frames(jobs) if args.frames else jobs, {"--sheet": args.sheet, "--log": args.log},
+    if args.frames:
+        jobs = _frames(jobs, args.max_pixels or MAX_PIXELS)
+    jobs, earlier = settled(jobs, {"--sheet": args.sheet, "--log": args.log},
                             getattr(args, "export_intermediate", False), not (args.skip_existing or is_restart()))
     if earlier:
         found.left_out[EARLIER_RESULTS] += earlier
@@ -284,7 +287,7 @@ def _tell_unmatched(jobs: list[Job]) -> None:
             log.warning("%s: no picture there has the name of one in %s: nothing is measured", originals, folder)
 
 
-def _frames(jobs: list[Job]) -> list[Job]:
+def _frames(jobs: list[Job], max_pixels: int) -> list[Job]:
     """A job for every frame; files that cannot be read stay one job, which will say why."""
     from pictures.formats import ImageError
     from pictures.picture import read_header
@@ -293,7 +296,7 @@ def _frames(jobs: list[Job]) -> list[Job]:
     every = []
     for job in jobs:
         try:
-            every += per_frame(job, read_header(job.source).frames)
+            every += per_frame(job, read_header(job.source, 0, max_pixels).frames)
         except ImageError:
             every.append(job)
     return every

@@ -9,8 +9,8 @@ from __future__ import annotations
 import io
 import re
 import struct
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -25,6 +25,12 @@ SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12:
 FORMATS = {SHORT: "H", LONG: "I", LONG8: "Q"}
 RATIONALS = (5, 10)  # pairs of 4 bytes
 MAX_DEPTH = 3
+MAX_BLOCK = 2 ** 20  # bytes of one text or block of metadata, and of all texts together
+MAX_PAGES = 10_000  # of a file: libraries need a time for the last one that grows with the square of their number
+MAX_ENTRIES = 2 ** 20  # of all directories together
+SHARED_BYTES = 4096  # of values that writers store once for several entries
+MAX_PREFIXES = 4  # before a block; one is usual
+PREFIX = b"Exif\0\0"
 DAMAGED = (ValueError, struct.error, OSError, MemoryError, OverflowError)  # what reading a damaged structure raises
 
 ORIENTATION, DESCRIPTION, SOFTWARE, USER_COMMENT = 0x0112, 0x010E, 0x0131, 0x9286
@@ -51,9 +57,14 @@ GAIN_MAPS = (b"ns.adobe.com/hdr-gain-map/", b"ns.apple.com/HDRGainMap/")
 # Namespaces of such announcements; the directory of Google's container is of no use without its pictures.
 GAIN_MAP_NAMESPACES = ("http://ns.adobe.com/hdr-gain-map/1.0/", "http://ns.apple.com/HDRGainMap/1.0/",
                         "http://ns.google.com/photos/1.0/container/", "http://ns.google.com/photos/1.0/container/item/")
+# tiff:Orientation in both ways RDF writes a property
+XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:>|\s*=\s*[\"'])\s*)([1-8])")
 XMP_NAMESPACE = "urn:x-varsr:1.0"
 END_OF_RDF = re.compile(rb"</(?:[\w.-]+:)?RDF\s*>")
-OUR_DESCRIPTION = re.compile(rb"<rdf:Description[^>]*urn:x-varsr:1\.0[^>]*>.*?</rdf:Description\s*>", re.DOTALL)
+# up to the next tag and no further, so that the time grows with a packet's length and not with its square
+OUR_DESCRIPTION = re.compile(rb"<rdf:Description[^<>]*urn:x-varsr:1\.0[^<>]*>")
+END_OF_DESCRIPTION = re.compile(rb"</rdf:Description[ \t\r\n]*>")
+MAX_PARSED = 2 ** 17  # bytes of a packet that is read as a tree, which takes hundreds of times as much
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 EMPTY_PACKET = ('<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
           f'<rdf:RDF xmlns:rdf="{RDF}"></rdf:RDF></x:xmpmeta><?xpacket end="w"?>').encode()
@@ -121,19 +132,88 @@ def layout_of(stream: BinaryIO) -> tuple[Layout, int]:
     return layout, struct.unpack_from(layout.pointer, head, layout.header)[0]
 
 
+class Harmful(ValueError):
+    """A structure that a reader could read, at a cost far beyond its length."""
+
+
 def raw_entries(stream: BinaryIO, offset: int, layout: Layout) -> tuple[dict[int, bytes], int]:
     """Entries of a directory as they stand there, and the offset of the next directory."""
+    entries, following = _listed(stream, offset, layout)
+    if following is None:
+        raise ValueError("a directory that ends early")
+    return {struct.unpack_from(layout.order + "H", entry)[0]: entry for entry in entries}, following
+
+
+def _listed(stream: BinaryIO, offset: int, layout: Layout) -> tuple[list[bytes], int | None]:
+    """All entries that are there, and the offset of the next directory; None of one that ends early."""
     stream.seek(offset)
     count = struct.unpack(layout.count, stream.read(struct.calcsize(layout.count)))[0]
-    if count > 0xFFFF:
-        raise ValueError("a directory with too many entries")
+    if count > MAX_ENTRIES:
+        raise Harmful(f"{count} entries in a directory")
     size = 4 + 2 * layout.width
-    raw = [stream.read(size) for _ in range(count)]
+    data = stream.read(count * size)
+    entries = [data[place:place + size] for place in range(0, len(data) - size + 1, size)]
+    if len(entries) < count:
+        return entries, None
     following = stream.read(layout.width).ljust(layout.width, b"\0")
-    if any(len(entry) < size for entry in raw):
-        raise ValueError("a directory that ends early")
-    return ({struct.unpack(layout.order + "H", entry[:2])[0]: entry for entry in raw},
-            struct.unpack(layout.pointer, following)[0])
+    return entries, struct.unpack(layout.pointer, following)[0]
+
+
+def directories(stream: BinaryIO) -> Iterator[tuple[dict[int, bytes], Layout]]:
+    """The directories of a TIFF structure in their order, as they stand there.
+
+    Raises ValueError for a damaged one, and Harmful for values that lie over each other, so that they are longer than
+    the whole structure when they are read, and for too many directories or entries.
+    """
+    layout, offset = layout_of(stream)
+    size = stream.seek(0, io.SEEK_END)
+    seen: set[int] = set()
+    room = MAX_ENTRIES
+    while offset and offset not in seen:
+        seen.add(offset)
+        entries, following = _listed(stream, offset, layout)
+        every = [entries, *_inner_directories(stream, entries, layout)]
+        room -= sum(map(len, every))
+        if len(seen) > MAX_PAGES or room < 0:
+            raise Harmful(f"more than {MAX_PAGES} directories or {MAX_ENTRIES} entries")
+        if sum(_value_bytes(each, layout, size) for each in every) > size + SHARED_BYTES:
+            raise Harmful("values that lie over each other")
+        if following is None:
+            raise ValueError("a directory that ends early")
+        yield {struct.unpack_from(layout.order + "H", entry)[0]: entry for entry in entries}, layout
+        offset = following
+
+
+def _inner_directories(stream: BinaryIO, entries: list[bytes], layout: Layout, depth: int = 0
+                       ) -> Iterator[list[bytes]]:
+    """Those that entries lead to."""
+    found = {struct.unpack_from(layout.order + "H", entry)[0]: entry for entry in entries}
+    for tag in found.keys() & set(POINTERS) if depth < MAX_DEPTH else ():
+        with suppress(*DAMAGED):
+            target = struct.unpack(layout.pointer, found[tag][4 + layout.width:])[0]
+            inner, _ = _listed(stream, target, layout)
+            yield inner
+            yield from _inner_directories(stream, inner, layout, depth + 1)
+
+
+def _value_bytes(entries: list[bytes], layout: Layout, size: int) -> int:
+    """How long the values are that lie outside their entries, within a structure of `size` bytes."""
+    total = 0
+    for entry in entries:
+        kind, count = struct.unpack_from(layout.order + "H" + layout.pointer[1], entry, 2)
+        target = struct.unpack_from(layout.pointer, entry, 4 + layout.width)[0]
+        length = SIZES.get(kind, 0) * count
+        if length > layout.width and target + length <= size:  # others are not read
+            total += length
+    return total
+
+
+def number(raw: Mapping[int, bytes], tag: int, layout: Layout, otherwise: int = 0) -> int:
+    """The first value of an entry of SHORT, LONG or LONG8 values that stand in it; else what is given."""
+    entry = raw.get(tag, b"")
+    kind = struct.unpack_from(layout.order + "H", entry, 2)[0] if entry else 0
+    return struct.unpack_from(layout.order + FORMATS[kind], entry, 4 + layout.width)[0] \
+        if kind in FORMATS and SIZES[kind] <= layout.width else otherwise
 
 
 def read_entries(stream: BinaryIO, offset: int, layout: Layout, tags: tuple[int, ...] | None = None,
@@ -162,6 +242,8 @@ def _entry(stream: BinaryIO, tag: int, raw: bytes, layout: Layout, depth: int) -
             raise ValueError("an empty directory")
         return Entry(LONG, b"", directory)
     length = SIZES[kind] * count
+    if length > MAX_BLOCK:
+        raise ValueError("a value that is too long")
     if length > layout.width:
         stream.seek(target)
         value = stream.read(length)
@@ -176,7 +258,7 @@ def directory_bytes(raw: Mapping[int, bytes], entries: Mapping[int, Entry], offs
     written = dict(raw)
     tags = sorted({*raw, *entries})
     values = offset + struct.calcsize(layout.count) + len(tags) * (4 + 2 * layout.width) + layout.width
-    data = b""
+    data = bytearray()
     for tag, entry in sorted(entries.items()):
         data += b"\0" * (len(data) % 2)
         place = values + len(data)
@@ -196,9 +278,42 @@ def directory_bytes(raw: Mapping[int, bytes], entries: Mapping[int, Entry], offs
 
 def bare(block: bytes) -> bytes:
     """A block without the prefix that JPEG and some writers put before it."""
-    while block.startswith(b"Exif\0\0"):
-        block = block[6:]
-    return block
+    start = 0
+    while block.startswith(PREFIX, start):
+        start += len(PREFIX)
+    return block[start:]
+
+
+def require_harmless_block(block: bytes) -> None:
+    """Raise Harmful for a block that is made to cost those who read it (`directories`)."""
+    if block.startswith(PREFIX * (MAX_PREFIXES + 1)):
+        raise Harmful("it begins again and again")
+    with suppress_damage():
+        next(directories(io.BytesIO(bare(block))), None)
+
+
+@contextmanager
+def suppress_damage() -> Iterator[None]:
+    """What is damaged, but not harmful, passes."""
+    try:
+        yield
+    except Harmful:
+        raise
+    except DAMAGED:
+        pass
+
+
+def orientation(block: bytes | None) -> int | None:
+    """How the picture lies, 1 to 8; None where the block does not say it or is damaged."""
+    if block is None:
+        return None
+    try:
+        stream = io.BytesIO(bare(block))
+        layout, offset = layout_of(stream)
+        found = number(raw_entries(stream, offset, layout)[0], ORIENTATION, layout)
+    except DAMAGED:
+        return None
+    return found if found in range(1, 9) else None
 
 
 def upright(block: bytes) -> bytes:
@@ -342,7 +457,10 @@ def tiff_entries(path: Path, page: int, tags: tuple[int, ...]) -> tuple[dict[int
 
 
 def of_tiff(path: Path, page: int = 0) -> bytes | None:
-    """What a directory of a TIFF file says of its picture, as an upright EXIF block; None where it says nothing."""
+    """What a directory of a TIFF file says of its picture, as an upright EXIF block; None where it says nothing.
+
+    Raises ValueError where that is too long.
+    """
     try:
         entries, layout = tiff_entries(path, page, DESCRIPTIVE)
     except DAMAGED:
@@ -352,7 +470,10 @@ def of_tiff(path: Path, page: int = 0) -> bytes | None:
     if not set(entries) - {X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT}:
         return None
     head = (b"II*\0" if layout.order == "<" else b"MM\0*") + struct.pack(layout.order + "I", 8)
-    return head + directory_bytes({}, entries, 8, Layout(layout.order))
+    block = head + directory_bytes({}, entries, 8, Layout(layout.order))
+    if len(block) > MAX_BLOCK:
+        raise ValueError(f"{len(block)} bytes are too many")
+    return block
 
 
 def into_tiff(path: Path, block: bytes | None, more: Mapping[int, bytes], resolution: tuple[float, float] | None
@@ -384,13 +505,15 @@ def _entries_for(block: bytes | None, layout: Layout) -> dict[int, Entry]:
 
 
 def without_gain_map(xmp: bytes) -> bytes | None:
-    """A packet without all that announces a gain map; None where it cannot be read."""
+    """A packet without all that announces a gain map; None where it cannot be read, is too long or defines entities."""
+    if len(xmp) > MAX_PARSED or b"<!DOCTYPE" in xmp:
+        return None
     try:
         document = minidom.parseString(xmp)
-    except (ExpatError, ValueError, LookupError):
+        _clear(document.documentElement)
+        return document.toxml(encoding="utf-8")
+    except (ExpatError, ValueError, LookupError, RecursionError):
         return None
-    _clear(document.documentElement)
-    return document.toxml(encoding="utf-8")
 
 
 def _clear(element: minidom.Element) -> None:
@@ -411,10 +534,19 @@ def with_settings(xmp: bytes | None, settings: str) -> bytes:
 
     Raises ValueError for a packet that has no place for it.
     """
-    packet = OUR_DESCRIPTION.sub(b"", xmp) if xmp else EMPTY_PACKET
+    packet = _without_ours(xmp) if xmp else EMPTY_PACKET
     ends = list(END_OF_RDF.finditer(packet))
     if not ends:
         raise ValueError("no end of an RDF element")
     ours = (f'<rdf:Description xmlns:rdf="{RDF}" rdf:about="" xmlns:varsr="{XMP_NAMESPACE}"><varsr:settings>'
             f"{escape(settings)}</varsr:settings></rdf:Description>").encode()
     return packet[:ends[-1].start()] + ours + packet[ends[-1].start():]
+
+
+def _without_ours(xmp: bytes) -> bytes:
+    """A packet without what an earlier run said."""
+    kept, start = [], 0
+    while (ours := OUR_DESCRIPTION.search(xmp, start)) and (end := END_OF_DESCRIPTION.search(xmp, ours.end())):
+        kept.append(xmp[start:ours.start()])
+        start = end.end()
+    return b"".join((*kept, xmp[start:]))

@@ -5,9 +5,11 @@ import logging
 import os
 import struct
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,18 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from . import exif as exif_block
 from .exif import DAMAGED
-from .formats import ImageError, register_plugins, vips
+from .formats import (
+    MAX_PROFILE,
+    READ_BY_PILLOW,
+    ImageError,
+    gif_frames,
+    jxl_size,
+    register_plugins,
+    require_harmless,
+    starts_as_tiff,
+    tiff_pages,
+    vips,
+)
 from .icc import profile_channels, to_srgb
 
 log = logging.getLogger(__name__)
@@ -23,14 +36,14 @@ log = logging.getLogger(__name__)
 TOP_16 = 65_535
 JFIF_MILLIMETRES = {1: 25.4, 2: 10.0}  # by the unit of a JFIF header
 IPTC_RESOURCE = 0x0404  # of Photoshop: captions and keywords
+EXIF_TEXT = "Raw profile type exif"  # keyword of PNG text
 FLOAT_OVERSHOOT, FLOAT_LEVELS = 2.0, (16.0, 256.0)  # largest samples of pictures from 0 to 1, and from 0 to 255
-TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-BITS_PER_SAMPLE, SUBFILE_TYPE, REDUCED = 258, 254, 1
+BITS_PER_SAMPLE = 258
 SAMPLE_FORMAT, SIGNED, EXTRA_SAMPLES = 339, 2, 338
 MAX_BITS = 32  # of a TIFF sample
 PNG_DEPTH_OFFSET = 24
 ANIMATED = ("PNG", "GIF", "WEBP", "AVIF")
-SUFFIX_OF = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "HEIF": "heic", "DIB": "bmp"}
+SUFFIX_OF = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "HEIF": "heic"}
 DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # all of them gray
 BAND_PIXELS = 2 ** 22  # converted at a time
 
@@ -69,33 +82,41 @@ class Decoded:
         self.metadata = replace(self.metadata, icc=None)
 
 
-class _NoPillowLimit:
-    """While anyone is within it, Pillow's own limit of pixels, which is one for the process, is off."""
+class _PillowLimit:
+    """Pillow's own limit of pixels, one for the process: while files are open, what the most generous of their readers
+    allows. Pillow refuses at twice of it; up to there it warns, which readers do better."""
 
     def __init__(self) -> None:
-        self._lock, self._users, self._limit = threading.Lock(), 0, None
+        self._lock, self._allowed, self._before = threading.Lock(), [], None
+        warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-    def __enter__(self) -> None:
+    @contextmanager
+    def __call__(self, max_pixels: int) -> Iterator[None]:
         with self._lock:
-            if self._users == 0:
-                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-            self._users += 1
+            if not self._allowed:
+                self._before = Image.MAX_IMAGE_PIXELS
+            self._allowed.append(max_pixels)
+            Image.MAX_IMAGE_PIXELS = max(self._allowed)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._allowed.remove(max_pixels)
+                Image.MAX_IMAGE_PIXELS = max(self._allowed, default=self._before)
 
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._users -= 1
-            if self._users == 0:
-                Image.MAX_IMAGE_PIXELS = self._limit
 
-
-_no_pillow_limit = _NoPillowLimit()
+_pillow_limit = _PillowLimit()
 
 
 @contextmanager
-def open_picture(path: Path) -> Iterator[Image.Image]:
-    """A file's header, by Pillow, without Pillow's own limit of pixels: callers check theirs before decoding."""
+def open_picture(path: Path, max_pixels: int) -> Iterator[Image.Image]:
+    """A file's header, by Pillow: of the kinds that are read, whatever the file is called, and once it is known to be
+    harmless. Callers check the sides before they decode. Raises ImageError, or what Pillow raises."""
     register_plugins()
-    with _no_pillow_limit, Image.open(path) as file:
+    require_harmless(path)
+    if (size := jxl_size(path)) is not None:
+        check_size(path, *size, max_pixels)
+    with _pillow_limit(max_pixels), Image.open(path, formats=READ_BY_PILLOW) as file:
         yield file
 
 
@@ -104,19 +125,15 @@ def kind_of(file: Image.Image) -> str:
     return SUFFIX_OF.get(file.format, file.format.lower())
 
 
-def is_tiff(path: Path) -> bool:
-    """By its first bytes."""
-    with open(path, "rb") as stream:
-        return stream.read(4) in TIFF_MAGIC
-
-
 def vips_picture(path: Path, **options: object):
-    """A file as a libvips picture. By a source: in a plain name libvips takes brackets at the end for options, and
-    pyvips wants text."""
-    bits = _tiff_bits(path) if is_tiff(path) else 0
-    if bits > MAX_BITS:  # in words that say more than those of libvips
+    """A TIFF or PNG file as a libvips picture. By a source: in a plain name libvips takes brackets at the end for
+    options, and pyvips wants text."""
+    source = vips().Source.new_from_file(os.fsencode(path))
+    if not starts_as_tiff(path):
+        return vips().Image.pngload_source(source, **options)
+    if (bits := _tiff_bits(path)) > MAX_BITS:  # in words that say more than those of libvips
         raise ImageError(f"{path}: {bits} bits a sample are not supported, up to {MAX_BITS} are")
-    return vips().Image.new_from_source(vips().Source.new_from_file(os.fsencode(path)), "", **options)
+    return vips().Image.tiffload_source(source, **options)
 
 
 def _tiff_bits(path: Path) -> int:
@@ -127,40 +144,42 @@ def _tiff_bits(path: Path) -> int:
     return 0
 
 
-def pages(file: Image.Image) -> list[int]:
-    """Numbers of the pictures in a file, in its own count.
+def count_pages(path: Path, file: Image.Image) -> int:
+    """How many pictures a file holds: frames, or pages of a TIFF file (`tiff_pages`). The second pictures of a phone's
+    JPEG or HEIC are not pictures of their own."""
+    if file.format == "TIFF":
+        return sum(1 for _ in tiff_pages(path))
+    if file.format == "GIF":
+        with open(path, "rb") as stream:
+            return gif_frames(stream)
+    return getattr(file, "n_frames", 1) if file.format in ANIMATED else 1
 
-    Reduced versions in a TIFF file and the second pictures of a phone's JPEG or HEIC are not pictures of their own.
-    """
-    count = getattr(file, "n_frames", 1)
-    if file.format in ANIMATED:
-        return list(range(count))
-    if file.format != "TIFF" or count == 1:
-        return [file.tell()]
-    full = []
-    for page in range(count):
-        file.seek(page)
-        if not file.tag_v2.get(SUBFILE_TYPE, 0) & REDUCED:
-            full.append(page)
-    file.seek(0)
-    return full or [0]
+
+def go_to(path: Path, file: Image.Image, frame: int) -> int | None:
+    """Let Pillow stand at a picture of a file, and give its number in the file's own count; None where there is no such
+    picture. Nothing behind it is looked at."""
+    if file.format == "TIFF":
+        number = next(islice(tiff_pages(path), frame, None), None)
+    else:
+        number = frame if frame == 0 or frame < count_pages(path, file) else None
+    if number is not None and (frame or file.format == "TIFF"):
+        file.seek(number)
+    return file.tell() if number == 0 else number
 
 
 def decode(path: Path, max_pixels: int, frame: int = 0) -> Decoded:
     """A file's picture. Raises ImageError for the limit and a missing frame, else what the libraries raise."""
     try:
-        with open_picture(path) as file:
-            numbers = pages(file)
-            if frame >= len(numbers):
-                raise ImageError(f"{path}: has no frame {frame} (frames: {len(numbers)})")
-            if frame or file.format == "TIFF":
-                file.seek(numbers[frame])
+        with open_picture(path, max_pixels) as file:
+            page = go_to(path, file, frame)
+            if page is None:
+                raise ImageError(f"{path}: has no frame {frame} (frames: {count_pages(path, file)})")
             check_size(path, file.width, file.height, max_pixels)
             if not _is_for_vips(path, file):
-                return _by_pillow(path, file, numbers[frame])
-            page, kind = numbers[frame], file.format.lower()
+                return _by_pillow(path, file, page)
+            kind = file.format.lower()
     except UnidentifiedImageError:
-        if not is_tiff(path):
+        if not starts_as_tiff(path):
             raise
         page, kind = frame, "tiff"  # kinds of TIFF that Pillow does not know
     return _by_vips(path, max_pixels, page, kind)
@@ -192,20 +211,28 @@ def _by_pillow(path: Path, file: Image.Image, page: int) -> Decoded:
     file.load()
     info = file.info  # after load: kinds add to it while they decode
     if file.format == "TIFF":  # turned by Pillow while it loads
-        exif, turned = exif_block.of_tiff(path, page), 1
+        exif, turned = _exif_of_tiff(path, page), 1
     else:
         exif, turned = _exif_of(file, path)
-    metadata = Metadata(exif, _xmp_of(info), info.get("icc_profile") or None)
+    metadata = Metadata(exif, _not_too_long(_xmp_of(info), "XMP", path), info.get("icc_profile") or None)
     decoded = Decoded(np.empty(0), kind_of(file), turned, metadata, page)
     if file.format in ("JPEG", "MPO"):
-        _add_jpeg_data(decoded, file)
+        _add_jpeg_data(decoded, file, path)
     elif file.format == "GIF" and info.get("comment"):
         decoded.metadata = replace(decoded.metadata, comments=(info["comment"],))
     decoded.pixels = _pixels(file, decoded, path)
     return decoded
 
 
-def _add_jpeg_data(decoded: Decoded, file: Image.Image) -> None:
+def _not_too_long(block: bytes | None, what: str, path: Path) -> bytes | None:
+    """A block of metadata; None, with a warning, instead of one that is too long to be carried along."""
+    if block is not None and len(block) > exif_block.MAX_BLOCK:
+        log.warning("%s: the %s is left out: %d bytes are too many", path, what, len(block))
+        return None
+    return block
+
+
+def _add_jpeg_data(decoded: Decoded, file: Image.Image, path: Path) -> None:
     """Comments, captions, and the resolution of the JFIF header, which comes before that of EXIF."""
     metadata = decoded.metadata
     unit, density = file.info.get("jfif_unit"), file.info.get("jfif_density")
@@ -213,19 +240,54 @@ def _add_jpeg_data(decoded: Decoded, file: Image.Image) -> None:
         x, y = (side / JFIF_MILLIMETRES[unit] for side in density)
         metadata = replace(metadata, resolution=(x, y))
     comments = tuple(data for name, data in getattr(file, "applist", ()) if name == "COM")
-    iptc = (file.info.get("photoshop") or {}).get(IPTC_RESOURCE)
+    if _not_too_long(b"".join(comments), "text of its comments", path) is None:
+        comments = ()
+    iptc = (file.info.get("photoshop") or {}).get(IPTC_RESOURCE)  # a segment holds it: 64 KB at most
     decoded.metadata = replace(metadata, comments=comments, iptc=iptc if isinstance(iptc, bytes) and iptc else None)
+
+
+def _exif_of_tiff(path: Path, page: int) -> bytes | None:
+    try:
+        return exif_block.of_tiff(path, page)
+    except ValueError as error:
+        log.warning("%s: what it says of itself is left out (%s)", path, error)
+        return None
 
 
 def _exif_of(file: Image.Image, path: Path) -> tuple[bytes | None, int]:
     """The upright EXIF block, and how the picture lies."""
+    block = exif_of(file)
     try:
-        turned = file.getexif().get(exif_block.ORIENTATION, 1)  # also from XMP and the turns of AVIF files
-        block = file.info.get("exif") or (file.getexif().tobytes() if len(file.getexif()) else None)
-        return exif_block.upright(block) if block else None, turned if turned in range(1, 9) else 1
-    except (*DAMAGED, SyntaxError, LookupError, TypeError) as error:  # Pillow's for damaged blocks
+        return usable_exif(block) if block else None, orientation_of(file)
+    except DAMAGED as error:
         log.warning("%s: the EXIF data is damaged and left out (%s)", path, error)
         return None, 1
+
+
+def usable_exif(block: bytes) -> bytes:
+    """The block, upright. Raises ValueError where it is too long, harmful or damaged."""
+    if len(block) > exif_block.MAX_BLOCK:
+        raise ValueError(f"{len(block)} bytes are too many")
+    exif_block.require_harmless_block(block)
+    return exif_block.upright(block)
+
+
+def exif_of(file: Image.Image) -> bytes | None:
+    """The block from its TIFF header on, also of a text that ImageMagick gives PNG files: name, length, digits."""
+    block = file.info.get("exif")
+    if block is None and isinstance(text := file.info.get(EXIF_TEXT), str):
+        with suppress(ValueError):
+            block = bytes.fromhex("".join(text.split()[2:]))
+    return exif_block.bare(block) if block else None
+
+
+def orientation_of(file: Image.Image) -> int:
+    """How a picture lies, 1 to 8: as EXIF says, else XMP."""
+    found = exif_block.orientation(exif_of(file))
+    if found is None:
+        said = exif_block.XMP_ORIENTATION.search(_xmp_of(file.info) or b"")
+        found = int(said[2]) if said else 1
+    return found
 
 
 def _xmp_of(info: dict) -> bytes | None:
@@ -294,6 +356,8 @@ def usable_profile(icc: bytes | None, channels: int, path: Path) -> bytes | None
     if icc is None:
         return None
     try:
+        if len(icc) > MAX_PROFILE:
+            raise ValueError(f"{len(icc)} bytes are too many")
         found = profile_channels(icc)
         if found == channels:
             return icc
@@ -313,12 +377,12 @@ def _by_vips(path: Path, max_pixels: int, page: int, kind: str) -> Decoded:
     exif = blobs["exif-data"]
     turned = picture.get("orientation") if picture.get_typeof("orientation") else 1
     try:
-        exif = exif_block.of_tiff(path, page) if kind == "tiff" else exif_block.upright(exif) if exif else None
+        exif = exif_block.of_tiff(path, page) if kind == "tiff" else usable_exif(exif) if exif else None
     except ValueError as error:
-        log.warning("%s: %s and left out", path, error)
+        log.warning("%s: the EXIF data is left out (%s)", path, error)
         exif = None
     decoded = Decoded(np.empty(0), SUFFIX_OF.get(kind.upper(), kind), turned if 1 <= turned <= 8 else 1,
-                      Metadata(exif, blobs["xmp-data"], blobs["icc-profile-data"]), page)
+                      Metadata(exif, _not_too_long(blobs["xmp-data"], "XMP", path), blobs["icc-profile-data"]), page)
     decoded.pixels = _vips_pixels(picture, decoded, path)
     return decoded
 

@@ -21,8 +21,8 @@ from PIL import Image
 
 from . import exif as exif_block
 from .file_reader import IPTC_RESOURCE, JFIF_MILLIMETRES, Metadata
-from .formats import AVIF, JPEG, TIFF, register_plugins, vips
-from .picture import IPTC_KEYWORDS, METRE, PNG_RESOLUTION, PNG_START, PNG_TEXTS, XMP_KEYWORD, png_text
+from .formats import AVIF, JPEG, PNG_START, TIFF, register_plugins, vips
+from .picture import IPTC_KEYWORDS, METRE, PNG_RESOLUTION, PNG_TEXTS, XMP_KEYWORD, png_text
 
 log = logging.getLogger(__name__)
 

@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import struct
+import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,31 +20,28 @@ from torch import Tensor
 from utils.errors import first_line
 
 from . import exif as exif_block
-from .exif import DAMAGED, GAIN_MAPS, ORIENTATION, SOFTWARE, without_gain_map
+from .exif import DAMAGED, GAIN_MAPS, MAX_BLOCK, SOFTWARE, XMP_ORIENTATION, without_gain_map
 from .file_reader import (
     IPTC_RESOURCE,
     Decoded,
     Metadata,
+    count_pages,
     decode,
-    is_tiff,
+    exif_of,
+    go_to,
     kind_of,
     open_picture,
-    pages,
+    orientation_of,
     usable_profile,
     vips_picture,
 )
-from .formats import ImageError, reason, vips
+from .formats import ImageError, png_structure, reason, starts_as_tiff, unpacked_chunk, vips
 from .icc import Colors, is_srgb, made_profile, png_colors, to_srgb
 
 log = logging.getLogger(__name__)
 
 BAND = 512  # rows that are float at a time at full size; even
 MAX_PIXELS = 2 ** 28  # 16384 x 16384: 805 MB as 8-bit RGB
-# tiff:Orientation in both ways RDF writes a property
-XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:>|\s*=\s*[\"'])\s*)[2-8]")
-
-MAX_BLOCK = 2 ** 20  # bytes of one text or block of metadata, and of all texts together
-PNG_START = 8  # behind the signature
 PNG_TEXTS, PNG_COLORS, PNG_RESOLUTION = (b"tEXt", b"zTXt", b"iTXt"), (b"cICP", b"sRGB", b"gAMA", b"cHRM"), b"pHYs"
 METRE = 1  # the unit of a PNG's resolution
 XMP_KEYWORD = b"XML:com.adobe.xmp"
@@ -172,20 +169,22 @@ class Header:
     kind: str
 
 
-def read_header(path: str | Path, frame: int = 0) -> Header:
+def read_header(path: str | Path, frame: int = 0, max_pixels: int = MAX_PIXELS) -> Header:
     """The header of anything that `read_picture` reads. `frames` is 1 for a still picture, else the frames of an
-    animation or the pages of a TIFF file; a missing frame has the size of the first. Raises ImageError."""
+    animation or the pages of a TIFF file; a missing frame has the size of the first.
+
+    max_pixels: more than twice as many are refused, for some libraries take memory for them as they open a file.
+    Raises ImageError.
+    """
     path = Path(path)
     with _one_line_errors(path):
         try:
-            with open_picture(path) as file:
-                numbers = pages(file)
-                if file.format == "TIFF" or frame:
-                    file.seek(numbers[frame if frame < len(numbers) else 0])
-                sides, frames, kind = file.size, len(numbers), kind_of(file)
-                turned = file.getexif().get(ORIENTATION, 1)
+            with open_picture(path, max_pixels) as file:
+                frames, kind = count_pages(path, file), kind_of(file)
+                go_to(path, file, frame if frame < frames else 0)
+                sides, turned = file.size, orientation_of(file)
         except UnidentifiedImageError:
-            if not is_tiff(path):
+            if not starts_as_tiff(path):
                 raise
             picture = vips_picture(path)
             sides, frames, kind, turned = (picture.width, picture.height), picture.get("n-pages"), "tif", 1
@@ -196,9 +195,11 @@ def read_header(path: str | Path, frame: int = 0) -> Header:
 def software_of(path: str | Path) -> str | None:
     """Which program a file says it was made by, in a PNG's text or in EXIF; None where it says nothing or cannot be
     read."""
+    path = Path(path)
     try:
-        with _one_line_errors(Path(path)), open_picture(Path(path)) as file:
-            said = file.info.get(PNG_SOFTWARE) or file.getexif().get(SOFTWARE)
+        with _one_line_errors(path), open_picture(path, sys.maxsize) as file:
+            block = exif_block.of_tiff(path) if file.format == "TIFF" else exif_of(file)
+            said = file.info.get(PNG_SOFTWARE) or exif_block.text_of(block, SOFTWARE)
     except ImageError:
         return None
     return said if isinstance(said, str) else None
@@ -228,35 +229,19 @@ def _side_data(decoded: Decoded, path: Path) -> tuple[Metadata, Colors | None]:
 def png_chunks(path: Path) -> Iterator[tuple[bytes, bytes]]:
     """Names and data of the chunks of a PNG file that say something of the picture; too long ones are left out."""
     with open(path, "rb") as stream:
-        stream.seek(PNG_START)
-        while len(head := stream.read(8)) == 8:
-            length, name = struct.unpack(">I4s", head)
-            if name == b"IEND":
-                return
+        for name, length in png_structure(stream):
             if name not in PNG_TEXTS + PNG_COLORS + (PNG_RESOLUTION,):
-                stream.seek(length + 4, os.SEEK_CUR)
-            elif length > MAX_BLOCK:
+                continue
+            if length > MAX_BLOCK:
                 log.warning("%s: a %s chunk of %d bytes is left out, it is too long", path, name.decode(), length)
-                stream.seek(length + 4, os.SEEK_CUR)
-            else:
-                yield name, stream.read(length)
-                stream.seek(4, os.SEEK_CUR)
+                continue
+            yield name, stream.read(length)
 
 
 def png_text(name: bytes, data: bytes) -> tuple[str, str]:
     """Keyword and text of a text chunk (PNG, 11.3.3). Raises ValueError where it is damaged or grows too long."""
-    keyword, _, rest = data.partition(b"\0")
-    packed = name == b"zTXt"
-    if name == b"iTXt":
-        packed, rest = rest[:1] == b"\1", rest[2:].partition(b"\0")[2].partition(b"\0")[2]
-    elif packed:
-        rest = rest[1:]
-    if packed:
-        unpacker = zlib.decompressobj()
-        rest = unpacker.decompress(rest, MAX_BLOCK)
-        if unpacker.unconsumed_tail:
-            raise ValueError("a text that is too long")
-    return keyword.decode("latin-1"), rest.decode("utf-8" if name == b"iTXt" else "latin-1", "replace")
+    keyword, text = unpacked_chunk(name, data)
+    return keyword.decode("latin-1"), text.decode("utf-8" if name == b"iTXt" else "latin-1", "replace")
 
 
 def _with_png_chunks(metadata: Metadata, path: Path) -> tuple[Metadata, Colors | None]:
@@ -365,8 +350,10 @@ def _one_line_errors(path: Path) -> Iterator[None]:
         raise ImageError(f"{path}: no such file") from error
     except PermissionError as error:
         raise ImageError(f"{path}: no permission to read it") from error
-    except Image.DecompressionBombError as error:  # of Pillow, for a frame of an animation
-        raise ImageError(f"{path}: too many pixels ({error})") from error
+    except Image.DecompressionBombError as error:  # of Pillow, for what it would take memory for as it opens a file
+        raise ImageError(f"{path}: too many pixels (--max_pixels changes the limit)") from error
+    except MemoryError as error:
+        raise ImageError(f"{path}: takes more memory than there is") from error
     except DAMAGED_FILE as error:
         raise ImageError(f"{path}: cannot be read ({first_line(error)})") from error
     except vips().Error as error:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.files import replacing, temporary_beside
+from utils.files import no_links, replacing, temporary_beside
 
 from .exif import LONG8, SHORT, Entry, Layout, directory_bytes
 from .file_reader import Metadata
@@ -56,7 +56,7 @@ class PixelStore:
             self._memory = np.zeros(shape, self.dtype)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._file = no_links(path, os.O_RDWR | os.O_CREAT)
         end = (PIXELS_START + shape[0] * self.row_bytes + 1) // 2 * 2
         directory = self._directory(end)
         size, found = end + len(directory), os.fstat(self._file).st_size

@@ -97,6 +97,12 @@ def test_a_picture_goes_through_few_files() -> None:
     assert len([name for name in MODULES if name.startswith("utils.")]) <= UTILITIES
 
 
+def test_pictures_are_opened_in_one_place() -> None:
+    """There, only the kinds that are read are opened, and no larger ones than are allowed."""
+    opening = {name for name, path in MODULES.items() if "Image.open(" in path.read_text(encoding="utf-8")}
+    assert opening == {"pictures.file_reader"}
+
+
 def test_every_package_and_module_says_what_it_is_for() -> None:
     for name, path in MODULES.items():
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), name

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 
+from pictures.rgb import read_image, to_pillow
 from utils.errors import UserError, first_line
+from utils.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +100,7 @@ class TensorBoard:
     def picture(self, name: str, iteration: int, path: Path) -> None:
         """A picture file's pixels."""
         if self.writer is not None:
-            with Image.open(path) as image:
-                self.writer.add_image(name, np.asarray(image.convert("RGB")), iteration, dataformats="HWC")
+            self.writer.add_image(name, np.asarray(to_pillow(read_image(path))), iteration, dataformats="HWC")
 
     def close(self) -> None:
         """Flush and close the event file."""
@@ -132,7 +132,8 @@ class WandB:
     @staticmethod
     def _run_id(path: Path) -> str:
         if not path.exists():
-            path.write_text(secrets.token_hex(ID_BYTES) + "\n", encoding="utf-8")
+            with replacing(path) as temporary:
+                temporary.write_text(secrets.token_hex(ID_BYTES) + "\n", encoding="utf-8")
         return path.read_text(encoding="utf-8").strip()
 
     def write(self, event: str, iteration: int, values: Mapping[str, Any]) -> None:

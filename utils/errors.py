@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -12,6 +13,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TextIO
 
+# Control characters of ISO 646 and 8859, ends of lines and the marks of Unicode that change a text's direction
+STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+USED_BY_BARS = ("\n", "\r", "\t", "\x1b[A")  # what progress bars steer a terminal with
+PARTS = re.compile(f"({'|'.join(map(re.escape, USED_BY_BARS))})")
 DEBUG = "VARSR_DEBUG"  # environment variable: show tracebacks
 SIGNALLED = 128  # and the signal's number: the exit code of a stopped program, as shells have it
 
@@ -21,9 +26,17 @@ log = logging.getLogger(__name__)
 class UserError(ValueError):
     """Something that was given cannot be used: one line that names the file or flag and says what to do."""
 
+    def __init__(self, text: object) -> None:
+        super().__init__(visible(str(text)))
+
 
 class Terminated(KeyboardInterrupt):
     """The system asks the program to end (SIGTERM); it ends as it does after Ctrl-C."""
+
+
+def visible(text: str) -> str:
+    """Text as one line, with escapes for what would steer a terminal or turn the text around, as names of files may."""
+    return STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def first_line(error: BaseException) -> str:
@@ -79,8 +92,8 @@ def terminable() -> Iterator[None]:
 
 
 class _Tolerant:
-    """A text stream that writes what it can: characters it cannot encode are escaped, and what nobody takes (a closed
-    pipe, a full disk behind a redirection) is dropped."""
+    """A text stream that writes what it can: characters it cannot encode and such as steer the terminal are escaped,
+    and what nobody takes (a closed pipe, a full disk behind a redirection) is dropped."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -90,7 +103,8 @@ class _Tolerant:
 
     def write(self, text: str) -> int:
         """Write, escaped where need be; never raises."""
-        for form in (text, escaped(text, self._stream.encoding or "ascii")):
+        plain = "".join(part if part in USED_BY_BARS else visible(part) for part in PARTS.split(text))
+        for form in (plain, escaped(plain, self._stream.encoding or "ascii")):
             try:
                 self._stream.write(form)
             except UnicodeEncodeError:

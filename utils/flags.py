@@ -5,7 +5,7 @@ import argparse
 import logging
 from collections.abc import Callable
 
-from .errors import log_level
+from .errors import log_level, visible
 
 WORDS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
@@ -56,8 +56,18 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(1, f"{self.prog}: {message}\n")
 
 
+class _OneLine(logging.Formatter):
+    """A message as one line; a traceback behind it stays as it is."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The message alone, visible."""
+        return visible(super().formatMessage(record))
+
+
 def set_up_logging() -> None:
     """Log lines as plain text on stderr, beside the progress bar."""
-    logging.basicConfig(level=log_level(), format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine("%(message)s"))
+    logging.basicConfig(level=log_level(), handlers=[handler])
     for noisy in ("httpx", "huggingface_hub", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -17,9 +17,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
+from pictures.formats import ImageError
+from pictures.picture import read_header
 from utils.errors import guarded
+from utils.files import replacing
 
 from .sources import (
     PackagedPhoto,
@@ -52,10 +53,10 @@ class Assembly:
 def has_size(photo: PackagedPhoto, file: Path) -> bool:
     """Whether `file` is a picture of the listed size (by its header)."""
     try:
-        with Image.open(file) as image:
-            return image.size == (photo.width, photo.height)
-    except (OSError, Image.DecompressionBombError):
+        header = read_header(file)
+    except ImageError:
         return False
+    return {header.width, header.height} == {photo.width, photo.height}  # listed as stored, whichever way it lies
 
 
 def copyright_path(package: str) -> str:
@@ -112,7 +113,8 @@ def _fetch(package: str, photos: list[PackagedPhoto], output: Path, debs: Path |
 def write_weighted_list(photos: Iterable[PackagedPhoto], folder: Path) -> None:
     """The listed photographs that lie below `folder`, as `path, weight` lines in its `list.txt`."""
     lines = [f"{photo.local_path}, {photo.weight:g}\n" for photo in photos if (folder / photo.local_path).is_file()]
-    (folder / WEIGHTED_LIST).write_text("".join(lines), encoding="utf-8")
+    with replacing(folder / WEIGHTED_LIST) as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8")
 
 
 def build_parser() -> argparse.ArgumentParser:
