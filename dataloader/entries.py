@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import tarfile
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -30,6 +29,7 @@ SHARD, COMMENT, SEPARATOR = ".tar", "#", ","
 UNREADABLE = (OSError, ValueError, EOFError)
 LEVEL_8_IN_16 = 257  # 65535 / 255
 WHITE = 255
+MAX_PICTURE = 2 ** 30  # bytes of a picture in a shard: it is read at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def find_entries(root: str | os.PathLike) -> list[Entry]:
     A text file holds `path` or `path, weight` a line, relative to its own folder: of a picture, a folder or a shard,
     whose pictures all get the weight (0 leaves them out); `#` starts a comment line. Hidden files are left out.
     Listed pictures need not exist: what cannot be read is skipped when it is drawn.
-    Raises FileNotFoundError when `root` does not exist, ValueError for a malformed line or a compressed shard.
+    Raises FileNotFoundError when `root` does not exist, ValueError for a malformed line.
     """
     root = Path(root)
     if root.is_dir():
@@ -96,14 +96,24 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 def _in_shard(path: Path, weight: float) -> list[Entry]:
     """The pictures of a shard. What a damaged one holds before the damage counts."""
+    from .shards import ShardError, members  # folders of pictures, the usual case, do without it
     entries: list[Entry] = []
+    odd = 0
     try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                if member.isfile() and _is_picture(member.name):
-                    entries.append(Entry(path, weight, member.name, member.offset_data, member.size))
-    except (tarfile.TarError, OSError, EOFError) as error:
+        if not path.is_file():
+            raise ShardError("no file")
+        with open(path, "rb") as shard:
+            for member in members(shard):
+                if not _is_picture(member.name):
+                    continue
+                if 0 < member.size <= MAX_PICTURE:
+                    entries.append(Entry(path, weight, member.name, member.offset, member.size))
+                else:
+                    odd += 1
+    except (ShardError, OSError) as error:
         log.warning("%s is no plain tar file or damaged (%s): %d pictures of it are used", path, error, len(entries))
+    if odd:
+        log.warning("%s: %d pictures are left out, which are empty or larger than %d bytes", path, odd, MAX_PICTURE)
     return entries
 
 

@@ -7,17 +7,39 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 FORMAT_VERSION = 1
 HIGH_QUALITY, LOW_QUALITY = 0, 1  # the classes of super-resolution
 FULL_PRECISION = "vqvae.quantizer."  # tensors that stay float32: sums over the scales must not be rounded
 WIDTH_PER_BLOCK = 64  # of the published family
 DETAIL_STRIDE = 4  # pixels per cell of the detail branch's blocks
+
+# Bounds that no model of the next years meets: a configuration may come from anybody, and what it asks for is built,
+# on the meta device, before its weights are looked at. Within them that takes a second and no memory to speak of.
+MAX_FILE = 2 ** 22  # bytes of config.json: class names are most of it
+MAX_DEPTH = 128  # blocks of the transformer; 24 in the published model
+MAX_BLOCKS = 64  # of the refiner and of the detail branch
+MAX_LEVEL_BLOCKS = 16  # at each resolution level
+MAX_LEVELS = 9  # resolution levels
+MAX_WIDTH = 2 ** 14  # channels of anything
+MAX_HEAD = 512  # channels of an attention head
+MAX_STEM, MAX_MULTIPLIER = 16, 64
+MAX_VOCAB = 2 ** 18
+MAX_CLASSES = 2 ** 17
+MAX_NAME = 255  # characters of a name
+MAX_SCALES, MAX_SIDE = 64, 256
+MAX_TOKENS = 2 ** 14  # of all scales; 2,240 in the published model
+MAX_IMAGE = 4096  # pixels along a side of the window, which no weight's shape tells
+MAX_STEPS = 10_000  # of the diffusion
+MAX_REPEATS = 64
+MAX_GUIDANCE, MAX_UPSCALING = 1000.0, 64.0
+TINY = 1e-6  # of what is divided by
 
 
 class ConfigError(UserError):
@@ -27,6 +49,34 @@ class ConfigError(UserError):
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _check(config: Any, **ranges: tuple[float, float]) -> None:
+    """Raise ConfigError for a field that is not what its annotation says. ranges: the smallest and largest number of
+    each field of numbers, also where it is a tuple of them."""
+    for entry in dataclasses.fields(config):
+        value, kind = getattr(config, entry.name), entry.type
+        optional, several = kind.endswith(" | None"), kind.startswith("tuple[")
+        if optional and value is None:
+            continue
+        kind = kind.removesuffix(" | None").removeprefix("tuple[").removesuffix(", ...]")
+        if several and not isinstance(value, tuple):
+            raise ConfigError(f"{entry.name} must be a list, got {reprlib.repr(value)}")
+        for each in value if several else (value,):
+            _check_value(entry.name, each, kind, *ranges.get(entry.name, ()))
+
+
+def _check_value(name: str, value: Any, kind: str, low: float = 0, high: float = 0) -> None:
+    if kind == "int":
+        fits, wanted = type(value) is int and low <= value <= high, f"a whole number from {low} to {high}"
+    elif kind == "float":
+        fits, wanted = type(value) in (int, float) and low <= value <= high, f"in [{low}, {high}]"
+    elif kind == "str":
+        fits, wanted = isinstance(value, str) and len(value) <= MAX_NAME, f"text of at most {MAX_NAME} characters"
+    else:
+        fits, wanted = type(value).__name__ == kind, f"a {kind}"
+    if not fits:
+        raise ConfigError(f"{name} must be {wanted}, got {reprlib.repr(value)}")
 
 
 @dataclass(frozen=True)
@@ -50,9 +100,24 @@ class VQVAEConfig:
     detail_blocks: int = 10  # its residual blocks
 
     def __post_init__(self) -> None:
-        _require(len(self.scales) > 1, f"scales needs at least two sides, got {self.scales}")
-        _require(all(a < b for a, b in zip(self.scales, self.scales[1:])) and self.scales[0] > 0,
-                 f"scales must be positive and increasing, got {self.scales}")
+        width = (0, MAX_WIDTH)
+        _check(self, scales=(1, MAX_SIDE), vocab_size=(1, MAX_VOCAB), latent_channels=(1, MAX_WIDTH),
+               base_width=(1, MAX_WIDTH), multipliers=(1, MAX_MULTIPLIER), res_blocks=(1, MAX_LEVEL_BLOCKS),
+               norm_groups=(1, MAX_WIDTH), stem=(1, MAX_STEM), phi_count=(1, MAX_SCALES), fidelity_width=width,
+               fidelity_blocks=(0, MAX_LEVEL_BLOCKS), fidelity_pixels=width, detail_width=width,
+               detail_blocks=(0, MAX_BLOCKS))
+        _require(1 < len(self.scales) <= MAX_SCALES,
+                 f"scales needs at least two sides and at most {MAX_SCALES}, got {len(self.scales)}")
+        _require(all(a < b for a, b in zip(self.scales, self.scales[1:])),
+                 f"scales must be increasing, got {self.scales}")
+        tokens = sum(side * side for side in self.scales)
+        _require(tokens <= MAX_TOKENS, f"scales of {tokens} tokens are more than {MAX_TOKENS}")
+        _require(0 < len(self.multipliers) <= MAX_LEVELS,
+                 f"multipliers needs a number for each of 1 to {MAX_LEVELS} levels, got {len(self.multipliers)}")
+        _require(max(self.widths) <= MAX_WIDTH,
+                 f"base_width and multipliers give {max(self.widths)} channels, more than {MAX_WIDTH}")
+        _require(self.image_size <= MAX_IMAGE,
+                 f"scales, multipliers and stem give a window of {self.image_size} pixels, more than {MAX_IMAGE}")
         _require(self.fidelity_width > 0 or not self.fidelity_pixels, "fidelity_pixels needs fidelity_width above 0")
         _require(not self.detail_width or self.downsampling % DETAIL_STRIDE == 0,
                  f"the detail branch needs a down-sampling that is a multiple of {DETAIL_STRIDE}, got "
@@ -94,6 +159,11 @@ class PrefixConfig:
     widths: tuple[int, ...] = (32, 128, 256, 512, 1536)  # one stride-2 step between neighbours
     stem: int = 1
 
+    def __post_init__(self) -> None:
+        _check(self, widths=(1, MAX_WIDTH), stem=(1, MAX_STEM))
+        _require(0 < len(self.widths) <= MAX_LEVELS,
+                 f"widths of the prefix encoder must be 1 to {MAX_LEVELS}, got {len(self.widths)}")
+
     @property
     def downsampling(self) -> int:
         """Pixels per prefix token along a side."""
@@ -117,10 +187,13 @@ class TransformerConfig:
     prefix_injection: bool = False  # also add the prefix, area-resized to each scale, to that scale's tokens
 
     def __post_init__(self) -> None:
+        _check(self, depth=(1, MAX_DEPTH), width=(1, MAX_WIDTH), num_heads=(1, MAX_WIDTH), class_rows=(1, MAX_CLASSES),
+               ffn_ratio=(1, 16), drop_path=(0, 1), rope_base=(1, 1e9), rope_extent=(TINY, 1e6))
         _require(self.width % self.num_heads == 0,
                  f"width {self.width} is not a multiple of num_heads {self.num_heads}")
-        _require(self.head_dim % 4 == 0,
-                 f"head dimension {self.head_dim} (width / num_heads) must be a multiple of 4 for 2-D RoPE")
+        _require(self.head_dim % 4 == 0 and self.head_dim <= MAX_HEAD,
+                 f"head dimension {self.head_dim} (width / num_heads) must be a multiple of 4 for 2-D RoPE, and at "
+                 f"most {MAX_HEAD}")
 
     @property
     def head_dim(self) -> int:
@@ -140,7 +213,9 @@ class RefinerConfig:
     repeats: int = 4  # how often each token is used per training step
 
     def __post_init__(self) -> None:
-        _require(1 < self.sampling_steps <= self.train_steps,
+        _check(self, width=(1, MAX_WIDTH), depth=(0, MAX_BLOCKS), train_steps=(2, MAX_STEPS),
+               sampling_steps=(2, MAX_STEPS), residual_scale=(TINY, 1 / TINY), repeats=(1, MAX_REPEATS))
+        _require(self.sampling_steps <= self.train_steps,
                  f"sampling_steps must be in 2..{self.train_steps}, got {self.sampling_steps}")
 
 
@@ -155,6 +230,9 @@ class LossConfig:
     error_rate: float = 0.0
     scale_balance: float = 0.0
     label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self, error_rate=(0, 1), scale_balance=(0, 1), label_smoothing=(0, 1))
 
 
 @dataclass(frozen=True)
@@ -172,14 +250,8 @@ class GenerationConfig:
     refiner_steps: int | None = None  # sampling steps of the refiner; None: `RefinerConfig.sampling_steps`
 
     def __post_init__(self) -> None:
-        _require(self.cfg >= 0, f"cfg must be at least 0, got {self.cfg}")
-        _require(self.cfg_from_scale >= 0, f"cfg_from_scale must be at least 0, got {self.cfg_from_scale}")
-        _require(self.refiner_steps is None or self.refiner_steps > 1,
-                 f"refiner_steps must be at least 2, got {self.refiner_steps}")
-        _require(self.top_k >= 0, f"top_k must be 0 (all codes) or more, got {self.top_k}")
-        _require(0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p}")
-        _require(0 <= self.fidelity <= 1, f"fidelity must be in [0, 1], got {self.fidelity}")
-        _require(self.scale >= 1, f"scale must be at least 1, got {self.scale}")
+        _check(self, cfg=(0, MAX_GUIDANCE), cfg_from_scale=(0, MAX_SCALES), top_k=(0, MAX_VOCAB), top_p=(TINY, 1),
+               tiled_cfg=(0, MAX_GUIDANCE), scale=(1, MAX_UPSCALING), fidelity=(0, 1), refiner_steps=(2, MAX_STEPS))
 
     def with_cfg(self, cfg: float | None) -> GenerationConfig:
         """The same with one guidance strength for all pictures; None leaves it as it is."""
@@ -199,6 +271,7 @@ class VARSRConfig:
     inference: bool = False  # without what only training needs (`VARSR.for_inference`)
 
     def __post_init__(self) -> None:
+        _check(self)
         prefix = self.transformer.prefix
         _require(prefix is None or prefix.downsampling == self.vqvae.downsampling,
                  f"the prefix encoder down-samples by {prefix and prefix.downsampling}, "
@@ -250,17 +323,24 @@ class VARSRConfig:
 
     @classmethod
     def from_json(cls, text: str) -> VARSRConfig:
-        """Build from JSON text. Raises ConfigError for unknown fields or another format version."""
-        values = json.loads(text)
+        """Build from JSON text. Raises ConfigError for anything but a configuration of this format version: what is no
+        JSON object, unknown fields, values of another type or out of range."""
+        values = parsed(text)
         version = values.pop("format", None)
-        _require(version == FORMAT_VERSION,
-                 f"config format {version} is not {FORMAT_VERSION}: the model was written by another version")
-        return _build(cls, values)
+        _require(version == FORMAT_VERSION, f"config format {reprlib.repr(version)} is not {FORMAT_VERSION}: the model "
+                                            "was written by another version")
+        return build(cls, values)
 
     @classmethod
     def load(cls, path: str | Path) -> VARSRConfig:
-        """Read `config.json`."""
-        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        """Read `config.json`. Raises OSError, and ConfigError as `from_json`."""
+        with open(path, "rb") as file:
+            content = file.read(MAX_FILE + 1)
+        _require(len(content) <= MAX_FILE, f"a configuration has at most {MAX_FILE} bytes")
+        try:
+            return cls.from_json(content.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"no UTF-8 text ({error})") from error
 
 
 _NESTED: dict[str, type] = {
@@ -269,15 +349,29 @@ _NESTED: dict[str, type] = {
 }
 
 
-def _build(cls: type, values: dict[str, Any]) -> Any:
-    """A config dataclass from plain JSON values; lists become tuples, nested dicts their dataclasses."""
+def parsed(text: str) -> dict[str, Any]:
+    """A JSON object. Raises ConfigError for anything else."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"no JSON ({first_line(error)})") from error
+    _require(isinstance(values, dict), f"no JSON object, but {reprlib.repr(values)}")
+    return values
+
+
+def build(cls: type, values: dict[str, Any]) -> Any:
+    """A config dataclass from plain JSON values; lists become tuples, nested objects their dataclasses. Raises
+    ConfigError."""
     known = {f.name for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - known)
-    _require(not unknown, f"unknown field(s) {', '.join(unknown)} in {cls.__name__}")
+    _require(not unknown, f"unknown field(s) {reprlib.repr(unknown)[1:-1]} in {cls.__name__}")
     built = {}
     for name, value in values.items():
         if name in _NESTED and isinstance(value, dict):
-            value = _build(_NESTED[name], value)
+            try:
+                value = build(_NESTED[name], value)
+            except ConfigError as error:
+                raise ConfigError(f"{name}: {error}") from error
         elif isinstance(value, list):
             value = tuple(value)
         built[name] = value
@@ -328,9 +422,9 @@ PRESETS: dict[str, VARSRConfig] = {
 def published_size(depth: int, super_resolution: bool = True) -> VARSRConfig:
     """A model of the published family (VAR, section 3.3): width 64 · depth, a head a block, drop path 0.1 · depth / 24.
 
-    Depth 24 is `varsr-d24`. Raises ConfigError for a depth below 1.
+    Depth 24 is `varsr-d24`. Raises ConfigError for a depth below 1 or above 128.
     """
-    _require(depth > 0, f"depth must be positive, got {depth}")
+    _check_value("depth", depth, "int", 1, MAX_DEPTH)
     base = PRESETS["varsr-d24" if super_resolution else "varsr-d24-c2i"]
     width = WIDTH_PER_BLOCK * depth
     prefix = base.transformer.prefix

@@ -19,7 +19,7 @@ from utils.errors import UserError
 from utils.ranks import Ranks
 
 from .flags import ADVERSARIES, PATCH, PROJECTED
-from .optim import clipped_step, gradient_scaler, parameter_groups, set_rates
+from .optim import clipped_step, gradient_scaler, parameter_groups, restore_optimizer, set_rates
 
 SLOPE = 0.2  # of the leaky ReLU
 NARROWEST_HEAD, WIDEST_HEAD = 24, 64
@@ -207,5 +207,5 @@ class Adversary:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         self.discriminators.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

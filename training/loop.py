@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from utils.errors import UserError
+import torch
+
+from utils.errors import UserError, first_line
 from utils.ranks import Ranks
 
 from .log import TrainingLog, open_log
@@ -188,16 +190,26 @@ class TrainLoop:
         state = self.states.load_newest() if self.config.resume else None
         if state is None:
             return 0
+        try:
+            self._restore(state)
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
+            raise UserError(f"the state after iteration {state['iteration']} in {self.states.folder} does not fit this "
+                            f"run ({first_line(error)}): resume with the flags of its run, or start over with "
+                            "--resume no") from error
+        log.info("resumed after iteration %d", state["iteration"])
+        return state["iteration"]
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self._compare(state["iteration"], state.get("settings", {}))
         self.stage.load_state_dict(state)
-        self.skipped = state["skipped"]
+        self.skipped = int(state["skipped"])
         if len(state["rng"]) == self.ranks.world:
             restore_rng_state(state["rng"][self.ranks.rank])
         else:
             log.warning("the state was saved by %d processes, these are %d: random numbers go on differently",
                         len(state["rng"]), self.ranks.world)
-        log.info("resumed after iteration %d", state["iteration"])
-        return state["iteration"]
 
     def _compare(self, iteration: int, before: Mapping[str, Any]) -> None:
         """Say what is not as it was in the run that is resumed. Raises UserError where nothing is left to do."""

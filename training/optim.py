@@ -56,6 +56,23 @@ def clipped_step(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Param
     return norm
 
 
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Take a saved state. Raises ValueError where it is not that of these parameters."""
+    optimizer.load_state_dict(state)
+    check_moments(optimizer)
+
+
+def check_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError where the moments have not the shapes of their parameters: the fused kernels take that for
+    granted, and would write beyond the end of smaller ones."""
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            fits = isinstance(parameter, Tensor) and isinstance(value, Tensor) and (
+                value.shape == (torch.Size() if name == "step" else parameter.shape))
+            if not fits:
+                raise ValueError(f"{name} of a parameter does not fit it")
+
+
 def average_decay(decay: float, iteration: int) -> float:
     """Decay of a moving average at an iteration: early on lower, so that the start is forgotten."""
     return min(decay, (1 + iteration) / (10 + iteration))

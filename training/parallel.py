@@ -15,6 +15,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from models.varsr import VARSR
 from utils.ranks import Ranks
 
+from .optim import average_decay, check_moments
+
 BACKEND = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # gloo also carries objects and metrics
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -72,6 +74,7 @@ class Parallel:
         """Inverse of `state_dict`; every rank needs the whole state."""
         set_state_dict(self.model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"],
                        options=WHOLE)
+        check_moments(optimizer)
 
 
 def local_parts(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
@@ -91,7 +94,6 @@ class ShardedAverage:
     @torch.no_grad()
     def update(self, model: VARSR, iteration: int) -> None:
         """See `MovingAverage.update`."""
-        from .optim import average_decay
         torch._foreach_lerp_(local_parts(self._shards), local_parts(model.parameters()),
                              1 - average_decay(self.decay, iteration))
 

@@ -21,7 +21,7 @@ from utils.device import autocast
 from utils.errors import UserError
 
 from .loop import timed
-from .optim import MovingAverage, clipped_step, gradient_scaler, parameter_groups, set_rates
+from .optim import MovingAverage, clipped_step, gradient_scaler, parameter_groups, restore_optimizer, set_rates
 from .schedule import Schedule, short_warmup
 from .validation import Validation
 
@@ -186,7 +186,7 @@ class PooledStage:
         """Restore what `state_dict` gave."""
         self.trained.load_state_dict(state["trained"])
         self.average.model.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"])
         self.pool.load_state_dict(state["pool"])

@@ -1,5 +1,9 @@
 """Training checkpoints on disk: written whole or not at all, the last few and the best kept, the newest readable one
-resumed."""
+resumed.
+
+States hold tensors and plain values only, so that an output folder of somebody else's can be resumed without running
+what its writer likes: they are read as weights are (models/weights/unpickle.py).
+"""
 from __future__ import annotations
 
 import json
@@ -14,10 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.weights.unpickle import CheckpointError, RefusedError, TooLargeError, load_pickle
 from utils.files import replacing
 
 log = logging.getLogger(__name__)
 
+MAX_BEST = 1000  # bytes of best.json
+FALL_BACK = "going back to the state before it"
+NUMPY_ARRAY = "_reconstruct"  # what a pickled NumPy array calls: earlier versions kept one in every state
 _PATTERN = re.compile(r"state-(\d+)\.pt$")
 
 
@@ -38,18 +46,22 @@ def save_atomically(state: Any, path: Path) -> None:
 
 
 def rng_state() -> dict[str, Any]:
-    """State of every random number generator that training draws from."""
-    state: dict[str, Any] = {"torch": torch.get_rng_state(), "numpy": np.random.get_state(),
-                             "python": random.getstate()}
+    """State of every random number generator that training draws from, as tensors and plain values."""
+    name, key, *rest = np.random.get_state()
+    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate(),
+                             "numpy": (name, torch.from_numpy(key.astype(np.int64)), *rest)}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()  # of this process's device
     return state
 
 
 def restore_rng_state(state: dict[str, Any]) -> None:
-    """Set every generator to a state that `rng_state` gave."""
+    """Set every generator to a state that `rng_state` gave. Raises ValueError or TypeError for another."""
+    name, key, place, *rest = state["numpy"]
+    if not 0 <= place <= len(key):  # NumPy would read there
+        raise ValueError(f"a NumPy generator at {place} of {len(key)} numbers")
     torch.set_rng_state(state["torch"])
-    np.random.set_state(state["numpy"])
+    np.random.set_state((name, key.numpy().astype(np.uint32), place, *rest))
     random.setstate(state["python"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
@@ -69,9 +81,14 @@ class StateFolder:
 
     def _best(self) -> dict[str, Any]:
         try:
-            return json.loads((self.folder / self.BEST).read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # none yet, or cut off by a crash: the next good one takes its place
-            return {"iteration": None, "score": -math.inf}
+            with (self.folder / self.BEST).open(encoding="utf-8") as file:
+                best = json.loads(file.read(MAX_BEST))
+            if isinstance(best, dict) and type(best.get("iteration")) is int and type(best.get("score")) is float \
+                    and not math.isnan(best["score"]):
+                return best
+        except (OSError, ValueError, RecursionError):
+            pass
+        return {"iteration": None, "score": -math.inf}  # none yet, or cut off: the next good one takes its place
 
     def is_best(self, score: float) -> bool:
         """Whether a score is above that of the best state so far."""
@@ -86,7 +103,7 @@ class StateFolder:
     def files(self) -> list[Path]:
         """State files, oldest first."""
         found = [(int(match[1]), path) for path in self.folder.glob("state-*.pt")
-                 if (match := _PATTERN.search(path.name))]
+                 if (match := _PATTERN.search(path.name)) and path.is_file()]
         return [path for _, path in sorted(found)]
 
     def save(self, iteration: int, state: dict[str, Any]) -> Path:
@@ -100,11 +117,30 @@ class StateFolder:
         return path
 
     def load_newest(self) -> dict[str, Any] | None:
-        """The newest readable state, or None. An unreadable file is named in the log and the one before it used."""
+        """The newest readable state, or None. An unreadable file is named in the log and the one before it used.
+
+        Raises RefusedError for one that holds more than tensors and plain values, which is no accident, and
+        TooLargeError for one that may be whole.
+        """
         for path in reversed(self.files()):
             try:
-                # Our own file: it holds generator states, which are no plain tensors.
-                return torch.load(path, map_location="cpu", weights_only=False)
-            except Exception as error:  # a truncated file fails in many ways, all with the same remedy
-                log.warning("%s cannot be read (%s): going back to the state before it", path, error)
+                state = load_pickle(path, mapped=False, remedy=FALL_BACK)  # the file may go while its tensors live
+                if isinstance(state, dict) and type(state.get("iteration")) is int and state["iteration"] >= 0:
+                    return state
+                log.warning("%s is no training state: %s", path, FALL_BACK)
+            except RefusedError as error:
+                raise RefusedError(f"{_refusal(path, error)}: start over with --resume no, or take another --output",
+                                   error.type_name) from error
+            except TooLargeError:
+                raise
+            except CheckpointError as error:
+                log.warning("%s", error)
+            except OSError as error:
+                log.warning("%s cannot be read (%s): %s", path, error, FALL_BACK)
         return None
+
+
+def _refusal(path: Path, error: RefusedError) -> str:
+    if error.type_name.endswith(NUMPY_ARRAY):
+        return f"{path} is a state of an earlier version, which kept NumPy arrays in it; they are not read any more"
+    return str(error)

@@ -30,7 +30,7 @@ from utils.ranks import Ranks
 from .adversary import Adversary, AdversarySettings, Discriminators, Seen
 from .flags import PATCH
 from .loop import timed
-from .optim import MovingAverage, clipped_step, gradient_scaler, parameter_groups, set_rates
+from .optim import MovingAverage, clipped_step, gradient_scaler, parameter_groups, restore_optimizer, set_rates
 from .perceptual import Perceptual
 from .schedule import Schedule
 
@@ -297,7 +297,7 @@ class TokenizerStage:
                              "resume with the flags of the run, or start over with --resume no")
         self.model.load_state_dict(state["model"])
         self.average.model.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.adversary is not None:
             self.adversary.load_state_dict(state["adversary"])

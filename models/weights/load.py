@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch.nn import Module
 
-from ..config import VARSRConfig
+from ..config import ConfigError, VARSRConfig
 from ..varsr import VARSR
 from ..vqvae import VQVAE
 from .published import (
@@ -174,11 +174,10 @@ def _load_folder(folder: Path, dtype: torch.dtype | None = None) -> tuple[VARSRC
                                     f"{WEIGHTS_FILE}, so copy both")
     try:
         config = VARSRConfig.load(folder / CONFIG_FILE)
-        expected = _meta_state(config)
-    except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+    except ConfigError as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
     tensors = read_safetensors(folder / WEIGHTS_FILE)
-    check_tensors(expected, tensors, folder / WEIGHTS_FILE)
+    check_tensors(_meta_state(config), tensors, folder / WEIGHTS_FILE)
     return config, convert_tensors(tensors, dtype, folder / WEIGHTS_FILE)
 
 
@@ -199,7 +198,8 @@ def _load_published(path: Path, dtype: torch.dtype | None) -> tuple[VARSRConfig,
     expected = to_published(config, _meta_state(config))
     check_tensors(expected.transformer, parts.transformer, path)
     check_tensors(expected.vqvae, parts.vqvae, tokenizer or path)
-    return config, convert_tensors(from_published(config, parts.transformer, parts.vqvae), dtype, path)
+    tensors = from_published(config, parts.transformer, parts.vqvae, str(path))
+    return config, convert_tensors(tensors, dtype, path)
 
 
 def _tokenizer_beside(path: Path) -> Path | None:
@@ -234,7 +234,7 @@ def load_vqvae(source: str | PathLike, scales: Sequence[int] | None = None, *, d
         config = infer_vqvae_config(published, None if scales is None else tuple(scales), str(path))
         expected = {f"vqvae.{name}": tensor for name, tensor in _on_meta(VQVAE, config).state_dict().items()}
         check_tensors(vqvae_to_published(expected), published, path)
-        tensors = vqvae_from_published(config, published)
+        tensors = vqvae_from_published(config, published, str(path))
     vqvae = _on_meta(VQVAE, config)
     state = {name.removeprefix("vqvae."): tensor.to(device, stored_type(name, tensor, dtype))
              for name, tensor in tensors.items() if name.startswith("vqvae.")}

@@ -12,7 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..config import PRESETS, ConfigError, PrefixConfig, RefinerConfig, TransformerConfig, VARSRConfig, VQVAEConfig
+from ..config import (
+    MAX_TOKENS,
+    PRESETS,
+    ConfigError,
+    PrefixConfig,
+    RefinerConfig,
+    TransformerConfig,
+    VARSRConfig,
+    VQVAEConfig,
+)
 from .unpickle import CheckpointError
 
 LEVELS = "lvl_1L"  # (1, L): the level of each token
@@ -22,6 +31,9 @@ CODE_USAGE = "quantize.ema_vocab_hit_SV"  # statistics only; its rows may be tho
 REBUILT = re.compile(rf"{LEVELS}|{ATTENTION_BIAS}|.*{re.escape(KEY_BIAS)}")  # no tensors of ours
 
 LISTED_NAMES = 3  # in an error message
+MAX_TENSORS = 2 ** 14  # of a file; 703 in the published model
+MAX_NAME = 256  # characters of a tensor's name
+MAX_DIMENSIONS = 16
 DROP_PATH_PER_BLOCK = 0.1 / 24
 VAR_256_SCALES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 KNOWN_SCALES = (*dict.fromkeys(preset.vqvae.scales for preset in PRESETS.values()), VAR_256_SCALES)
@@ -125,30 +137,39 @@ def split_published(content: object, source: str) -> Published:
     """
     if isinstance(content, Mapping) and isinstance(content.get("trainer"), Mapping):
         content = content["trainer"]
-    if isinstance(content, Mapping):
-        if "var_wo_ddp" in content or "vae_local" in content:
-            parts = Published(content.get("var_wo_ddp"), content.get("vae_local"))
-            for part in (parts.transformer, parts.vqvae):
-                if part is not None:
-                    _require_tensors(part, source)
-            return parts
-        if content and all(isinstance(value, Tensor) for value in content.values()):
-            if any(name.startswith(("encoder.", "decoder.", "quantize.")) for name in content):
-                return Published(vqvae=dict(content))
-            if any(name.startswith(("blocks.", "word_embed.")) for name in content):
-                return Published(transformer=dict(content))
-        found = ", ".join(map(str, list(content)[:5])) or "nothing"
-    else:
-        found = type(content).__name__
-    raise CheckpointError(f"{source} holds no published VARSR, VAR or VQVAE weights (found: {found})")
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{source} holds no published VARSR, VAR or VQVAE weights, but a "
+                              f"{type(content).__name__}")
+    if "var_wo_ddp" in content or "vae_local" in content:
+        parts = Published(content.get("var_wo_ddp"), content.get("vae_local"))
+        for part in (parts.transformer, parts.vqvae):
+            if part is not None:
+                require_tensors(part, source)
+        return parts
+    if content and all(isinstance(value, Tensor) for value in content.values()):
+        require_tensors(content, source)
+        if any(name.startswith(("encoder.", "decoder.", "quantize.")) for name in content):
+            return Published(vqvae=dict(content))
+        if any(name.startswith(("blocks.", "word_embed.")) for name in content):
+            return Published(transformer=dict(content))
+    found = ", ".join(ascii(name) for name in list(content)[:LISTED_NAMES]) or "nothing"
+    raise CheckpointError(f"{source} holds no published VARSR, VAR or VQVAE weights (found: {found[:MAX_NAME]})")
 
 
-def _require_tensors(part: object, source: str) -> None:
+def require_tensors(part: object, source: str) -> None:
+    """Raise CheckpointError for what is no mapping of tensors, of a number, names and shapes that a model can have and
+    an error message can show."""
     if not isinstance(part, Mapping):
         raise CheckpointError(f"{source}: its state dict is a {type(part).__name__}, not a mapping of tensors")
+    if len(part) > MAX_TENSORS:
+        raise CheckpointError(f"{source}: {len(part)} tensors are more than any model has")
     for name, value in part.items():
+        if not isinstance(name, str) or len(name) > MAX_NAME or not name.isprintable():
+            raise CheckpointError(f"{source}: {ascii(name)[:MAX_NAME]} is no name of a tensor")
         if not isinstance(value, Tensor):
             raise CheckpointError(f"{source}: '{name}' is a {type(value).__name__}, not a tensor")
+        if value.ndim > MAX_DIMENSIONS:
+            raise CheckpointError(f"{source}: '{name}' has {value.ndim} dimensions, more than {MAX_DIMENSIONS}")
 
 
 class _Facts:
@@ -209,7 +230,7 @@ def infer_config(transformer: Mapping[str, Tensor], vqvae: Mapping[str, Tensor],
                 prefix=_infer_prefix(facts) if super_resolution else None),
             refiner=refiner,
             generation=PRESETS["varsr-d24" if super_resolution else "varsr-d24-c2i"].generation)
-    except (ConfigError, ZeroDivisionError) as error:
+    except ConfigError as error:
         raise CheckpointError(f"{source}: its tensors make no model: {error}") from error
     return config
 
@@ -246,13 +267,16 @@ def infer_vqvae_config(tensors: Mapping[str, Tensor], scales: tuple[int, ...] | 
             raise CheckpointError(f"{source} was trained with {rows} scales, which are not recorded: give the scales")
     base = facts.size("encoder.conv_in.weight", 0)
     widths = [facts.size(f"encoder.down.{i}.block.0.conv1.weight", 0) for i in range(facts.count("encoder.down.#."))]
-    if not widths or any(width % base for width in widths):
+    if not widths or not base or any(width % base for width in widths):
         raise CheckpointError(f"{source}: encoder widths {widths} are no multiples of the first convolution's {base}")
-    return VQVAEConfig(
-        scales=scales, vocab_size=facts.size("quantize.embedding.weight", 0),
-        latent_channels=facts.size("quantize.embedding.weight", 1), base_width=base,
-        multipliers=tuple(width // base for width in widths), res_blocks=facts.count("encoder.down.0.block.#."),
-        stem=facts.stem("encoder.conv_in.weight"), phi_count=facts.count("quantize.quant_resi.qresi_ls.#."))
+    try:
+        return VQVAEConfig(
+            scales=scales, vocab_size=facts.size("quantize.embedding.weight", 0),
+            latent_channels=facts.size("quantize.embedding.weight", 1), base_width=base,
+            multipliers=tuple(width // base for width in widths), res_blocks=facts.count("encoder.down.0.block.#."),
+            stem=facts.stem("encoder.conv_in.weight"), phi_count=facts.count("quantize.quant_resi.qresi_ls.#."))
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: its tensors make no tokenizer: {error}") from error
 
 
 def infer_scales(transformer: Mapping[str, Tensor], source: str = "the checkpoint") -> tuple[int, ...]:
@@ -262,6 +286,8 @@ def infer_scales(transformer: Mapping[str, Tensor], source: str = "the checkpoin
     levels = transformer.get(LEVELS)
     if levels is not None and levels.device.type != "meta":
         flat = levels.flatten().long()
+        if len(flat) > 2 * MAX_TOKENS or count > MAX_TOKENS:  # those of the prefix too
+            raise CheckpointError(f"{source}: {LEVELS} has {len(flat)} tokens, more than any model")
         if not len(flat) or flat.min() < 0 or flat.max() >= count:
             raise CheckpointError(f"{source}: {LEVELS} names levels beyond the {count} of lvl_embed.weight")
         lengths = torch.bincount(flat, minlength=count).tolist()
@@ -280,35 +306,36 @@ def infer_scales(transformer: Mapping[str, Tensor], source: str = "the checkpoin
                           "published model, so the sides of the scales are unknown")
 
 
-def from_published(config: VARSRConfig, transformer: Mapping[str, Tensor],
-                   vqvae: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_published(config: VARSRConfig, transformer: Mapping[str, Tensor], vqvae: Mapping[str, Tensor],
+                   source: str = "the checkpoint") -> dict[str, Tensor]:
     """State dict in our names, sharing memory with the published tensors; rebuilt buffers are left out.
 
     Raises CheckpointError for a name without a place or a key bias that is not zero.
     """
-    return {**_import(transformer), **vqvae_from_published(config.vqvae, vqvae)}
+    return {**_import(transformer, source), **vqvae_from_published(config.vqvae, vqvae, source)}
 
 
-def vqvae_from_published(config: VQVAEConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def vqvae_from_published(config: VQVAEConfig, tensors: Mapping[str, Tensor],
+                         source: str = "the checkpoint") -> dict[str, Tensor]:
     """The tokenizer's part of `from_published`. Code usage of another number of scales becomes zeros."""
-    imported = _import(tensors)
+    imported = _import(tensors, source)
     name, shape = our_name(CODE_USAGE), (len(config.scales), config.vocab_size)
     if name not in imported or tuple(imported[name].shape) != shape:
         imported[name] = torch.zeros(shape, device=next(iter(imported.values())).device)
     return imported
 
 
-def _import(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _import(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     imported = {}
     for name, tensor in tensors.items():
         if REBUILT.fullmatch(name):
             if name.endswith(KEY_BIAS) and tensor.device.type != "meta" and tensor.any():
-                raise CheckpointError(f"tensor '{name}' is not zero: this model was trained with a key bias, "
+                raise CheckpointError(f"{source}: tensor '{name}' is not zero: this model was trained with a key bias, "
                                       "which VARSR does not have")
             continue
         ours = our_name(name)
         if ours is None:
-            raise CheckpointError(f"tensor '{name}' has no place in a VARSR model")
+            raise CheckpointError(f"{source}: tensor '{name}' has no place in a VARSR model")
         imported[ours] = tensor
     return imported
 

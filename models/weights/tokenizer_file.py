@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from utils.errors import first_line
 from utils.files import replacing
 
-from ..config import VQVAEConfig
+from ..config import VQVAEConfig, build, parsed
 from ..vqvae import VQVAE
 from .load import load_vqvae
 from .unpickle import CheckpointError
-from .weight_file import read_safetensors, write_safetensors
+from .weight_file import DTYPE_NAMES, check_header, finite, read_safetensors, write_safetensors
 
 TOKENIZER_WEIGHTS = "vqvae.safetensors"
 CONFIG_KEY = "vqvae_config"
@@ -45,15 +46,15 @@ def tokenizer_config(path: str | PathLike) -> VQVAEConfig | None:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"tokenizer {path} not found: train_vqvae.py writes {TOKENIZER_WEIGHTS}")
+    path = Path(path)
     try:
+        check_header(path)
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(CONFIG_KEY)
-        if text is None:
-            return None
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
-        return VQVAEConfig(**values)
-    except (SafetensorError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} is truncated or no tokenizer file ({error}): copy or make it again") from error
+        return None if text is None else build(VQVAEConfig, parsed(text))
+    except (SafetensorError, ValueError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is truncated or no tokenizer file ({first_line(error)}): copy or make it again"
+                              ) from error
 
 
 def load_tokenizer(source: str | PathLike, fallback: VQVAEConfig | None = None,
@@ -76,13 +77,17 @@ def load_tokenizer(source: str | PathLike, fallback: VQVAEConfig | None = None,
     if scales is not None and tuple(scales) != config.scales:
         config = dataclasses.replace(config, scales=tuple(scales))
         tensors[CODE_USAGE] = torch.zeros(len(config.scales), config.vocab_size)
-    model = VQVAE(dataclasses.replace(config, fidelity_width=0, fidelity_pixels=0, detail_width=0))
-    own = model.state_dict()
+    config = dataclasses.replace(config, fidelity_width=0, fidelity_pixels=0, detail_width=0)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(BESIDE_LR)}
+    with torch.device("meta"):  # nothing is made before the file is known to fill it
+        own = VQVAE(config).state_dict()
     faults = [name for name in {*own, *tensors}
-              if name not in own or name not in tensors or own[name].shape != tensors[name].shape]
+              if name not in own or name not in tensors or own[name].shape != tensors[name].shape
+              or tensors[name].dtype not in DTYPE_NAMES or not finite(tensors[name])]
     if faults:
         raise CheckpointError(f"{path} is no tokenizer of the configuration that it is loaded with: "
-                              f"{', '.join(sorted(faults)[:LISTED_NAMES])} are missing, unknown or of another shape")
+                              f"{', '.join(sorted(faults)[:LISTED_NAMES])} are missing, unknown, of another shape or "
+                              "not finite")
+    model = VQVAE(config)
     model.load_state_dict(tensors)
     return model

@@ -47,7 +47,7 @@ def transfer_weights(model: VARSR, source: str | PathLike | LooseTensors) -> Tra
     own = model.state_dict()
     loaded, resized = [], {}
     for name, tensor in file.tensors.items():
-        if name not in own:
+        if name not in own or tensor.is_floating_point() != own[name].is_floating_point():
             continue
         how = None
         if tensor.shape != own[name].shape:
@@ -77,11 +77,11 @@ def _resized(name: str, tensor: Tensor, target: Tensor, file: LooseTensors,
     if name == LEVELS and file.scales is not None:
         rows = [min(range(len(file.scales)), key=lambda row: abs(file.scales[row] - side)) for side in scales]
         return tensor[rows], f"rows of the nearest of the scales {'_'.join(map(str, file.scales))}"
-    if name == CLASSES:
+    if name == CLASSES and len(tensor) > 1:
         conditional = tensor[:-1].mean(0, keepdim=True).expand(len(target) - 1, -1)
         return torch.cat([conditional, tensor[-1:]]), (f"{len(tensor) - 1} classes averaged to {len(target) - 1}, the "
                                                        "unconditional one kept")
-    if name == START and tensor.shape[1] < target.shape[1]:
+    if name == START and len(tensor) == 1 and 0 < tensor.shape[1] < target.shape[1]:
         grown = target.clone()
         grown[:, -tensor.shape[1]:] = tensor
         return grown, "the class token's position; those of the prefix stay as drawn"

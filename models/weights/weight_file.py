@@ -18,13 +18,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from utils.errors import first_line
+
 from ..config import FULL_PRECISION
-from .published import CODE_USAGE, REBUILT, our_name
+from .published import CODE_USAGE, REBUILT, our_name, require_tensors
 from .unpickle import CheckpointError
 
 SUFFIX = ".safetensors"
 MAPS = Path("/proc/self/maps")  # Linux; elsewhere nothing is released, and the system reclaims pages under pressure
 ALIGNMENT = 8  # bytes; the data start at a multiple of it
+HEADER_LENGTH = 8  # bytes of the number that a file begins with
+MAX_HEADER = 2 ** 20  # bytes; 84,000 at the published size
 DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64",
                torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
 LISTED_NAMES = 8  # names per kind in an error message
@@ -71,10 +75,22 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
     try:
-        return load_file(path)
-    except (SafetensorError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or no safetensors file ({error}): copy or download it again"
-                              ) from error
+        check_header(path)
+        tensors = load_file(path)
+    except (SafetensorError, ValueError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is truncated or no safetensors file ({first_line(error)}): copy or download it "
+                              "again") from error
+    require_tensors(tensors, str(path))
+    return tensors
+
+
+def check_header(path: Path) -> None:
+    """Raise ValueError for a header of more tensors than any model has: the library makes each of a few bytes there an
+    object of kilobytes."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(HEADER_LENGTH), "little")
+    if size > MAX_HEADER:
+        raise ValueError(f"a header of {size} bytes")
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype],

@@ -95,11 +95,8 @@ def test_a_damaged_shard_gives_what_is_whole(tmp_path, caplog):
     shard = write_shard(tmp_path / "s.tar", {f"{i}.png": encoded(picture(30, 30, i)) for i in range(3)})
     shard.write_bytes(shard.read_bytes()[:9000])  # three members of about 3.5 kB
     entries = find_entries(tmp_path)
-    assert "s.tar" in caplog.text and len(entries) == 3
-    for i in range(2):
-        assert read_entry(entries[i]).tobytes() == picture(30, 30, i).tobytes()
-    with pytest.raises(ValueError, match="s.tar/2.png"):
-        read_entry(entries[2])
+    assert "s.tar" in caplog.text and "2 pictures of it are used" in caplog.text
+    assert [read_entry(entry).tobytes() for entry in entries] == [picture(30, 30, i).tobytes() for i in range(2)]
     shard.write_bytes(b"nothing of the kind")
     assert find_entries(tmp_path) == []
 

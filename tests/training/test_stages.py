@@ -24,6 +24,7 @@ from training.detail import DetailSettings, DetailStage
 from training.optim import parameter_groups
 from training.perceptual import FeatureNetwork, Perceptual
 from training.pool import from_bytes
+from training.states import StateFolder
 from training.tokenizer import TokenizerSettings, TokenizerStage
 from training.transformer import NO_DECAY, TransformerSettings, TransformerStage
 from training.validation import Validation, ValidationSettings
@@ -139,11 +140,12 @@ def test_it_resumes_exactly(name: str, tmp_path: Path) -> None:
     stage = STAGES[name]()
     for i in range(3):
         stage.train_step(i)
-    torch.save(stage.state_dict(), tmp_path / "state.pt")
+    states = StateFolder(tmp_path)
+    states.save(3, stage.state_dict())
     torch.manual_seed(5)
     expected = [stage.train_step(i)["loss"] for i in range(3, 6)]
     again = STAGES[name]()
-    again.load_state_dict(torch.load(tmp_path / "state.pt"))
+    again.load_state_dict(states.load_newest())
     torch.manual_seed(5)
     assert [again.train_step(i)["loss"] for i in range(3, 6)] == expected
 
