@@ -21,8 +21,8 @@ from .formats import (
     MAX_PROFILE,
     READ_BY_PILLOW,
     ImageError,
-    gif_frames,
-    jxl_size,
+    early_size,
+    gif_layout,
     register_plugins,
     require_harmless,
     starts_as_tiff,
@@ -114,7 +114,7 @@ def open_picture(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     harmless. Callers check the sides before they decode. Raises ImageError, or what Pillow raises."""
     register_plugins()
     require_harmless(path)
-    if (size := jxl_size(path)) is not None:
+    if (size := early_size(path)) is not None:
         check_size(path, *size, max_pixels)
     with _pillow_limit(max_pixels), Image.open(path, formats=READ_BY_PILLOW) as file:
         yield file
@@ -151,7 +151,7 @@ def count_pages(path: Path, file: Image.Image) -> int:
         return sum(1 for _ in tiff_pages(path))
     if file.format == "GIF":
         with open(path, "rb") as stream:
-            return gif_frames(stream)
+            return gif_layout(stream).frames
     return getattr(file, "n_frames", 1) if file.format in ANIMATED else 1
 
 

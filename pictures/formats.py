@@ -100,11 +100,12 @@ APP1, APP2, START_OF_SCAN, END_OF_IMAGE = 0xE1, 0xE2, 0xDA, 0xD9
 WITHOUT_LENGTH = (0x00, 0x01, *range(0xD0, 0xD9), 0xFF)
 NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 MAX_SCANS = 100  # of a progressive file, usually 10; each costs as much as decoding the whole picture
-GIF_MAGIC, GIF_HEADER, GIF_FLAGS = b"GIF8", 13, 10
+GIF_MAGIC, GIF_SIDES, GIF_FLAGS, GIF_HEADER = b"GIF8", 6, 10, 13
 GIF_BLOCK, GIF_IMAGE, GIF_COMMENT, GIF_END = re.compile(rb"[!,;]"), b",", b"!\xfe", b";"
 GIF_IMAGE_HEADER, GIF_IMAGE_FLAGS = 11, 9  # from the byte that announces it to the first block of its pixels
 JXL_CODESTREAM, JXL_CONTAINER = b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"
 JXL_BOXES = {b"jxlc": 0, b"jxlp": 4}  # of a container, that hold the codestream, and what stands before it
+JXL_EXIF, JXL_EXIF_START = b"Exif", 4  # a box, and the length of what stands before its TIFF header
 JXL_HEAD = 16  # bytes that hold the sides
 JXL_BITS = (9, 13, 18, 30)  # of a side
 JXL_TURNED = 4  # from here on orientations, which count from 0, exchange the sides
@@ -320,11 +321,21 @@ def unpacked_chunk(name: bytes, data: bytes, limit: int = MAX_BLOCK) -> tuple[by
     return keyword, rest
 
 
-def gif_frames(stream: BinaryIO) -> int:
-    """How many pictures a GIF file holds. Raises Harmful for too many, and for comments that Pillow would take a time
-    for that grows with the square of their length."""
+@dataclass(frozen=True)
+class GifLayout:
+    """How many pictures a GIF file holds, and the sides of the canvas that all of them lie on, in pixels."""
+
+    frames: int
+    width: int
+    height: int
+
+
+def gif_layout(stream: BinaryIO) -> GifLayout:
+    """Without decoding: Pillow enlarges its canvas to each of the pictures. Raises Harmful for too many of them, and
+    for comments that Pillow would take a time for that grows with the square of their length."""
     stream.seek(0)
     data = stream.read()
+    width, height = struct.unpack_from("<HH", data, GIF_SIDES)
     place = GIF_HEADER + _color_table(data[GIF_FLAGS])
     frames, comments = 0, 0
     while (block := GIF_BLOCK.search(data, place)) and block[0] != GIF_END:
@@ -332,6 +343,8 @@ def gif_frames(stream: BinaryIO) -> int:
         is_comment = data.startswith(GIF_COMMENT, place)
         if block[0] == GIF_IMAGE:
             frames += 1
+            left, top, columns, rows = struct.unpack_from("<4H", data, place + 1)
+            width, height = max(width, left + columns), max(height, top + rows)
             place += GIF_IMAGE_HEADER + _color_table(data[place + GIF_IMAGE_FLAGS])
         else:
             place += len(GIF_COMMENT)
@@ -342,7 +355,7 @@ def gif_frames(stream: BinaryIO) -> int:
         place += 1
         if frames > MAX_PAGES or comments > MAX_BLOCK:
             raise Harmful(f"more than {MAX_PAGES} pictures or {MAX_BLOCK} bytes of comments")
-    return max(frames, 1)
+    return GifLayout(max(frames, 1), width, height)
 
 
 def _color_table(flags: int) -> int:
@@ -363,15 +376,52 @@ class _Bits:
         return found
 
 
-def jxl_size(path: Path) -> tuple[int, int] | None:
-    """(width, height) of an upright JPEG XL picture (ISO/IEC 18181-1, 9.2); None of other files. pillow_jxl decodes as
-    it opens a file. Raises OSError."""
+@dataclass(frozen=True)
+class JxlHead:
+    """Sides in pixels of a JPEG XL picture as it is decoded, upright by its own account; its EXIF block."""
+
+    width: int
+    height: int
+    exif: bytes | None
+
+
+def early_size(path: Path) -> tuple[int, int] | None:
+    """(width, height) of what Pillow would take memory for before it says how large a picture is; None of kinds where
+    it does not. Raises OSError and ImageError."""
+    with open(path, "rb") as stream:
+        layout: GifLayout | JxlHead | None = None
+        if stream.read(len(GIF_MAGIC)) == GIF_MAGIC:
+            try:
+                layout = gif_layout(stream)
+            except Harmful as error:
+                raise ImageError(f"{path}: is not opened: {error}") from error
+            except (struct.error, IndexError):  # cut off, as Pillow will see
+                return None
+    layout = layout or jxl_head(path)
+    return None if layout is None else (layout.width, layout.height)
+
+
+def jxl_head(path: Path) -> JxlHead | None:
+    """What a JPEG XL file says of its picture (ISO/IEC 18181-1, 9.2); None of other files. pillow_jxl decodes as it
+    opens a file. Raises OSError."""
     with open(path, "rb") as stream:
         head = stream.read(len(JXL_CONTAINER))
         if not head.startswith((JXL_CODESTREAM, JXL_CONTAINER)):
             return None
-        stream.seek(0 if head.startswith(JXL_CODESTREAM) else _jxl_codestream(stream))
-        bits = _Bits(stream.read(JXL_HEAD)[len(JXL_CODESTREAM):])
+        boxes = {} if head.startswith(JXL_CODESTREAM) else _jxl_boxes(stream)
+        starts = [place + JXL_BOXES[name] for name, (place, _) in boxes.items() if name in JXL_BOXES]
+        stream.seek(min(starts, default=0))
+        width, height = _jxl_sides(stream.read(JXL_HEAD))
+        exif = None
+        if JXL_EXIF in boxes:
+            place, length = boxes[JXL_EXIF]
+            stream.seek(place + JXL_EXIF_START)
+            exif = stream.read(min(max(length - JXL_EXIF_START, 0), MAX_BLOCK))
+    return JxlHead(width, height, exif)
+
+
+def _jxl_sides(codestream: bytes) -> tuple[int, int]:
+    bits = _Bits(codestream[len(JXL_CODESTREAM):])
     is_small = bits.take(1)
 
     def side() -> int:
@@ -386,23 +436,22 @@ def jxl_size(path: Path) -> tuple[int, int] | None:
     return (height, width) if turned else (width, height)
 
 
-def _jxl_codestream(stream: BinaryIO) -> int:
-    """Where in a container the codestream, or its first part, begins; the end of the file where there is none."""
+def _jxl_boxes(stream: BinaryIO) -> dict[bytes, tuple[int, int]]:
+    """Where the content of the first box of each name begins, and how long it is."""
+    found: dict[bytes, tuple[int, int]] = {}
     place, end = 0, stream.seek(0, os.SEEK_END)
     while place < end:
         stream.seek(place)
-        head = stream.read(16).ljust(16, b"\0")
-        length, name, long_length = struct.unpack(">I4sQ", head)
-        content = place + (16 if length == 1 else 8)
-        if name in JXL_BOXES:
-            return content + JXL_BOXES[name]
-        length = long_length if length == 1 else length or end
-        place += max(length, content - place)
-    return end
+        length, name, long_length = struct.unpack(">I4sQ", stream.read(16).ljust(16, b"\0"))
+        head = 16 if length == 1 else 8
+        length = max(long_length if length == 1 else length or end - place, head)
+        found.setdefault(name, (place + head, length - head))
+        place += length
+    return found
 
 
 # By which bytes a file has where.
 CHECKS: tuple[tuple[int, bytes, Callable[[BinaryIO], object]], ...] = (
     *((0, magic, _check_tiff) for magic in TIFF_MAGIC), (0, JPEG_MAGIC, _check_jpeg), (0, PNG_MAGIC, _check_png),
-    (0, GIF_MAGIC, gif_frames), (4, b"ftyp", _check_boxes),
+    (4, b"ftyp", _check_boxes),
 )

@@ -35,7 +35,7 @@ from .file_reader import (
     usable_profile,
     vips_picture,
 )
-from .formats import ImageError, png_structure, reason, starts_as_tiff, unpacked_chunk, vips
+from .formats import ImageError, early_size, jxl_head, png_structure, reason, starts_as_tiff, unpacked_chunk, vips
 from .icc import Colors, is_srgb, made_profile, png_colors, to_srgb
 
 log = logging.getLogger(__name__)
@@ -54,8 +54,8 @@ NCLX = re.compile(rb"colrnclx(.{4})", re.DOTALL)
 PNG_SOFTWARE = "Software"  # keyword of PNG text
 
 # All that Pillow and its plugins raise for one damaged file or another
-DAMAGED_FILE = (OSError, SyntaxError, EOFError, ValueError, RuntimeError, LookupError, TypeError, struct.error,
-                zlib.error)
+DAMAGED_FILE = (OSError, SyntaxError, EOFError, ValueError, RuntimeError, LookupError, TypeError, ArithmeticError,
+                struct.error, zlib.error)
 
 
 def bleed(color: np.ndarray, alpha: np.ndarray) -> None:
@@ -173,16 +173,19 @@ def read_header(path: str | Path, frame: int = 0, max_pixels: int = MAX_PIXELS) 
     """The header of anything that `read_picture` reads. `frames` is 1 for a still picture, else the frames of an
     animation or the pages of a TIFF file; a missing frame has the size of the first.
 
-    max_pixels: more than twice as many are refused, for some libraries take memory for them as they open a file.
-    Raises ImageError.
+    max_pixels: more are refused of kinds whose libraries take memory for them as they open a file. Raises ImageError.
     """
     path = Path(path)
     with _one_line_errors(path):
         try:
-            with open_picture(path, max_pixels) as file:
-                frames, kind = count_pages(path, file), kind_of(file)
-                go_to(path, file, frame if frame < frames else 0)
-                sides, turned = file.size, orientation_of(file)
+            if (jxl := jxl_head(path)) is not None:
+                sides, frames, kind = (jxl.width, jxl.height), 1, "jxl"
+                turned = exif_block.orientation(jxl.exif) or 1
+            else:
+                with open_picture(path, max_pixels) as file:
+                    frames, kind = count_pages(path, file), kind_of(file)
+                    go_to(path, file, frame if frame < frames else 0)
+                    sides, turned = file.size, orientation_of(file)
         except UnidentifiedImageError:
             if not starts_as_tiff(path):
                 raise
@@ -197,9 +200,14 @@ def software_of(path: str | Path) -> str | None:
     read."""
     path = Path(path)
     try:
-        with _one_line_errors(path), open_picture(path, sys.maxsize) as file:
-            block = exif_block.of_tiff(path) if file.format == "TIFF" else exif_of(file)
-            said = file.info.get(PNG_SOFTWARE) or exif_block.text_of(block, SOFTWARE)
+        with _one_line_errors(path):
+            if (jxl := jxl_head(path)) is not None:
+                return exif_block.text_of(jxl.exif, SOFTWARE)
+            if early_size(path) is not None:  # GIF files do not say it
+                return None
+            with open_picture(path, sys.maxsize) as file:  # results may be larger than sources
+                block = exif_block.of_tiff(path) if file.format == "TIFF" else exif_of(file)
+                said = file.info.get(PNG_SOFTWARE) or exif_block.text_of(block, SOFTWARE)
     except ImageError:
         return None
     return said if isinstance(said, str) else None

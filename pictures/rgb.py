@@ -18,7 +18,7 @@ from torch import Tensor
 from utils.files import replacing
 
 from .formats import ImageError
-from .picture import MAX_PIXELS, read_picture
+from .picture import MAX_PIXELS, Picture, read_picture
 
 LEVELS_8 = 255.0
 BT601 = (0.299, 0.587, 0.114)  # luma of R, G and B (ITU-R BT.601)
@@ -32,7 +32,11 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
 
     Of an animation or several pages the first. Raises ImageError as `read_picture` does.
     """
-    picture = read_picture(path, max_pixels)
+    return over_white(read_picture(path, max_pixels))
+
+
+def over_white(picture: Picture) -> Tensor:
+    """A whole picture as (3, H, W) float32 in [0, 1], transparency over white."""
     image = picture.region(0, 0, picture.height, picture.width)
     if picture.alpha is None:
         return image

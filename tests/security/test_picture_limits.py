@@ -21,7 +21,7 @@ from PIL import Image
 from dataloader.entries import Entry, find_entries, read_entry
 from pictures import exif as exif_block
 from pictures.exif import MAX_BLOCK, Harmful, directories, require_harmless_block, with_settings, without_gain_map
-from pictures.formats import JPEG_XL, ImageError, gif_frames, jxl_size, require_harmless, tiff_pages
+from pictures.formats import JPEG_XL, ImageError, early_size, gif_layout, require_harmless, tiff_pages
 from pictures.picture import read_header, read_picture, software_of
 from pictures.rgb import read_image
 
@@ -89,8 +89,8 @@ def test_sides_of_jpeg_xl_are_known_without_decoding(tmp_path: Path, size: tuple
     path = tmp_path / "a.jxl"
     Image.new("RGB", size, "teal").save(path, use_container=container)
     with Image.open(path) as file:
-        assert jxl_size(path) == file.size == size
-    assert jxl_size(Path(__file__)) is None
+        assert early_size(path) == file.size == size
+    assert early_size(Path(__file__)) is None
 
 
 @pytest.mark.skipif(not JPEG_XL, reason="pillow-jxl-plugin is not installed")
@@ -99,24 +99,37 @@ def test_a_large_jpeg_xl_is_refused_before_it_is_opened(tmp_path: Path, monkeypa
     path = tmp_path / "a.jxl"
     Image.new("RGB", (1200, 900)).save(path)
     monkeypatch.setattr(pillow_jxl.JpegXLImagePlugin, "Decoder", lambda **_: pytest.fail("decoded"))
-    for read in (lambda: read_picture(path, 10 ** 6), lambda: read_header(path, max_pixels=10 ** 6)):
-        with pytest.raises(ImageError, match="too many pixels .1200x900; the limit is 1000000"):
-            read()
+    with pytest.raises(ImageError, match="too many pixels .1200x900; the limit is 1000000"):
+        read_picture(path, 10 ** 6)
+    header = read_header(path)
+    assert (header.width, header.height, header.frames, header.kind) == (1200, 900, 1, "jxl")
+    assert software_of(path) is None
 
 
 def test_pillow_has_our_limit_while_a_file_is_open(tmp_path: Path) -> None:
-    """A GIF frame that is larger than its screen takes memory as the file is opened."""
-    buffer = io.BytesIO()
-    noise().save(buffer, "GIF")
-    data = bytearray(buffer.getvalue())
-    place = data.index(b",", 13 + 3 * 256)
+    before, allowed = Image.MAX_IMAGE_PIXELS, []
+    noise().save(tmp_path / "a.png")
+    with pytest.MonkeyPatch.context() as patch:
+        opened = Image.open
+        patch.setattr(Image, "open", lambda *args, **options: allowed.append(Image.MAX_IMAGE_PIXELS) or opened(
+            *args, **options))
+        read_picture(tmp_path / "a.png", 12_345)
+    assert allowed == [12_345] and before == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("frame", [1, 2])
+def test_gif_frames_beyond_the_screen_count(tmp_path: Path, frame: int) -> None:
+    """Pillow enlarges its canvas to them, some of them as it opens a file."""
+    noise().convert("P").save(tmp_path / "a.gif", save_all=True, append_images=[noise(SIDE, 30).convert("P")])
+    data = bytearray((tmp_path / "a.gif").read_bytes())
+    place = -1
+    for _ in range(frame):
+        place = data.index(struct.pack("<BHHHH", 0x2C, 0, 0, SIDE, SIDE), place + 1)
     struct.pack_into("<HH", data, place + 5, 60_000, 60_000)
     (tmp_path / "a.gif").write_bytes(data)
-    before = Image.MAX_IMAGE_PIXELS
     for read in (read_picture, read_header):
-        with pytest.raises(ImageError, match="too many pixels"):
+        with pytest.raises(ImageError, match="too many pixels .60000x60000; the limit is .*--max_pixels"):
             read(tmp_path / "a.gif")
-    assert before == Image.MAX_IMAGE_PIXELS
 
 
 def test_values_that_lie_over_each_other() -> None:
@@ -248,7 +261,9 @@ def test_frames_of_gif_files_are_those_of_pillow(tmp_path: Path, frames: int) ->
     first, *rest = (noise(SIDE, SIDE + i).resize((SIDE, SIDE)).convert("P") for i in range(frames))
     first.save(tmp_path / "a.gif", save_all=True, append_images=rest, comment=b"a comment", loop=0)
     with Image.open(tmp_path / "a.gif") as file, open(tmp_path / "a.gif", "rb") as stream:
-        assert gif_frames(stream) == file.n_frames == frames == read_header(tmp_path / "a.gif").frames
+        layout = gif_layout(stream)
+        assert layout.frames == file.n_frames == frames == read_header(tmp_path / "a.gif").frames
+        assert (layout.width, layout.height) == file.size
 
 
 def test_gif_files_of_comments_or_frames_without_end(tmp_path: Path) -> None:
