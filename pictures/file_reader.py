@@ -19,10 +19,10 @@ from . import exif as exif_block
 from .exif import DAMAGED
 from .formats import (
     MAX_PROFILE,
-    READ_BY_PILLOW,
     ImageError,
     early_size,
     gif_layout,
+    pillow_formats,
     register_plugins,
     require_harmless,
     starts_as_tiff,
@@ -116,7 +116,7 @@ def open_picture(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     require_harmless(path)
     if (size := early_size(path)) is not None:
         check_size(path, *size, max_pixels)
-    with _pillow_limit(max_pixels), Image.open(path, formats=READ_BY_PILLOW) as file:
+    with _pillow_limit(max_pixels), Image.open(path, formats=pillow_formats(path)) as file:
         yield file
 
 

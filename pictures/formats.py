@@ -82,8 +82,9 @@ KINDS = {
 WRITABLE = tuple(KINDS)
 # Pillow's names of the kinds that are read, whatever a file is called (JPEG stands for MPO too); it knows others that
 # start foreign programs (EPS) or decode before their size is known (ICO).
-READ_BY_PILLOW = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "TGA", "PPM", *(("AVIF",) if AVIF else ()),
+READ_BY_PILLOW = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", *(("AVIF",) if AVIF else ()),
                   *(("HEIF",) if HEIF else ()), *(("JXL",) if JPEG_XL else ()))
+TGA, TGA_END = ".tga", b"TRUEVISION-XFILE.\0"
 MAX_PROFILE = 2 ** 22  # bytes of a colour profile; those of presses have 2 to 3 MB
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -193,6 +194,15 @@ def original_of(stem: str, originals: Collection[str]) -> str | None:
     """Which of the originals' stems belongs to a picture's: the same one, or the one without what data sets put behind
     it for LR pictures (`0801x4`, `0801_x4`, `0801_LR`, `0801_LRx4`)."""
     return next((name for name in (stem, LR_ENDING.sub("", stem)) if name in originals), None)
+
+
+def pillow_formats(path: Path) -> tuple[str, ...]:
+    """Pillow's names of the kinds that a file may be. TGA files have nothing at their start that tells them from
+    others, and not always something at their end: what is called so is one. Raises OSError."""
+    with open(path, "rb") as stream:
+        stream.seek(-min(len(TGA_END), stream.seek(0, os.SEEK_END)), os.SEEK_END)
+        is_tga = path.suffix.lower() == TGA or stream.read() == TGA_END
+    return (*READ_BY_PILLOW, "TGA") if is_tga else READ_BY_PILLOW
 
 
 def starts_as_tiff(path: Path) -> bool:

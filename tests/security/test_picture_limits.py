@@ -81,6 +81,19 @@ def test_other_kinds_are_not_opened_whatever_they_are_called(
     assert len(find_entries(tmp_path)) == 3 and not started
 
 
+def test_what_is_no_more_than_like_a_tga_file_is_none(tmp_path: Path) -> None:
+    """They have no magic number: files of other kinds would be read as noise."""
+    data = saved("TGA").removesuffix(bytes(8) + b"TRUEVISION-XFILE.\0")
+    for name, content, is_read in (("a.tga", data, True), ("b.png", data, False), ("c.TGA", data, True),
+                                   ("d", data + bytes(8) + b"TRUEVISION-XFILE.\0", True)):
+        (tmp_path / name).write_bytes(content)
+        if is_read:
+            assert np.array_equal(read_picture(tmp_path / name).color, np.asarray(noise())), name
+        else:
+            with pytest.raises(ImageError, match="not a picture"):
+                read_picture(tmp_path / name)
+
+
 @pytest.mark.skipif(not JPEG_XL, reason="pillow-jxl-plugin is not installed")
 @pytest.mark.parametrize("size", [(8, 8), (256, 256), (100, 75), (75, 100), (300, 200), (1, 1), (513, 9), (9000, 5)])
 @pytest.mark.parametrize("container", [False, True])
