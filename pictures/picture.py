@@ -44,6 +44,7 @@ BAND = 512  # rows that are float at a time at full size; even
 MAX_PIXELS = 2 ** 28  # 16384 x 16384: 805 MB as 8-bit RGB
 PNG_TEXTS, PNG_COLORS, PNG_RESOLUTION = (b"tEXt", b"zTXt", b"iTXt"), (b"cICP", b"sRGB", b"gAMA", b"cHRM"), b"pHYs"
 METRE = 1  # the unit of a PNG's resolution
+LEAST, MOST = 1e-3, 1e4  # pixels per millimetre: more, or less, cannot be said in all kinds, nor be meant
 XMP_KEYWORD = b"XML:com.adobe.xmp"
 IPTC_KEYWORDS = (b"Raw profile type iptc", b"Raw profile type 8bim")
 PROFILE_KEYWORDS = (*IPTC_KEYWORDS,
@@ -310,6 +311,8 @@ def _finished(decoded: Decoded, path: Path) -> Picture:
     channels = decoded.pixels.shape[2]
     colors = channels - 1 if channels in (2, 4) else channels
     metadata, said = _side_data(decoded, path)
+    if metadata.resolution is not None and not all(LEAST <= side <= MOST for side in metadata.resolution):
+        metadata = replace(metadata, resolution=None)
     icc = usable_profile(metadata.icc, colors, path) or made_profile(said, colors)
     pixels = _upright(decoded.pixels, decoded.orientation)
     color, alpha = pixels[:, :, :colors], pixels[:, :, colors] if colors < channels else None

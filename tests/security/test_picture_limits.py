@@ -23,6 +23,7 @@ from pictures import exif as exif_block
 from pictures.exif import MAX_BLOCK, Harmful, directories, require_harmless_block, with_settings, without_gain_map
 from pictures.formats import JPEG_XL, ImageError, early_size, gif_layout, require_harmless, tiff_pages
 from pictures.picture import read_header, read_picture, software_of
+from pictures.result_file import ResultFile
 from pictures.rgb import read_image
 
 SIDE = 24
@@ -200,6 +201,21 @@ def test_long_blocks_are_left_out_with_a_warning(tmp_path: Path, caplog: pytest.
     assert (picture.metadata.exif, picture.metadata.xmp, picture.metadata.icc) == (None, None, None)
     assert np.array_equal(picture.color, np.asarray(noise()))
     assert what in caplog.text and "bytes are too many" in caplog.text and str(path) in caplog.text
+
+
+@pytest.mark.parametrize("pixels, unit", [(4 * 10 ** 9, 2), (10 ** 8, 3), (1, 2)])
+def test_resolutions_that_nobody_means_are_left_out(tmp_path: Path, pixels: int, unit: int) -> None:
+    """A result of any kind can be written."""
+    fields = struct.pack("<HHHIIHHIIHHII", 3, 282, 5, 1, 50, 283, 5, 1, 50, 296, 3, 1, unit)
+    value = struct.pack("<II", pixels, 1 if pixels > 1 else 10 ** 6)
+    block = b"II*\0" + struct.pack("<I", 8) + fields + bytes(4) + value
+    (tmp_path / "a.jpg").write_bytes(saved("JPEG", exif=b"Exif\0\0" + block))
+    picture = read_picture(tmp_path / "a.jpg")
+    assert picture.metadata.exif is not None and picture.metadata.resolution is None
+    for suffix in (".png", ".jpg", ".tif", ".webp", ".bmp"):
+        result = ResultFile(tmp_path / f"result{suffix}", picture, picture.height, picture.width)
+        result.finish()
+        assert read_header(result.path).width == SIDE
 
 
 def test_comments_of_a_jpeg_file_are_bounded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
