@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import dataclasses
-import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from inference.classes import ClassPicture, class_title, draw
 from inference.generate import Work, batch_size_for, generate_windows
-from inference.jobs import AUTO, OutputNames, SizeRequest
+from inference.jobs import AUTO, SAME_KIND, OutputNames, SizeRequest
 from inference.render import COLOR_FIXES, render
 from inference.script import making_of
 from inference.settings import (
@@ -32,16 +34,16 @@ from pictures.picture import Picture, read_picture
 from pictures.result_file import ResultFile, ResultOptions
 from pictures.rgb import MAX_SCALE, enlarged, read_image, save_picture
 from pictures.sheets import ContactSheet
-from utils.errors import UserError, describe
+from utils.errors import UserError
 
+from .fields import number, one_of, whole
 from .preview import Preview
+from .sessions import Cancelled
 
-MAX_OVERLAP, MAX_SEED = 0.9, 2 ** 31 - 1
+MAX_OVERLAP, MAX_SEED, MAX_GUIDANCE, MAX_DROP = 0.9, 2 ** 31 - 1, 100.0, 0.9
+KINDS = (AUTO, "png", "jpg", "webp", "tif")
 MAX_CLASS_PICTURES, CLASS_BATCH = 16, 4
-
-
-class Cancelled(Exception):
-    """The user does not want the rest any more."""
+NEWS_SECONDS = 0.2  # between two news that are handed out: to show them takes gradio a good part of it
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,17 @@ class RestoreRequest:
     fidelity: float | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.scale <= MAX_SCALE:
-            raise UserError(f"scale {self.scale:g} is out of range: must be from 1 to {MAX_SCALE:g}")
-        if not 0 <= self.seed <= MAX_SEED:
-            raise UserError(f"seed {self.seed} is out of range: must be from 0 to {MAX_SEED}")
-        if not 0 <= self.overlap <= MAX_OVERLAP:
-            raise UserError(f"overlap {self.overlap:g} is out of range: must be from 0 to {MAX_OVERLAP:g}")
-        if self.color_fix not in COLOR_FIXES:
-            raise UserError(f"unknown colour fix {self.color_fix!r}: choose one of {', '.join(COLOR_FIXES)}")
+        number("scale", self.scale, 1, MAX_SCALE)
+        whole("seed", self.seed, 0, MAX_SEED)
+        number("overlap", self.overlap, 0, MAX_OVERLAP)
+        one_of("colour fix", self.color_fix, COLOR_FIXES)
+        one_of("result file", self.kind, KINDS)
+        if self.cfg is not None:
+            number("guidance", self.cfg, 0, MAX_GUIDANCE)
+        if self.fidelity is not None:
+            number("fidelity", self.fidelity, 0, 1)
+        for ratio in self.fastvar:
+            number("dropped", ratio, 0, MAX_DROP)
 
 
 @dataclass(frozen=True)
@@ -86,9 +91,10 @@ class ClassRequest:
     def __post_init__(self) -> None:
         if not self.labels:
             raise UserError("choose at least one class")
-        if not 0 <= self.seed <= MAX_SEED:
-            raise UserError(f"seed {self.seed} is out of range: must be from 0 to {MAX_SEED}")
-        requested = len(self.labels) * self.count
+        whole("seed", self.seed, 0, MAX_SEED)
+        if self.cfg is not None:
+            number("guidance", self.cfg, 0, MAX_GUIDANCE)
+        requested = len(self.labels) * whole("pictures of each", self.count, 0, MAX_CLASS_PICTURES)
         if not 1 <= requested <= MAX_CLASS_PICTURES:
             raise UserError(f"{requested} pictures at once: must be from 1 to {MAX_CLASS_PICTURES}")
 
@@ -111,18 +117,23 @@ class Update:
 Tell = Callable[[Update], None]
 
 
-def stream(work: Callable[[Tell], None], stop: threading.Event) -> Iterator[Update]:
-    """Run `work` in a thread and hand out what it tells, until it ends; what it raises is raised here.
+async def stream(work: Callable[[Tell], None], check: Callable[[], None]) -> AsyncIterator[Update]:
+    """Run `work` in a thread and hand out the newest of what it tells, now and then and when it ends; what it raises is
+    raised here.
 
-    Once `stop` is set, or the iterator is closed, its next `tell` raises Cancelled inside `work`.
+    `check` is called whenever it tells something, and what that raises ends the work. So does closing the iterator,
+    which waits until the work has ended.
     """
-    news: queue.SimpleQueue[Update | None] = queue.SimpleQueue()
+    loop, news = asyncio.get_running_loop(), deque(maxlen=1)
+    arrived, ended, closed = asyncio.Event(), asyncio.Event(), threading.Event()
     failure: list[BaseException] = []
 
     def tell(update: Update) -> None:
-        if stop.is_set():
+        if closed.is_set():
             raise Cancelled
-        news.put(update)
+        check()
+        news.append(update)
+        loop.call_soon_threadsafe(arrived.set)
 
     def run() -> None:
         try:
@@ -130,24 +141,23 @@ def stream(work: Callable[[Tell], None], stop: threading.Event) -> Iterator[Upda
         except BaseException as error:  # raised again where the news is read
             failure.append(error)
         finally:
-            news.put(None)
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
+            with suppress(RuntimeError):  # the server has ended meanwhile
+                loop.call_soon_threadsafe(ended.set)
+                loop.call_soon_threadsafe(arrived.set)
+    threading.Thread(target=run, daemon=True).start()
     try:
-        while (update := news.get()) is not None:
-            yield update
+        while not ended.is_set() or news:
+            await arrived.wait()
+            arrived.clear()
+            if news:
+                yield news.pop()
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(ended.wait(), NEWS_SECONDS)
     finally:
-        if thread.is_alive():
-            stop.set()
-        thread.join()
+        closed.set()
+        await ended.wait()
     if failure:
         raise failure[0]
-
-
-def one_line(error: BaseException, source: Path | None = None) -> str:
-    """What to tell the user of a failure: one line, with the name of the file and not where the server keeps it."""
-    text = describe(error)
-    return text.replace(str(source), source.name) if source is not None else text
 
 
 def model_sources(args: argparse.Namespace, super_resolution: bool) -> dict[str, str]:
@@ -177,28 +187,30 @@ class Models:
             return self.loaded
 
 
-def checked_picture(request: RestoreRequest, max_pixels: int) -> tuple[Picture, tuple[int, int]]:
-    """The picture and the (height, width) of its result. Raises ImageError or ValueError in one line."""
-    picture = read_picture(request.source, max_pixels)
+def result_size(picture: Picture, request: RestoreRequest, max_pixels: int) -> tuple[int, int]:
+    """(height, width) of a picture's result. Raises UserError where that is too large."""
     height, width = SizeRequest(request.scale).size(picture)
     if height * width > max_pixels:
         raise UserError(f"{request.source.name}: a result of {width}x{height} is over the limit of "
                          f"{max_pixels / 1e6:.1f} million pixels: choose a smaller picture or scale")
-    return picture, (height, width)
+    return height, width
 
 
 def restore_file(model: VARSR, description: ModelDescription, request: RestoreRequest, folder: Path, max_pixels: int,
-                 tell: Tell) -> None:
+                 tell: Tell, read: Callable[[Path, int], Picture] = read_picture) -> None:
     """Restore a picture into a file in `folder`, telling every scale, batch of windows and band of rows.
 
-    Raises ImageError or ValueError in one line, Cancelled if `tell` does; nothing half-written is left.
+    read: how to read the source, the only thing that is done with it. Raises ImageError or ValueError in one line,
+    Cancelled if `tell` does; nothing half-written is left.
     """
-    picture, size = checked_picture(request, max_pixels)
+    picture = read(request.source, max_pixels)
+    size = result_size(picture, request, max_pixels)
     tiled = TiledPicture(picture, size, model.config, request.overlap)
     settings = _settings(model, request)
     batch, windows = batch_size_for(model, settings), list(tiled.grid)
     options = ResultOptions(text=making_of(settings, description))
-    name = OutputNames(f"_x{request.scale:g}", request.kind).name(request.source)
+    kind = SAME_KIND.get(picture.format, ".png")[1:] if request.kind == AUTO else request.kind
+    name = OutputNames(f"_x{request.scale:g}", kind).name(request.source)
     result = ResultFile(folder / name, picture, *size, options)
     preview, done, sides = Preview(model, tiled), 0, model.config.vqvae.scales
 

@@ -6,12 +6,14 @@ import dataclasses
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import aclosing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import small_class_model, small_model
+from loops import run
 from PIL import Image
 
 import app
@@ -26,7 +28,6 @@ from models.weights.save import save_pretrained
 from models.weights.transfer import with_detail
 from pictures.rgb import TensorSource, read_image, save_picture
 from web.jobs import (
-    Cancelled,
     ClassRequest,
     Models,
     RestoreRequest,
@@ -34,10 +35,11 @@ from web.jobs import (
     Update,
     draw_classes,
     model_sources,
-    one_line,
     restore_file,
     stream,
 )
+from web.messages import one_line
+from web.sessions import Cancelled
 
 PLENTY = 10 ** 7
 SMALL = ModelDescription("model /here/small", "model small")
@@ -69,25 +71,47 @@ def stopping_at(last: int) -> Tell:
     return tell
 
 
-def test_a_stream_hands_out_the_news_in_order() -> None:
+async def heard(work: Callable[[Tell], None], check: Callable[[], None] = lambda: None) -> list[str]:
+    """The messages of a stream."""
+    return [update.message async for update in stream(work, check)]
+
+
+def test_a_stream_hands_out_the_news_in_order_the_last_one_in_any_case() -> None:
     def work(tell: Tell) -> None:
         for number in range(5):
             tell(Update(str(number)))
-    assert [update.message for update in stream(work, threading.Event())] == list("01234")
+    messages = run(heard(work))
+    assert messages == sorted(set(messages)) and messages[-1] == "4"
+
+
+def test_of_many_news_only_some_are_handed_out() -> None:
+    """Showing them takes time; those that came meanwhile must not pile up."""
+    def work(tell: Tell) -> None:
+        for number in range(10_000):
+            tell(Update(str(number)))
+    found = run(heard(work))
+    assert len(found) < 100 and found[-1] == "9999"
 
 
 def test_a_stream_raises_what_the_work_raises_after_its_news() -> None:
     def work(tell: Tell) -> None:
         tell(Update("first"))
         raise ValueError("reason")
-    news = stream(work, threading.Event())
-    assert next(news).message == "first"
-    with pytest.raises(ValueError, match="reason"):
-        next(news)
+
+    async def listen() -> None:
+        news = stream(work, lambda: None)
+        assert (await anext(news)).message == "first"
+        with pytest.raises(ValueError, match="reason"):
+            await anext(news)
+    run(listen())
 
 
 def test_a_stopped_or_closed_stream_ends_the_work() -> None:
-    ended = []
+    stopped, ended = threading.Event(), []
+
+    def check() -> None:
+        if stopped.is_set():
+            raise Cancelled
 
     def work(tell: Tell) -> None:
         try:
@@ -96,32 +120,37 @@ def test_a_stopped_or_closed_stream_ends_the_work() -> None:
         except Cancelled:
             ended.append(True)
             raise
-    stop = threading.Event()
-    news = stream(work, stop)
-    next(news)
-    stop.set()
-    with pytest.raises(Cancelled):
-        list(news)
-    news = stream(work, threading.Event())
-    next(news)
-    news.close()  # the page is gone
-    stop = threading.Event()
-    stop.set()
-    with pytest.raises(Cancelled):  # cancelled while it waited
-        list(stream(work, stop))
+
+    async def listen() -> None:
+        async with aclosing(stream(work, check)) as news:
+            await anext(news)  # then the page is gone
+        assert len(ended) == 1
+        news = stream(work, check)
+        await anext(news)
+        stopped.set()
+        with pytest.raises(Cancelled):
+            while True:
+                await anext(news)
+        with pytest.raises(Cancelled):
+            await heard(work, check)
+    run(listen())
     assert len(ended) == 3
 
 
 @pytest.mark.parametrize("values, reason", [
     ({"scale": 0.5}, "scale"), ({"scale": 17}, "scale"), ({"seed": -1}, "seed"), ({"seed": 2 ** 40}, "seed"),
-    ({"overlap": 1.0}, "overlap"), ({"color_fix": "sepia"}, "colour fix")])
+    ({"overlap": 1.0}, "overlap"), ({"color_fix": "sepia"}, "colour fix"), ({"cfg": 1e308}, "guidance"),
+    ({"cfg": float("nan")}, "guidance"), ({"fidelity": -1}, "fidelity"), ({"kind": "exe"}, "result file"),
+    ({"fastvar": (0.1, 2.0)}, "dropped"), ({"scale": "4"}, "scale"), ({"seed": 1.5}, "seed")])
 def test_requests_out_of_range_are_refused(values: dict, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         RestoreRequest(Path("a.png"), **values)
 
 
 @pytest.mark.parametrize("labels, values, reason", [((), {}, "class"), ((1, 2), {"count": 9}, "18 pictures"),
-                                                    ((1,), {"count": 0}, "0 pictures"), ((1,), {"seed": -1}, "seed")])
+                                                    ((1,), {"count": 0}, "0 pictures"), ((1,), {"seed": -1}, "seed"),
+                                                    ((1,), {"count": 10 ** 6}, "pictures of each"),
+                                                    ((1,), {"cfg": float("inf")}, "guidance")])
 def test_class_requests_out_of_range_are_refused(labels: tuple, values: dict, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         ClassRequest(labels, **values)
@@ -236,7 +265,7 @@ def test_limits_and_broken_files_are_told_by_name(model: VARSR, source: Path) ->
         with pytest.raises(ValueError) as caught:
             restore_file(model, SMALL, request, source.parent / "out", max_pixels, stopping_at(0))
         assert not list((source.parent / "out").iterdir())
-        return one_line(caught.value, request.source)
+        return one_line(caught.value)
     assert "noise.png" in run(RestoreRequest(source), 179)  # the picture itself has 180
     message = run(RestoreRequest(source), 180 * 16 - 1)
     assert message.startswith("noise.png: a result of 80x36") and "smaller" in message

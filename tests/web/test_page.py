@@ -27,7 +27,8 @@ SAMPLE = Path(app.__file__).resolve().parent / "testset" / "sample" / "LR"
 @pytest.fixture(scope="module")
 def server(browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The page's address; fails where the server itself asks anyone outside for something."""
-    from web.page import build_page, serve
+    from web.page import build_page
+    from web.server import serve
     with socket.socket() as free:
         free.bind((LOOPBACK, 0))
         port = free.getsockname()[1]
@@ -42,7 +43,7 @@ def server(browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
         patch.setattr(socket.socket, "connect", watched)
         page = build_page(args)
-        serve(page, args, prevent_thread_lock=True, quiet=True)
+        serve(page, args, quiet=True)
         yield f"http://{LOOPBACK}:{port}"
         page.close(verbose=False)
     outside = [address for address in called if isinstance(address, tuple) and address[0] not in (LOOPBACK, "::1")]

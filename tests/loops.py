@@ -1,0 +1,17 @@
+"""Coroutines in tests."""
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+SECONDS = 60.0  # bound for what hangs
+
+
+def run(coroutine: Coroutine, seconds: float = SECONDS) -> Any:
+    """Its result, from a thread of its own: once Playwright has started it keeps a loop running in this one."""
+    async def bounded() -> Any:
+        return await asyncio.wait_for(coroutine, seconds)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(bounded())).result()
