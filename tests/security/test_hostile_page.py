@@ -58,6 +58,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, asked: list[str]) -> Iterat
         connect(self, address)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+        patch.setattr("web.sessions.NEWS_SECONDS", 0.5)  # so that a page which has gone is noticed sooner
         patch.setattr(socket, "getaddrinfo", resolved)
         patch.setattr(socket.socket, "connect", connected)
         page = build_page(args)

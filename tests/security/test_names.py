@@ -6,6 +6,7 @@ import io
 import logging
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,10 +37,19 @@ def test_bars_can_still_steer(capsys: pytest.CaptureFixture) -> None:
     assert capsys.readouterr().out == "\rhalf\x1b[A\tdone\n"
 
 
-def test_a_message_is_one_line_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture()
+def root_logger() -> Iterator[logging.Logger]:
+    """Its level is afterwards what it was."""
+    root = logging.getLogger()
+    level = root.level
+    yield root
+    root.setLevel(level)
+
+
+def test_a_message_is_one_line_of_the_log(root_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(root_logger, "handlers", [])  # as when a program starts
     set_up_logging()
     logging.getLogger("a").warning("%s: skipped", "x.png\nb.png: fine\x1b[2J")
     assert stream.getvalue() == "x.png\\nb.png: fine\\x1b[2J: skipped\n"
