@@ -32,7 +32,7 @@ import torch
 from pictures.file_reader import Metadata
 from pictures.formats import ImageError
 from pictures.picture import Picture, read_picture
-from utils.errors import visible
+from utils.errors import UserError, visible
 from utils.flags import set_up_logging
 
 if sys.platform != "win32":
@@ -49,6 +49,7 @@ SECONDS, SECONDS_PER_MEGAPIXEL = 30.0, 2.0  # of the largest picture; the larger
 ORPHAN_SECONDS = 10.0  # how much longer a child lives whose server has vanished
 THREADS = 2  # of libvips: every one has a stack, which counts
 POLL_SECONDS = 0.05
+SOCKET = "AF_UNIX"  # in the error of a path that is too long for one
 DEPTHS = {"uint8": np.uint8, "uint16": np.uint16}
 ANSWER, COLOR, ALPHA, OUTPUT = "answer.json", "color", "alpha", "output"
 MAX_ANSWER = 2 ** 26  # bytes: metadata
@@ -73,11 +74,20 @@ class Decoder:
             self._context.set_forkserver_preload([__name__])
 
     def start(self) -> None:
-        """Let the libraries be imported, beside whatever else is done: otherwise the first picture waits for them."""
+        """Let the libraries be imported, beside whatever else is done: otherwise the first picture waits for them.
+
+        Raises UserError where the server of children has no place for its socket.
+        """
         if self._context.get_start_method() == "forkserver":
             from multiprocessing import forkserver
-            with _importable():
-                forkserver.ensure_running()
+            try:
+                with _importable():
+                    forkserver.ensure_running()
+            except OSError as error:
+                if SOCKET not in str(error):
+                    raise
+                raise UserError(f"{tempfile.gettempdir()}: too long a name for a socket in it: set TMPDIR to a shorter "
+                                "one") from error
 
     def read(self, path: Path, check: Callable[[], None] = lambda: None) -> Picture:
         """What `read_picture` reads. `check` is called all the time; when it raises, the child ends at once.

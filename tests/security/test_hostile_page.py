@@ -316,7 +316,7 @@ def has_ended(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_a_stop_leaves_nothing_behind(program: Callable, tmp_path: Path, kept: bool) -> None:
+def test_a_stop_clears_up(program: Callable, tmp_path: Path, kept: bool) -> None:
     """Neither files of visitors nor the process that decodes them; a place that was asked for is used, and stays."""
     place = tmp_path / "place" if kept else tmp_path / "tmp"
     process, address = program("--max_seconds", "0.001", **({"GRADIO_TEMP_DIR": str(place)} if kept else {}))

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -82,6 +83,15 @@ def test_broken_and_large_pictures_are_refused_as_they_are_here(decoder: Decoder
         with pytest.raises(ImageError) as expected:
             read_picture(tmp_path / name, PLENTY)
         assert refusal(decoder, tmp_path / name) == str(expected.value)
+
+
+def test_too_long_a_temporary_folder_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    code = "from web.decoding import Decoder\nfrom utils.errors import guarded\nguarded('a.py', Decoder(9).start)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=decoding.ROOT, env={**os.environ, "TMPDIR": str(folder)},
+                          capture_output=True, text=True, check=False)
+    assert done.stderr == f"a.py: {folder}: too long a name for a socket in it: set TMPDIR to a shorter one\n"
 
 
 def test_warnings_reach_the_log(decoder: Decoder, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
