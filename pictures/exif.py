@@ -141,7 +141,11 @@ def raw_entries(stream: BinaryIO, offset: int, layout: Layout) -> tuple[dict[int
     entries, following = _listed(stream, offset, layout)
     if following is None:
         raise ValueError("a directory that ends early")
-    return {struct.unpack_from(layout.order + "H", entry)[0]: entry for entry in entries}, following
+    return _by_tag(entries, layout), following
+
+
+def _by_tag(entries: list[bytes], layout: Layout) -> dict[int, bytes]:
+    return {struct.unpack_from(layout.order + "H", entry)[0]: entry for entry in entries}
 
 
 def _listed(stream: BinaryIO, offset: int, layout: Layout) -> tuple[list[bytes], int | None]:
@@ -180,14 +184,14 @@ def directories(stream: BinaryIO) -> Iterator[tuple[dict[int, bytes], Layout]]:
             raise Harmful("values that lie over each other")
         if following is None:
             raise ValueError("a directory that ends early")
-        yield {struct.unpack_from(layout.order + "H", entry)[0]: entry for entry in entries}, layout
+        yield _by_tag(entries, layout), layout
         offset = following
 
 
 def _inner_directories(stream: BinaryIO, entries: list[bytes], layout: Layout, depth: int = 0
                        ) -> Iterator[list[bytes]]:
     """Those that entries lead to."""
-    found = {struct.unpack_from(layout.order + "H", entry)[0]: entry for entry in entries}
+    found = _by_tag(entries, layout)
     for tag in found.keys() & set(POINTERS) if depth < MAX_DEPTH else ():
         with suppress(*DAMAGED):
             target = struct.unpack(layout.pointer, found[tag][4 + layout.width:])[0]

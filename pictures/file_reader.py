@@ -211,7 +211,7 @@ def _by_pillow(path: Path, file: Image.Image, page: int) -> Decoded:
     file.load()
     info = file.info  # after load: kinds add to it while they decode
     if file.format == "TIFF":  # turned by Pillow while it loads
-        exif, turned = _exif_of_tiff(path, page), 1
+        exif, turned = _exif_or_none(path, lambda: exif_block.of_tiff(path, page)), 1
     else:
         exif, turned = _exif_of(file, path)
     metadata = Metadata(exif, _not_too_long(_xmp_of(info), "XMP", path), info.get("icc_profile") or None)
@@ -246,11 +246,12 @@ def _add_jpeg_data(decoded: Decoded, file: Image.Image, path: Path) -> None:
     decoded.metadata = replace(metadata, comments=comments, iptc=iptc if isinstance(iptc, bytes) and iptc else None)
 
 
-def _exif_of_tiff(path: Path, page: int) -> bytes | None:
+def _exif_or_none(path: Path, read: Callable[[], bytes | None]) -> bytes | None:
+    """What is read, or None, with a warning, where that is harmful, damaged or too long."""
     try:
-        return exif_block.of_tiff(path, page)
+        return read()
     except ValueError as error:
-        log.warning("%s: what it says of itself is left out (%s)", path, error)
+        log.warning("%s: the EXIF data is left out (%s)", path, error)
         return None
 
 
@@ -273,12 +274,18 @@ def usable_exif(block: bytes) -> bytes:
 
 
 def exif_of(file: Image.Image) -> bytes | None:
-    """The block from its TIFF header on, also of a text that ImageMagick gives PNG files: name, length, digits."""
+    """The block from its TIFF header on, also of a text that ImageMagick gives PNG files (`raw_profile`)."""
     block = file.info.get("exif")
     if block is None and isinstance(text := file.info.get(EXIF_TEXT), str):
         with suppress(ValueError):
-            block = bytes.fromhex("".join(text.split()[2:]))
+            block = raw_profile(text)
     return exif_block.bare(block) if block else None
+
+
+def raw_profile(text: str) -> bytes:
+    """What is in a text that ImageMagick calls "Raw profile type": name, length, lines of hexadecimal digits. Raises
+    ValueError."""
+    return bytes.fromhex("".join(text.split()[2:]))
 
 
 def orientation_of(file: Image.Image) -> int:
@@ -374,13 +381,10 @@ def _by_vips(path: Path, max_pixels: int, page: int, kind: str) -> Decoded:
     check_size(path, picture.width, picture.height, max_pixels)
     blobs = {name: bytes(picture.get(name)) if picture.get_typeof(name) else None
              for name in ("exif-data", "xmp-data", "icc-profile-data")}
-    exif = blobs["exif-data"]
+    block = blobs["exif-data"]
     turned = picture.get("orientation") if picture.get_typeof("orientation") else 1
-    try:
-        exif = exif_block.of_tiff(path, page) if kind == "tiff" else usable_exif(exif) if exif else None
-    except ValueError as error:
-        log.warning("%s: the EXIF data is left out (%s)", path, error)
-        exif = None
+    exif = _exif_or_none(path, lambda: exif_block.of_tiff(path, page) if kind == "tiff" else
+                         usable_exif(block) if block else None)
     decoded = Decoded(np.empty(0), SUFFIX_OF.get(kind.upper(), kind), turned if 1 <= turned <= 8 else 1,
                       Metadata(exif, _not_too_long(blobs["xmp-data"], "XMP", path), blobs["icc-profile-data"]), page)
     decoded.pixels = _vips_pixels(picture, decoded, path)

@@ -21,7 +21,7 @@ from PIL import Image
 
 from . import exif as exif_block
 from .file_reader import IPTC_RESOURCE, JFIF_MILLIMETRES, Metadata
-from .formats import AVIF, JPEG, PNG_START, TIFF, register_plugins, vips
+from .formats import AVIF, JPEG, PNG_CHUNK_HEAD, TIFF, png_structure, register_plugins, vips
 from .picture import IPTC_KEYWORDS, METRE, PNG_RESOLUTION, PNG_TEXTS, XMP_KEYWORD, png_text
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ TIFF_COMPRESSION_LEVEL = 2
 TIFF_ROWS = 64  # of a strip
 CLASSIC_TIFF_BYTES = 3_500_000_000  # of pixels; a classic TIFF file ends at 4 GiB
 JPEG_SEGMENT_BYTES = 65_533  # that follow a segment's length
-JPEG_EXIF, JPEG_XMP, JPEG_PHOTOSHOP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"Photoshop 3.0\0"
+JPEG_XMP, JPEG_PHOTOSHOP = b"http://ns.adobe.com/xap/1.0/\0", b"Photoshop 3.0\0"
 APP1, APP13, COM = 0xE1, 0xED, 0xFE
 JPEG_START, JFIF_MARKER, JFIF_VERSION = b"\xff\xd8", b"\xff\xe0", 0x0102
 JFIF_END = 20  # of the start of the file and its first segment
@@ -175,13 +175,11 @@ def _write_png(store: Pixels, path: Path, labels: Labels, quality: int) -> None:
 def _png_head(stream: BinaryIO) -> tuple[list[tuple[bytes, bytes]], int]:
     """Chunks before the pixels, and where those start."""
     chunks: list[tuple[bytes, bytes]] = []
-    place = stream.seek(PNG_START)
-    while True:
-        length, name = struct.unpack(">I4s", stream.read(8))
+    for name, length in png_structure(stream):
         if name == b"IDAT":
-            return chunks, place
+            return chunks, stream.tell() - PNG_CHUNK_HEAD
         chunks.append((name, stream.read(length)))
-        place = stream.seek(4, os.SEEK_CUR)
+    raise ValueError("a PNG file without pixels")
 
 
 def _png_chunk(name: bytes, data: bytes) -> bytes:
@@ -252,7 +250,7 @@ def _jpeg_labels(labels: Labels, height: int, width: int) -> Iterator[bytes]:
     metadata, xmp = labels.metadata, labels.xmp()
     comments = [*metadata.comments, *([labels.texts[COMMENT].encode()] if COMMENT in labels.texts else ())]
     blocks: Iterable[tuple[str, int, bytes, bytes | None]] = (
-        ("EXIF data", APP1, JPEG_EXIF, labels.exif(height, width)), ("XMP", APP1, JPEG_XMP, xmp),
+        ("EXIF data", APP1, exif_block.PREFIX, labels.exif(height, width)), ("XMP", APP1, JPEG_XMP, xmp),
         ("IPTC data", APP13, JPEG_PHOTOSHOP, metadata.iptc and _photoshop(metadata.iptc)),
         *(("comment", COM, b"", comment) for comment in comments))
     for what, marker, prefix, block in blocks:
@@ -282,7 +280,7 @@ def _replace_head(path: Path, length: int, head: bytes) -> None:
 def _write_webp(store: Pixels, path: Path, labels: Labels, quality: int) -> None:
     exif, xmp = labels.exif(*store.shape[:2]), labels.xmp()
     picture = _with_profile(store, labels)
-    for name, block in (("exif-data", exif and JPEG_EXIF + exif), ("xmp-data", xmp)):
+    for name, block in (("exif-data", exif and exif_block.PREFIX + exif), ("xmp-data", xmp)):
         if block is not None:
             picture.set_type(vips().GValue.blob_type, name, block)
     picture.webpsave(os.fsencode(path), Q=quality, keep="exif:xmp:icc" if exif else "xmp:icc")

@@ -93,7 +93,7 @@ TIFF_WIDTH, TIFF_HEIGHT, TIFF_SAMPLES, TILE_WIDTH, TILE_HEIGHT = 256, 257, 277, 
 MAX_TILE = 4096  # pixels a side, of pictures that are smaller
 MAX_SAMPLES = 16  # a pixel
 
-PNG_MAGIC, PNG_START = b"\x89PNG\r\n\x1a\n", 8
+PNG_MAGIC, PNG_START, PNG_CHUNK_HEAD = b"\x89PNG\r\n\x1a\n", 8, 8
 PNG_PROFILE = b"iCCP"
 PACKED_CHUNKS = (b"zTXt", b"iTXt", PNG_PROFILE)
 JPEG_MAGIC, JPEG_INDEX = b"\xff\xd8\xff", b"MPF\0"
@@ -306,7 +306,7 @@ def _check_png(stream: BinaryIO) -> None:
 def png_structure(stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
     """Names and lengths of a PNG file's chunks but the last one; the stream stands at their data."""
     place = stream.seek(PNG_START)
-    while len(head := stream.read(8)) == 8:
+    while len(head := stream.read(PNG_CHUNK_HEAD)) == PNG_CHUNK_HEAD:
         length, name = struct.unpack(">I4s", head)
         if name == b"IEND":
             return

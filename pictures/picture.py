@@ -32,6 +32,7 @@ from .file_reader import (
     kind_of,
     open_picture,
     orientation_of,
+    raw_profile,
     usable_profile,
     vips_picture,
 )
@@ -281,8 +282,8 @@ def _with_png_chunks(metadata: Metadata, path: Path) -> tuple[Metadata, Colors |
 
 
 def _iptc_of_profile(text: str) -> bytes | None:
-    """The IIM record of a "Raw profile type iptc" text (ImageMagick's): name, length, lines of hexadecimal digits."""
-    data = bytes.fromhex("".join(text.split()[2:]))
+    """The IIM record of a "Raw profile type iptc" text."""
+    data = raw_profile(text)
     return data if data[:1] == IIM_START else photoshop_resource(data)
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import shutil
 import struct
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,16 @@ def small_class_model(classes: int = 3) -> VARSR:
 def noise_picture(height: int, width: int, seed: int = 0) -> Image.Image:
     """Noise: every crop has detail and is unlike every other one."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def png_chunk(name: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG file."""
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def jpeg_segment(marker: int, data: bytes) -> bytes:
+    """A segment of a JPEG file."""
+    return struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
 
 
 @pytest.fixture(scope="session")

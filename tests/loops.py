@@ -1,11 +1,13 @@
-"""Coroutines in tests."""
+"""Coroutines and servers in tests."""
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+LOOPBACK = "127.0.0.1"
 SECONDS = 60.0  # bound for what hangs
 
 
@@ -15,3 +17,10 @@ def run(coroutine: Coroutine, seconds: float = SECONDS) -> Any:
         return await asyncio.wait_for(coroutine, seconds)
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(lambda: asyncio.run(bounded())).result()
+
+
+def free_port() -> int:
+    """A port of this computer that nobody listens to."""
+    with socket.socket() as free:
+        free.bind((LOOPBACK, 0))
+        return free.getsockname()[1]

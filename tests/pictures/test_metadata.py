@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from conftest import color_profile
+from conftest import color_profile, jpeg_segment, png_chunk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
@@ -37,16 +37,12 @@ P3 = Colors.of_codes(12, 13)
 DPI = 300
 
 
-def chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-
 def png(path: Path, *chunks: tuple[bytes, bytes], pixels: np.ndarray = PIXELS) -> Path:
     """A PNG file with more chunks before its pixels."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     data = buffer.getvalue()
-    path.write_bytes(data[:33] + b"".join(chunk(*each) for each in chunks) + data[33:])
+    path.write_bytes(data[:33] + b"".join(png_chunk(*each) for each in chunks) + data[33:])
     return path
 
 
@@ -55,8 +51,7 @@ def jpeg(path: Path, *segments: tuple[int, bytes], **options: object) -> Path:
     buffer = io.BytesIO()
     Image.fromarray(PIXELS).save(buffer, "JPEG", quality=95, **options)
     data = buffer.getvalue()
-    more = b"".join(struct.pack(">BBH", 0xFF, marker, len(block) + 2) + block for marker, block in segments)
-    path.write_bytes(data[:JFIF_END] + more + data[JFIF_END:])
+    path.write_bytes(data[:JFIF_END] + b"".join(jpeg_segment(*each) for each in segments) + data[JFIF_END:])
     return path
 
 
@@ -202,7 +197,7 @@ def test_every_cell_of_the_table(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     elif cell == "kept" and row == "IPTC":
         assert iptc(path).startswith(IPTC)
     elif cell == "kept":
-        assert chunk(b"cICP", bytes((22, 13, 0, 1))) in path.read_bytes()
+        assert png_chunk(b"cICP", bytes((22, 13, 0, 1))) in path.read_bytes()
     elif cell == "in EXIF" and row == "resolution":
         assert exif_dots(path) == pytest.approx(DPI)
     elif cell == "in EXIF":
@@ -245,7 +240,7 @@ def test_nothing_is_lost_over_two_kinds(tmp_path_factory: pytest.TempPathFactory
     Image.fromarray(PIXELS).save(buffer, "PNG", **options)
     more = (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP) if "xmp" in rows else (b"tEXt", b"Description\0a castle")
     data = buffer.getvalue()
-    (folder / "a.png").write_bytes(data[:33] + chunk(*more) + data[33:])
+    (folder / "a.png").write_bytes(data[:33] + png_chunk(*more) + data[33:])
     path = restored(restored(folder / "a.png", kind).rename(folder / f"b.{kind}"), again)
     found = read_picture(path).metadata
     assert (found.icc == color_profile()) == ("icc" in rows)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from conftest import color_profile
+from conftest import color_profile, png_chunk
 from PIL import Image, ImageCms, ImageOps
 
 from pictures.formats import AVIF, ImageError, vips
@@ -27,12 +27,10 @@ def noise(*shape: int, dtype: type = np.uint8, top: int | None = None) -> np.nda
 
 def png(width: int, height: int, depth: int, color: int, rows: np.ndarray, **chunks: bytes) -> bytes:
     """A PNG file made by hand: Pillow writes neither 16-bit colour nor its tRNS."""
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
     lines = b"".join(b"\0" + row.astype(f">u{depth // 8}").tobytes() for row in rows)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
-            + b"".join(chunk(name.encode(), data) for name, data in chunks.items())
-            + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b""))
+    return (b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
+            + b"".join(png_chunk(name.encode(), data) for name, data in chunks.items())
+            + png_chunk(b"IDAT", zlib.compress(lines)) + png_chunk(b"IEND", b""))
 
 
 @pytest.mark.parametrize("mode, suffix, gray", [

@@ -18,8 +18,9 @@ from models.config import PRESETS
 from models.varsr import VARSR
 from models.weights.published import to_published
 from pictures.formats import AVIF, HEIF, JPEG_XL, register_plugins
+from tests.conftest import jpeg_segment, png_chunk
 from tests.security.fuzz_process import Input
-from tests.security.fuzz_seeds import XMP, chunk, image, png, saved, segment
+from tests.security.fuzz_seeds import XMP, image, png, saved
 from tests.security.fuzz_structures import tiff_bytes
 
 BLOCK = 2 ** 20
@@ -101,15 +102,15 @@ def png_of(width: int, height: int, *chunks: tuple[bytes, bytes], color: int = 0
     """A black picture, 8 bits gray, or RGBA with color 6."""
     row = 1 + width * (4 if color == 6 else 1)
     head = struct.pack(">IIBBBBB", width, height, 8, color, 0, 0, 0)
-    return (PNG_START + chunk(b"IHDR", head) + b"".join(chunk(*each) for each in chunks)
-            + chunk(b"IDAT", zeros_packed(row * height)) + chunk(b"IEND", b""))
+    return (PNG_START + png_chunk(b"IHDR", head) + b"".join(png_chunk(*each) for each in chunks)
+            + png_chunk(b"IDAT", zeros_packed(row * height)) + png_chunk(b"IEND", b""))
 
 
 def deep_png(*chunks: tuple[bytes, bytes]) -> bytes:
     """A PNG file of 16 bits, which libvips reads."""
     head = struct.pack(">IIBBBBB", 2, 2, 16, 0, 0, 0, 0)
-    return (PNG_START + chunk(b"IHDR", head) + b"".join(chunk(*each) for each in chunks)
-            + chunk(b"IDAT", zlib.compress(bytes(10))) + chunk(b"IEND", b""))
+    return (PNG_START + png_chunk(b"IHDR", head) + b"".join(png_chunk(*each) for each in chunks)
+            + png_chunk(b"IDAT", zlib.compress(bytes(10))) + png_chunk(b"IEND", b""))
 
 
 def ico() -> bytes:
@@ -143,16 +144,16 @@ def gif_canvas() -> bytes:
 
 def jpeg_scans(count: int = 20_000, side: int = 4000) -> bytes:
     """A progressive picture of very many scans; each goes over all blocks, and none says anything."""
-    tables = segment(0xDB, b"\0" + b"\1" * 64)
-    tables += segment(0xC4, b"\0" + bytes((1, *[0] * 15)) + b"\0")  # for the first scan: a code for "no difference"
-    tables += segment(0xC4, b"\x10" + bytes((1, *[0] * 15)) + b"\xe0")  # for the others: 2^14 and more empty blocks
+    tables = jpeg_segment(0xDB, b"\0" + b"\1" * 64)
+    tables += jpeg_segment(0xC4, b"\0" + bytes((1, *[0] * 15)) + b"\0")  # for the first scan: "no difference"
+    tables += jpeg_segment(0xC4, b"\x10" + bytes((1, *[0] * 15)) + b"\xe0")  # for the others: 2^14 empty blocks or more
     blocks = (side // 8) ** 2
-    first = segment(0xDA, b"\1\1\0\0\0\0") + bytes(blocks // 8 + 1)
+    first = jpeg_segment(0xDA, b"\1\1\0\0\0\0") + bytes(blocks // 8 + 1)
     runs = "".join("0" + "1" * 14 for _ in range(-(-blocks // 32_767)))
     bits = (runs + "1" * (-len(runs) % 8)).encode()
     run = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
-    scan = segment(0xDA, b"\1\1\0\1\1\0") + run
-    frame = segment(0xC2, struct.pack(">BHHB3B", 8, side, side, 1, 1, 0x11, 0))
+    scan = jpeg_segment(0xDA, b"\1\1\0\1\1\0") + run
+    frame = jpeg_segment(0xC2, struct.pack(">BHHB3B", 8, side, side, 1, 1, 0x11, 0))
     return b"\xff\xd8" + tables + frame + first + scan * count + b"\xff\xd9"
 
 
@@ -170,7 +171,7 @@ def nested_xmp(depth: int = 100_000) -> bytes:
 def jpeg_with(*segments: tuple[int, bytes]) -> bytes:
     """A JPEG file with more segments."""
     plain = saved(image(), "JPEG")
-    return plain[:20] + b"".join(segment(*each) for each in segments) + plain[20:]
+    return plain[:20] + b"".join(jpeg_segment(*each) for each in segments) + plain[20:]
 
 
 def xmp_png(packet: bytes) -> bytes:
@@ -315,7 +316,7 @@ BOMBS: dict[str, Callable[[], Input | None]] = {
         (b"zTXt", b"Comment\0\0" + zeros_packed(500 * BLOCK)))),
     "50000 texts, written again": lambda: picture("a.png", png(*[(b"tEXt", b"a\0b")] * 50_000), "result"),
     "PNG rows beyond the picture": lambda: picture("a.png", png_of(1, 1).replace(
-        png_of(1, 1)[33:], chunk(b"IDAT", zeros_packed(500 * BLOCK)) + chunk(b"IEND", b""))),
+        png_of(1, 1)[33:], png_chunk(b"IDAT", zeros_packed(500 * BLOCK)) + png_chunk(b"IEND", b""))),
     "an icon of 12000 a side": lambda: picture("a.png", ico()),
     "a JPEG XL of 7000 a side": lambda: None if (data := jpeg_xl()) is None else picture("a.jxl", data),
     "an EPS called .png": lambda: picture("a.png", saved(image(), "EPS")),

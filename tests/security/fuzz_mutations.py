@@ -14,8 +14,9 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
+from tests.conftest import png_chunk
 from tests.security.fuzz_process import Input
-from tests.security.fuzz_seeds import chunk, seeds
+from tests.security.fuzz_seeds import seeds
 
 Mutation = Callable[[bytes, Random, Sequence[bytes]], bytes]  # of data, with other files of the kind
 
@@ -173,7 +174,7 @@ def png(data: bytes, random: Random, others: Sequence[bytes]) -> bytes:
     else:
         chunks = _edited(chunks, random, png_chunks(random.choice(others)), PNG_NAMES)
     chunks = [(name, _exif_edited(inner, random) if name == b"eXIf" else inner) for name, inner in chunks]
-    return PNG_START + b"".join(chunk(name, inner) for name, inner in chunks)
+    return PNG_START + b"".join(png_chunk(name, inner) for name, inner in chunks)
 
 
 def _repacked(packed: bytes, random: Random) -> bytes:

@@ -26,7 +26,7 @@ from models.vqvae import VQVAE
 from models.weights.save import save_pretrained
 from models.weights.tokenizer_file import write_tokenizer
 from pictures.formats import AVIF, HEIF, JPEG_XL, register_plugins
-from tests.conftest import color_profile
+from tests.conftest import color_profile, jpeg_segment, png_chunk
 from tests.recipe import SMALL, config_weights, write_published_checkpoint
 from tests.security.fuzz_process import Input
 from training.states import save_atomically
@@ -96,15 +96,10 @@ def exif_with_thumbnail() -> bytes:
     return bytes(block + struct.pack(order + "I", 0) + thumbnail)
 
 
-def chunk(name: bytes, data: bytes) -> bytes:
-    """A chunk of a PNG file."""
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-
 def png(*chunks: tuple[bytes, bytes], mode: str = "RGB", **options: object) -> bytes:
     """A PNG file with more chunks before its pixels."""
     data = saved(image(mode), "PNG", **options)
-    return data[:PNG_HEAD] + b"".join(chunk(*each) for each in chunks) + data[PNG_HEAD:]
+    return data[:PNG_HEAD] + b"".join(png_chunk(*each) for each in chunks) + data[PNG_HEAD:]
 
 
 def interlaced_png() -> bytes:
@@ -113,8 +108,8 @@ def interlaced_png() -> bytes:
     for top, left, down, right in ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2),
                                    (1, 0, 2, 1)):
         rows += b"".join(b"\0" + row.tobytes() for row in pixels[top::down, left::right])
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", WIDTH, HEIGHT, 8, 0, 0, 0, 1))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", WIDTH, HEIGHT, 8, 0, 0, 0, 1))
+    return b"\x89PNG\r\n\x1a\n" + head + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
 
 
 def deep_png(channels: int) -> bytes:
@@ -122,8 +117,9 @@ def deep_png(channels: int) -> bytes:
     pixels = photo(channels, deep=True).astype(">u2")
     rows = b"".join(b"\0" + row.tobytes() for row in pixels)
     head = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"cICP", bytes((12, 13, 0, 1)))
-            + chunk(b"eXIf", exif().tobytes()[6:]) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    return (b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head) + png_chunk(b"cICP", bytes((12, 13, 0, 1)))
+            + png_chunk(b"eXIf", exif().tobytes()[6:]) + png_chunk(b"IDAT", zlib.compress(rows))
+            + png_chunk(b"IEND", b""))
 
 
 def pngs() -> Iterator[bytes]:
@@ -150,16 +146,11 @@ def pngs() -> Iterator[bytes]:
     yield from map(deep_png, (1, 2, 3, 4))
 
 
-def segment(marker: int, data: bytes) -> bytes:
-    """A segment of a JPEG file."""
-    return struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
-
-
 def jpegs() -> Iterator[bytes]:
     """JPEG files with everything that is read of them."""
     plain = saved(image(), "JPEG", quality=80, dpi=(300, 300))
-    more = (segment(0xED, b"Photoshop 3.0\0" + PHOTOSHOP) + segment(0xFE, b"a comment")
-            + segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP))
+    more = (jpeg_segment(0xED, b"Photoshop 3.0\0" + PHOTOSHOP) + jpeg_segment(0xFE, b"a comment")
+            + jpeg_segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP))
     yield plain
     yield plain[:20] + more + plain[20:]
     yield saved(image(), "JPEG", exif=exif_with_thumbnail(), icc_profile=color_profile())
@@ -170,7 +161,7 @@ def jpegs() -> Iterator[bytes]:
     yield saved(image(), "MPO", save_all=True, append_images=[image().rotate(180)], exif=exif())
     split = color_profile()  # over two segments
     parts = [split[:200], split[200:]]
-    yield plain[:20] + b"".join(segment(0xE2, b"ICC_PROFILE\0" + bytes((i + 1, 2)) + part)
+    yield plain[:20] + b"".join(jpeg_segment(0xE2, b"ICC_PROFILE\0" + bytes((i + 1, 2)) + part)
                                 for i, part in enumerate(parts)) + plain[20:]
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from models.config import PRESETS
+from tests.conftest import png_chunk
 from tests.security.fuzz_mutations import (
     JSON_VALUES,
     NUMBERS,
@@ -29,7 +30,7 @@ from tests.security.fuzz_mutations import (
     TIFF_TAGS,
 )
 from tests.security.fuzz_process import Input
-from tests.security.fuzz_seeds import IPTC, XMP, chunk, exif, png, saved, seeds
+from tests.security.fuzz_seeds import IPTC, XMP, exif, png, saved, seeds
 from tests.security.fuzz_seeds import image as photo_image
 
 SIDES = st.sampled_from((1, 2, 7, 16, 32, 48, 300, 4000, 16_383, 20_000, 65_535, 2 ** 31 - 1)) | st.integers(0, 64)
@@ -89,10 +90,10 @@ def png_of_chunks(draw: st.DrawFn) -> Input:
     chunks = draw(st.lists(names.flatmap(lambda name: st.tuples(st.just(name), PNG_BODIES[name])), max_size=6))
     row = 1 + -(-width * depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color] // 8)
     length = min(draw(st.sampled_from((row * height, row * height, row * height - 1, 10))), 200_000)
-    pixels = chunk(b"IDAT", _packed(draw(st.binary(min_size=1, max_size=40)).ljust(max(length, 0), b"\0")))
-    parts = [chunk(b"IHDR", head), *(chunk(*each) for each in chunks)]
+    pixels = png_chunk(b"IDAT", _packed(draw(st.binary(min_size=1, max_size=40)).ljust(max(length, 0), b"\0")))
+    parts = [png_chunk(b"IHDR", head), *(png_chunk(*each) for each in chunks)]
     parts.insert(draw(st.integers(1, len(parts))), pixels)
-    return Input("png", "picture", "a.png", PNG_START + b"".join(parts) + chunk(b"IEND", b""))
+    return Input("png", "picture", "a.png", PNG_START + b"".join(parts) + png_chunk(b"IEND", b""))
 
 
 # ---- TIFF and EXIF

@@ -11,7 +11,6 @@ import io
 import os
 import random
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from PIL import Image
 from inference.settings import ModelDescription
 from models.weights.save import save_pretrained
 from tests.conftest import noise_picture, small_model
-from tests.loops import run
+from tests.loops import free_port, run
 from tests.security.page_client import STATUS, Visitor, plain, visiting
 from web.jobs import RestoreRequest, restore_file
 
@@ -64,9 +63,7 @@ class Tally:
 @contextmanager
 def served(model: Path, *flags: str) -> Iterator[tuple[str, int]]:
     """app.py as a program of its own: its address and process number."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, str(ROOT / "app.py"), "--model", str(model), "--device", "cpu", "--dtype", "fp32",
                "--port", str(port), "--max_pixels", MEGAPIXELS, *flags]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)

@@ -19,13 +19,13 @@ from PIL import Image
 
 import app
 from models.weights.save import save_pretrained
-from tests.loops import run
+from tests.loops import LOOPBACK, free_port, run
 from tests.security.page_client import API, STATUS, Visitor, plain, visiting
 
 gradio = pytest.importorskip("gradio", reason="NOTICE: no test of the web page without gradio")
 
 ROOT = Path(app.__file__).resolve().parent
-LOOPBACK, PATIENCE = "127.0.0.1", 60_000  # ms
+PATIENCE = 60_000  # ms
 OUTSIDE = "picture.varsr.example"  # a name that nobody has
 MEGABYTES = 1  # of the largest file
 NAN, HUGE = float("nan"), 10 ** 4000
@@ -65,12 +65,6 @@ def server(tmp_path_factory: pytest.TempPathFactory, asked: list[str]) -> Iterat
         serve(page, args, quiet=True)
         yield f"http://{LOOPBACK}:{args.port}"
         page.close(verbose=False)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind((LOOPBACK, 0))
-        return free.getsockname()[1]
 
 
 def png(height: int = 4, width: int = 5) -> bytes:

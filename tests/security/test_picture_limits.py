@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from conftest import jpeg_segment, noise_picture, png_chunk
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -25,6 +26,7 @@ from pictures.formats import JPEG_XL, ImageError, early_size, gif_layout, requir
 from pictures.picture import read_header, read_picture, software_of
 from pictures.result_file import ResultFile
 from pictures.rgb import read_image
+from tests.security import fuzz_seeds
 
 SIDE = 24
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%EndComments\n(%pipe%touch run) (w) file\nshowpage\n"
@@ -32,15 +34,13 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><image href
 
 
 def noise(height: int = SIDE, width: int = SIDE) -> Image.Image:
-    """Pixels that do not compress well."""
-    return Image.fromarray(np.random.default_rng(height * width).integers(0, 256, (height, width, 3), np.uint8))
+    """Pixels that do not compress well, others for every size."""
+    return noise_picture(height, width, seed=height * width)
 
 
 def saved(kind: str, **options: object) -> bytes:
     """A small picture as Pillow writes it."""
-    buffer = io.BytesIO()
-    noise().save(buffer, kind, **options)
-    return buffer.getvalue()
+    return fuzz_seeds.saved(noise(), kind, **options)
 
 
 def tiff_block(entries: int, length: int, first_tag: int = 40_000) -> bytes:
@@ -53,16 +53,13 @@ def tiff_block(entries: int, length: int, first_tag: int = 40_000) -> bytes:
 def jpeg_with(*segments: tuple[int, bytes]) -> bytes:
     """A JPEG file with more segments behind its start."""
     data = saved("JPEG")
-    more = b"".join(struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body for marker, body in segments)
-    return data[:2] + more + data[2:]
+    return data[:2] + b"".join(jpeg_segment(*each) for each in segments) + data[2:]
 
 
 def png_with(*chunks: tuple[bytes, bytes]) -> bytes:
     """A PNG file with more chunks behind its header."""
     data = saved("PNG")
-    more = b"".join(struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-                    for name, body in chunks)
-    return data[:33] + more + data[33:]
+    return data[:33] + b"".join(png_chunk(*each) for each in chunks) + data[33:]
 
 
 @pytest.mark.parametrize("name, data", [

@@ -12,12 +12,12 @@ from PIL.PngImagePlugin import PngInfo
 
 import app
 from inference.settings import EMBEDDED
+from tests.loops import LOOPBACK, free_port
 
 gradio = pytest.importorskip("gradio", reason="NOTICE: no test of the web page without gradio")
 sync_api = pytest.importorskip("playwright.sync_api", reason="NOTICE: no browser test without playwright")
 expect = sync_api.expect
 
-LOOPBACK = "127.0.0.1"
 PATIENCE = 60_000  # ms: a machine may be busy
 ARTIST, NAME = 0x013B, "A. Painter"  # an EXIF field
 LONG_SCALE = "8"  # of a picture of 112x74: several batches of windows, so there is always something to cancel
@@ -29,9 +29,7 @@ def server(browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The page's address; fails where the server itself asks anyone outside for something."""
     from web.page import build_page
     from web.server import serve
-    with socket.socket() as free:
-        free.bind((LOOPBACK, 0))
-        port = free.getsockname()[1]
+    port = free_port()
     args = app.build_parser().parse_args(["--port", str(port), "--device", "cpu", "--max_pixels", "2.5", "--model",
                                           str(EMBEDDED[True])])
     connect, called = socket.socket.connect, []
