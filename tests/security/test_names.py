@@ -14,6 +14,8 @@ from PIL import Image
 
 import evaluate
 import test_tile as tile_script
+from inference.jobs import left_out_lines
+from inference.report import rows_of_table
 from utils.errors import UserError, describe, tolerant_output, visible
 from utils.flags import set_up_logging
 
@@ -69,6 +71,10 @@ def test_a_run_over_such_names(tmp_path: Path, weights: Path) -> None:
     assert not any(line.startswith("failed: c.png") for line in said.splitlines())
 
 
+def test_kinds_that_are_left_out_are_one_line() -> None:
+    assert left_out_lines({".a\nfailed: b": 1}) == ["left out: 1 .a\\nfailed: b"]
+
+
 def test_tables_hold_no_formulas(tmp_path: Path, weights: Path) -> None:
     for folder, side in (("LR", 12), ("HR", 48)):
         (tmp_path / "=set" / folder).mkdir(parents=True)
@@ -78,6 +84,7 @@ def test_tables_hold_no_formulas(tmp_path: Path, weights: Path) -> None:
     run = ["-i", str(tmp_path / "=set" / "LR"), "-o", str(results), "--model", str(weights), "--dtype", "fp32"]
     assert tile_script.main(run) == 0
     assert tile_script.main([*run, "--skip_existing"]) == 0  # reads its own table again
+    assert set(rows_of_table(results / "metrics.csv")) == {"=1+1.png", "@b.png", "c.png"}
     assert evaluate.main(["--results", str(results), "--names", "=ours", "--hr", str(tmp_path / "=set" / "HR"),
                           "--protocol", "basicsr-y", "--output", str(tmp_path / "ev"), "--device", "cpu"]) == 0
     for table in (results / "metrics.csv", tmp_path / "ev" / "metrics.csv", tmp_path / "ev" / "summary.csv"):

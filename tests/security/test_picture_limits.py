@@ -104,6 +104,17 @@ def test_sides_of_jpeg_xl_are_known_without_decoding(tmp_path: Path, size: tuple
     assert early_size(Path(__file__)) is None
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sides_of_a_turned_jpeg_xl(tmp_path: Path, orientation: int) -> None:
+    """By hand (ISO/IEC 18181-1, 9.2): a small picture of 40x24 whose header says how it lies."""
+    bits = [(1, 1), (24 // 8 - 1, 5), (0, 3), (40 // 8 - 1, 5), (0, 1), (1, 1), (orientation - 1, 3)]
+    value, place = 0, 0
+    for number, count in bits:
+        value, place = value | number << place, place + count
+    (tmp_path / "a.jxl").write_bytes(b"\xff\x0a" + value.to_bytes(16, "little"))
+    assert early_size(tmp_path / "a.jxl") == ((24, 40) if orientation >= 5 else (40, 24))
+
+
 @pytest.mark.skipif(not JPEG_XL, reason="pillow-jxl-plugin is not installed")
 def test_a_large_jpeg_xl_is_refused_before_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pillow_jxl
