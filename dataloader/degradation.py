@@ -18,7 +18,7 @@ from pictures.rgb import BT601
 from utils.errors import UserError
 
 from .jpeg import constant, jpeg
-from .kernels import filter_each, gaussian_kernels, sinc_kernels
+from .kernels import filter_each, gaussian_kernels, identity, sinc_kernels
 
 DEFAULT_FILE = Path(__file__).with_name("degradation.yml")
 LEVELS = 255.0
@@ -185,8 +185,7 @@ class Degradation:
 
     def _stage(self, x: Tensor, reference: tuple[int, int], stage: StageConfig, draws: _Draws) -> Tensor:
         """Blur, resize relative to the `reference` size, add noise."""
-        kernels = self._kernels(len(x), stage, draws)
-        x = filter_each(x, kernels)
+        x = filter_each(x, self._kernels(x, stage, draws))
         factor = self._resize_factor(stage, draws)
         size = tuple(max(round(side * factor), 1) for side in reference)
         x = _resize(x, size, draws.choice(self.config.resize_modes)).clamp(0, 1)
@@ -199,9 +198,10 @@ class Degradation:
         kind = names[int(draws.pick([stage.resize_prob[name] for name in names]))]
         return float(draws.uniform(kinds[kind]))
 
-    def _kernels(self, count: int, stage: StageConfig, draws: _Draws) -> Tensor:
-        """One blur kernel a sample: Gaussian family or sinc, or the identity where the sample is not blurred."""
-        config = self.config
+    def _kernels(self, x: Tensor, stage: StageConfig, draws: _Draws) -> Tensor:
+        """One blur kernel a sample, on its device: Gaussian family or sinc, or the identity where the sample is not
+        blurred."""
+        config, count = self.config, len(x)
         canvas = max(config.kernel_sizes)
         sizes = torch.tensor(config.kernel_sizes)[draws.pick([1.0] * len(config.kernel_sizes), count)]
         names = list(config.kernels)
@@ -212,11 +212,14 @@ class Degradation:
         sigma_x, sigma_y = draws.uniform(stage.blur_sigma, count), draws.uniform(stage.blur_sigma, count)
         beta = torch.where(generalized, self._beta(config.generalized_beta, count, draws), torch.ones(count))
         beta = torch.where(plateau, self._beta(config.plateau_beta, count, draws), beta)
-        blur = gaussian_kernels(canvas, sizes, sigma_x, torch.where(isotropic, sigma_x, sigma_y),
-                                draws.uniform(config.rotation, count), beta, plateau)
-        use_sinc = draws.chance(stage.sinc_prob, count)[:, None, None]
-        kernels = torch.where(use_sinc, self._sinc(canvas, sizes, draws), blur)
-        return torch.where(draws.chance(stage.blur_prob, count)[:, None, None], kernels, _identity(canvas))
+        shapes = (sizes, sigma_x, torch.where(isotropic, sigma_x, sigma_y), draws.uniform(config.rotation, count), beta,
+                  plateau)
+        use_sinc, cutoff = draws.chance(stage.sinc_prob, count), self._cutoff(sizes, draws)
+        sizes, *shapes, use_sinc, cutoff, blurred = _sent(
+            x.device, *shapes, use_sinc, cutoff, draws.chance(stage.blur_prob, count))
+        kernels = torch.where(use_sinc[:, None, None], sinc_kernels(canvas, sizes, cutoff),
+                              gaussian_kernels(canvas, sizes, *shapes))
+        return torch.where(blurred[:, None, None], kernels, identity(canvas, x.device))
 
     @staticmethod
     def _beta(bounds: Range, count: int, draws: _Draws) -> Tensor:
@@ -227,13 +230,12 @@ class Degradation:
         return torch.where(draws.chance(0.5, count), below, above)
 
     @staticmethod
-    def _sinc(canvas: int, sizes: Tensor, draws: _Draws, lowest: float | None = None) -> Tensor:
-        """Low-pass kernels (B, canvas, canvas); `lowest`: the lowest cutoff of large kernels, if not the usual one."""
+    def _cutoff(sizes: Tensor, draws: _Draws, lowest: float | None = None) -> Tensor:
+        """Cutoffs (B,) of low-pass kernels; `lowest`: the lowest one of large kernels, if not the usual one."""
         count = len(sizes)
         large = torch.full((count,), SINC_CUTOFF_LARGE if lowest is None else lowest)
         low = torch.where(sizes < SMALL_KERNEL, torch.full((count,), SINC_CUTOFF_SMALL), large)
-        cutoff = low + (torch.pi - low) * draws.uniform((0.0, 1.0), count)
-        return sinc_kernels(canvas, sizes, cutoff)
+        return low + (torch.pi - low) * draws.uniform((0.0, 1.0), count)
 
     def _final_resize(self, x: Tensor, target: tuple[int, int], draws: _Draws) -> Tensor:
         """Resize to the target size, then ring like a sharpened or over-compressed picture."""
@@ -241,9 +243,10 @@ class Degradation:
         x = _resize(x, target, draws.choice(config.resize_modes)).clamp(0, 1)
         canvas = max(config.kernel_sizes)
         sizes = torch.tensor(config.kernel_sizes)[draws.pick([1.0] * len(config.kernel_sizes), len(x))]
-        sinc = self._sinc(canvas, sizes, draws, lowest=SINC_CUTOFF_SMALL)
-        ringing = draws.chance(config.final_sinc_prob, len(x))[:, None, None]
-        return filter_each(x, torch.where(ringing, sinc, _identity(canvas))).clamp(0, 1)
+        cutoff = self._cutoff(sizes, draws, lowest=SINC_CUTOFF_SMALL)
+        sizes, cutoff, ringing = _sent(x.device, sizes, cutoff, draws.chance(config.final_sinc_prob, len(x)))
+        kernels = torch.where(ringing[:, None, None], sinc_kernels(canvas, sizes, cutoff), identity(canvas, x.device))
+        return filter_each(x, kernels).clamp(0, 1)
 
     @staticmethod
     def _noise(x: Tensor, stage: StageConfig, draws: _Draws) -> Tensor:
@@ -266,10 +269,9 @@ def _check(hr: Tensor) -> None:
         raise UserError(f"expected pictures (B, 3, H, W) of a float type in [0, 1], got {tuple(hr.shape)} {hr.dtype}")
 
 
-def _identity(canvas: int) -> Tensor:
-    kernel = torch.zeros(canvas, canvas)
-    kernel[canvas // 2, canvas // 2] = 1
-    return kernel
+def _sent(device: torch.device, *values: Tensor) -> list[Tensor]:
+    """Values of the CPU on a device."""
+    return [value.to(device, non_blocking=True) for value in values]
 
 
 def _per_sample(values: Tensor, x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Blur kernels of the Real-ESRGAN degradation (Wang et al. 2021, section 3.2), one per sample, on tensors.
 
-All kernels stand on one canvas and sum to 1; a kernel of a smaller size is zero outside it.
+All kernels stand on one canvas and sum to 1; a kernel of a smaller size is zero outside it. They are computed where
+their parameters lie.
 """
 from __future__ import annotations
 
@@ -12,15 +13,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _canvas(size: int) -> tuple[Tensor, Tensor]:
+@cache
+def identity(canvas: int, device: torch.device) -> Tensor:
+    """The kernel (canvas, canvas) that leaves a picture as it is."""
+    kernel = torch.zeros(canvas, canvas)
+    kernel[canvas // 2, canvas // 2] = 1
+    return kernel.to(device)
+
+
+def _canvas(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Column and row offsets (size, size) from the centre."""
-    axis = torch.arange(size, dtype=torch.float32) - size // 2
+    axis = torch.arange(size, dtype=torch.float32, device=device) - size // 2
     return axis[None, :].expand(size, size), axis[:, None].expand(size, size)
 
 
 def _finish(values: Tensor, sizes: Tensor) -> Tensor:
     """Zero outside each kernel's own size, and sum to 1."""
-    dx, dy = _canvas(values.shape[-1])
+    dx, dy = _canvas(values.shape[-1], values.device)
     reach = torch.maximum(dx.abs(), dy.abs())
     values = values * (reach <= (sizes // 2)[:, None, None])
     return values / values.sum((-2, -1), keepdim=True)
@@ -30,7 +39,7 @@ def gaussian_kernels(canvas: int, sizes: Tensor, sigma_x: Tensor, sigma_y: Tenso
                      plateau: Tensor) -> Tensor:
     """(B, canvas, canvas) kernels: exp(-q^β / 2), or 1 / (1 + q^β) where `plateau`, with q the squared distance in
     units of the standard deviations along the rotated axes. All arguments (B,); β = 1 is the plain Gaussian."""
-    dx, dy = _canvas(canvas)
+    dx, dy = _canvas(canvas, sizes.device)
     cos, sin = rotation.cos()[:, None, None], rotation.sin()[:, None, None]
     along, across = cos * dx + sin * dy, -sin * dx + cos * dy
     q = (along / sigma_x[:, None, None]).square() + (across / sigma_y[:, None, None]).square()
@@ -41,7 +50,7 @@ def gaussian_kernels(canvas: int, sizes: Tensor, sigma_x: Tensor, sigma_y: Tenso
 
 def sinc_kernels(canvas: int, sizes: Tensor, cutoff: Tensor) -> Tensor:
     """(B, canvas, canvas) circular low-pass kernels of the given cutoff frequencies (B,) in radians per pixel."""
-    dx, dy = _canvas(canvas)
+    dx, dy = _canvas(canvas, sizes.device)
     radius = (dx.square() + dy.square()).sqrt()
     cutoff = cutoff[:, None, None]
     ring = cutoff * torch.special.bessel_j1(cutoff * radius) / (2 * math.pi * radius.clamp(min=1))

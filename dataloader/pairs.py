@@ -7,7 +7,7 @@ number.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Protocol
@@ -55,9 +55,22 @@ class WithNegatives:
 
     def sample(self, position: int, seed: int) -> tuple[np.ndarray, int]:
         """(S, S, 3) uint8 and the class."""
-        if random_at(seed, Stream.NEGATIVE, position).random() >= self.share:
+        if not self._is_negative(position, seed):
             return self.positives.sample(position, seed)
         return (self.negatives or self.positives).sample(position, seed)[0], LOW_QUALITY
+
+    def batch(self, positions: Sequence[int], seed: int) -> tuple[Tensor, Tensor]:
+        """The samples of several positions, of sources that hold them on a device (`resident.py`): (B, S, S, 3) uint8
+        there, and the classes (B,)."""
+        pixels, labels = self.positives.batch(positions, seed)
+        negative = torch.tensor([self._is_negative(position, seed) for position in positions])
+        if self.negatives is not None:
+            here = negative.to(pixels.device, non_blocking=True)[:, None, None, None]
+            pixels = torch.where(here, self.negatives.batch(positions, seed)[0], pixels)
+        return pixels, torch.where(negative, LOW_QUALITY, labels)
+
+    def _is_negative(self, position: int, seed: int) -> bool:
+        return random_at(seed, Stream.NEGATIVE, position).random() < self.share
 
 
 class WithLostClasses:
@@ -176,9 +189,26 @@ class CropSource:
 
     def __init__(self, loader: BatchLoader) -> None:
         self.loader = loader
+        self._prepared: Any = None
 
-    def draw(self, device: torch.device) -> Tensor:
-        """The next pictures (B, 3, S, S) in [0, 1] on `device`."""
+    def draw(self, device: torch.device) -> Any:
+        """The next batch on `device`: pictures (B, 3, S, S) in [0, 1], or `Pairs`."""
+        self.prepare(device)
+        batch, self._prepared = self._prepared, None
+        return batch
+
+    def draw_ahead(self, device: torch.device) -> None:
+        """While a GPU is busy with a step: name it the work of the next batch, so that it need not wait for the host
+        to do so afterwards. A CPU has no such time."""
+        if device.type == "cuda":
+            self.prepare(device)
+
+    def prepare(self, device: torch.device) -> None:
+        """Draw what `draw` will give next."""
+        if self._prepared is None:
+            self._prepared = self._draw(device)
+
+    def _draw(self, device: torch.device) -> Any:
         return self._next(device)[0]
 
     def _next(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -186,25 +216,25 @@ class CropSource:
         return pixels.to(device, non_blocking=True).float() / LEVELS, labels.to(device, non_blocking=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """The data position."""
-        return self.loader.state_dict()
+        """The data position: that of the next batch which `draw` gives."""
+        return {"position": self.loader.position - (self._prepared is not None)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         self.loader.load_state_dict(state)
+        self._prepared = None
 
 
 class ClassSource(CropSource):
-    """Draws pictures of classes, for class-to-image training."""
+    """Draws pictures of classes, for class-to-image training: `Pairs` without LR pictures."""
 
-    def draw(self, device: torch.device) -> Pairs:
-        """The next batch on `device`, without LR pictures."""
+    def _draw(self, device: torch.device) -> Pairs:
         target, labels = self._next(device)
         return Pairs(target * 2 - 1, None, labels)
 
 
 class PairSource(CropSource):
-    """Draws pictures and degrades them on the training device."""
+    """Draws pictures and degrades them on the training device: `Pairs`."""
 
     def __init__(self, loader: BatchLoader, degrade: Degrader, group: int = 1, negatives_are_degraded: bool = True
                  ) -> None:
@@ -214,8 +244,7 @@ class PairSource(CropSource):
         super().__init__(loader)
         self.degrade, self.group, self.negatives_are_degraded = degrade, group, negatives_are_degraded
 
-    def draw(self, device: torch.device) -> Pairs:
-        """The next batch on `device`."""
+    def _draw(self, device: torch.device) -> Pairs:
         first = self.loader.first_sample
         target, labels = self._next(device)
         lr = torch.cat([self.degrade(part, generator_at(self.loader.seed, Stream.DEGRADATION, first + i * self.group))

@@ -72,7 +72,7 @@ def _write_array(file: Path, array: np.ndarray) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Level:
+class Level:
     """A cached level of a photograph; sides in pixels."""
 
     photo: Entry
@@ -109,7 +109,7 @@ class PhotoCrops:
         self.symmetries = symmetries
         self.failures = Failures() if failures is None else failures
         pyramid = PyramidCache(cache or root.resolve().parent / CACHE_FOLDER, len(level_weights))
-        levels: list[list[_Level]] = [[] for _ in level_weights]
+        levels: list[list[Level]] = [[] for _ in level_weights]
         photos = find_entries(root)
         for photo in photos:
             self._index(photo, pyramid, levels)
@@ -119,11 +119,11 @@ class PhotoCrops:
         used = [(weight, files) for weight, files in zip(level_weights, levels) if files and weight > 0]
         if not used:
             raise UserError(f"level_weights {tuple(level_weights)} leave no level of the pictures below {root}")
-        self._level_ends = running_sum(weight for weight, _ in used)
-        self._levels = [files for _, files in used]
+        self.level_ends = running_sum(weight for weight, _ in used)
+        self.levels = [files for _, files in used]
         # by the square root of the area: large photographs more often, but not as much as they have pixels
-        self._photo_ends = [running_sum(level.photo.weight * (level.height * level.width) ** 0.5 for level in files)
-                            for files in self._levels]
+        self.photo_ends = [running_sum(level.photo.weight * (level.height * level.width) ** 0.5 for level in files)
+                            for files in self.levels]
         self.usable = len({level.photo for files in levels for level in files})
         log.info("%d photographs below %s, %d skipped", len(photos), root, len(self.failures))
 
@@ -131,7 +131,7 @@ class PhotoCrops:
         """Photographs to draw from, an epoch."""
         return self.usable
 
-    def _index(self, photo: Entry, pyramid: PyramidCache, levels: list[list[_Level]]) -> None:
+    def _index(self, photo: Entry, pyramid: PyramidCache, levels: list[list[Level]]) -> None:
         try:
             files = pyramid.level_files(photo)
             sides = [np.load(file, mmap_mode="r").shape[:2] for file in files]
@@ -144,7 +144,7 @@ class PhotoCrops:
         usable = 0
         for level, (file, (height, width)) in enumerate(zip(files, sides)):
             if min(height, width) >= self.crop_size * (2 if level else 1):
-                levels[level].append(_Level(photo, file, height, width))
+                levels[level].append(Level(photo, file, height, width))
                 usable += 1
         if not usable:
             self.failures.add(photo, f"smaller than a crop of {self.crop_size} pixels")
@@ -158,8 +158,8 @@ class PhotoCrops:
         attempt = lost = 0
         while True:
             level, photo, top, left, flat, turn = torch.rand(6, generator=generator, dtype=torch.float64).tolist()
-            which = pick(self._level_ends, level)
-            chosen = self._levels[which][pick(self._photo_ends[which], photo)]
+            which = pick(self.level_ends, level)
+            chosen = self.levels[which][pick(self.photo_ends[which], photo)]
             try:
                 crop = self._cut(chosen, top, left)
             except UNREADABLE as error:
@@ -173,7 +173,7 @@ class PhotoCrops:
             if attempt == MAX_DRAWS or flat < self.flat_probability or self._has_detail(crop):
                 return _turned(crop, int(turn * self.symmetries))
 
-    def _cut(self, level: _Level, top: float, left: float) -> np.ndarray:
+    def _cut(self, level: Level, top: float, left: float) -> np.ndarray:
         """The crop (S, S, 3) whose corner lies at shares of the room there is for it."""
         # mapped anew each time: an open map holds a file handle, and there may be thousands of photographs
         pixels = np.load(level.file, mmap_mode="r")

@@ -39,7 +39,12 @@ def running_sum(weights: Iterable[float]) -> np.ndarray:
 
 def pick(ends: np.ndarray, share: float) -> int:
     """Index of the interval, given by the running sum of their lengths, that `share` in [0, 1) of the sum lies in."""
-    return min(int(np.searchsorted(ends, share * ends[-1], side="right")), len(ends) - 1)
+    return int(pick_each(ends, np.array(share)))
+
+
+def pick_each(ends: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """As `pick`, for many shares at once."""
+    return np.minimum(np.searchsorted(ends, shares * ends[-1], side="right"), len(ends) - 1)
 
 
 class PictureOrder:

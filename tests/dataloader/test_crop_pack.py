@@ -15,7 +15,7 @@ import torch
 from conftest import noise_picture
 from PIL import Image
 
-from dataloader.assemble.crop_pack import encode, main, write_shards
+from dataloader.assemble.crop_pack import FORMATS, encode, main, write_shards
 from dataloader.entries import find_entries
 from models.varsr import VARSR
 from training.perceptual import REMEDY, packaged_weights
@@ -53,23 +53,25 @@ def test_a_picture_larger_than_a_shard_is_refused_and_nothing_stays_unfinished(t
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_packed_crops_are_parts_of_the_photographs(photographs: Path, tmp_path: Path) -> None:
-    assert pack(photographs, tmp_path / "packs", "--count", 5, "--size", 64) == 0
+@pytest.mark.parametrize("format_", FORMATS)
+def test_packed_crops_are_parts_of_the_photographs(photographs: Path, tmp_path: Path, format_: str) -> None:
+    assert pack(photographs, tmp_path / "packs", "--count", 5, "--size", 64, "--format", format_) == 0
     crops = [Image.open(io.BytesIO(entry.path.read_bytes()[entry.offset:entry.offset + entry.size]))
              for entry in find_entries(tmp_path / "packs")]
-    assert len(crops) == 5 and all(crop.size == (64, 64) and crop.format == "JPEG" for crop in crops)
+    assert len(crops) == 5 and all(crop.size == (64, 64) and crop.format == format_.upper() for crop in crops)
     whole = [np.asarray(Image.open(path), dtype=np.int16) for path in sorted(photographs.iterdir())]
     crop = np.asarray(crops[0], dtype=np.int16)
     nearest = min(np.abs(picture[top:top + 64, left:left + 64] - crop).mean()
                   for picture in whole for top in range(33) for left in range(97))
-    assert nearest < 8, "noise is what JPEG keeps worst; any other place is 85 levels away"
+    assert nearest < 8, "noise is what codecs keep worst; any other place is 85 levels away"
 
 
-def test_jpeg_keeps_colours_at_full_resolution() -> None:
+@pytest.mark.parametrize("format_", FORMATS)
+def test_colours_keep_their_full_resolution(format_: str) -> None:
     stripes = np.zeros((32, 32, 3), dtype=np.uint8)
     stripes[:, ::2, 0] = 255
     stripes[:, 1::2, 2] = 255
-    again = np.asarray(Image.open(io.BytesIO(encode(stripes))), dtype=np.int16)
+    again = np.asarray(Image.open(io.BytesIO(encode(stripes, format_))), dtype=np.int16)
     assert np.abs(again - stripes).mean() < 8
 
 
@@ -82,15 +84,15 @@ def test_no_photographs_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.skipif(packaged_weights() is None, reason=f"the perceptual network is not installed: {REMEDY}")
 def test_the_embedded_training_runs_from_packs_to_a_model(photographs: Path, tmp_path: Path) -> None:
     assert pack(photographs, tmp_path / "packs", "--count", 6, "--size", 48) == 0
-    short = {f"{stage}_{what}": "2" for stage in ("TOKENIZER", "SR", "DECODER", "DETAIL")
-             for what in ("ITERS", "BATCH")}
+    small = {f"{stage}_BATCH": "4" for stage in ("TOKENIZER", "SR", "DECODER", "DETAIL")}
     run = subprocess.run(
         ["bash", str(ROOT / "examples/train_embedded.sh"), str(tmp_path / "packs"), str(tmp_path / "runs")],
-        env={**os.environ, **short, "DETAIL_POOL": "2", "PRESET": "varsr-debug", "PYTHON": sys.executable,
-             "WORKERS": "0", "GROUP": "2", "DEVICE": "cpu", "VAL_DATA": str(photographs)},
+        env={**os.environ, **small, "MINUTES": "0.5", "DETAIL_POOL": "4", "PRESET": "varsr-debug",
+             "PYTHON": sys.executable, "FRESH": "2", "GROUP": "2", "DEVICE": "cpu", "VAL_DATA": str(photographs)},
         cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     model = VARSR.from_pretrained(tmp_path / "runs" / "model", dtype=torch.float32)
     assert model.config.name == "varsr-debug"
-    reports = [json.loads(line) for line in (tmp_path / "runs/detail/log.jsonl").read_text().splitlines()]
-    assert any(line["event"] == "report" for line in reports)
+    for stage in ("tokenizer", "sr", "decoder", "detail"):
+        lines = [json.loads(line) for line in (tmp_path / "runs" / stage / "log.jsonl").read_text().splitlines()]
+        assert lines[-1]["event"] == "report" and lines[-1]["iteration"] < 5000  # ended by the clock

@@ -106,6 +106,21 @@ def test_pairs_resume_exactly_and_do_not_depend_on_ranks(folder):
             assert torch.equal(target, lr) == (label == LOW_QUALITY)
 
 
+def test_a_batch_that_was_drawn_ahead_changes_nothing(folder):
+    def pairs():
+        return PairSource(BatchLoader(PhotoCrops(folder, 32), 4, seed=2), Degradation().and_upsample, 2)
+    plain, ahead = pairs(), pairs()
+    expected = [plain.draw(CPU) for _ in range(3)]
+    for i in range(2):
+        assert torch.equal(ahead.draw(CPU).lr, expected[i].lr)
+        ahead.prepare(CPU)
+        assert ahead.state_dict() == {"position": i + 1}, "a resumed run must see it again"
+    resumed = pairs()
+    resumed.prepare(CPU)
+    resumed.load_state_dict(ahead.state_dict())
+    assert torch.equal(resumed.draw(CPU).lr, expected[2].lr) and torch.equal(ahead.draw(CPU).lr, expected[2].lr)
+
+
 def test_a_stage_goes_on_at_its_data_position(folder):
     def stage(seed: int) -> TransformerStage:
         crops = PhotoCrops(folder, 32)

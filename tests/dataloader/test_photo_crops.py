@@ -64,7 +64,7 @@ def test_levels_are_area_averages(tmp_path):
 
 def test_small_levels_are_left_out(folder):
     crops = PhotoCrops(folder, 60, level_weights=(1, 1))
-    assert sorted(len(files) for files in crops._levels) == [2]  # halves are below 120 pixels
+    assert sorted(len(files) for files in crops.levels) == [2]  # halves are below 120 pixels
     assert drawn(PhotoCrops(folder, 50, level_weights=(0, 1)), 2, seed=0).shape == (2, 3, 50, 50)
 
 
