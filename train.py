@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
 from pathlib import Path
 
 from training.flags import DECODER, DETAIL, build_parser, parse
@@ -16,12 +17,13 @@ from training.flags import DECODER, DETAIL, build_parser, parse
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, build, train."""
+    began = time.monotonic()
     args = parse(build_parser(__doc__), sys.argv[1:] if argv is None else argv)
     from training.run import start
-    return start(Path(__file__).name, args, lambda device, ranks: _train(args, device, ranks))
+    return start(Path(__file__).name, args, lambda device, ranks: _train(args, device, ranks, began))
 
 
-def _train(args, device, ranks) -> int:
+def _train(args, device, ranks, began: float) -> int:
     from training.log import WandBSettings
     from training.run import loop_config, run_stage
     if args.stage == DECODER:
@@ -31,8 +33,9 @@ def _train(args, device, ranks) -> int:
     else:
         from training.transformer import set_up
     setup = ranks.together(lambda: set_up(args, device, ranks))
-    loop = loop_config(args, Path(args.output or Path("runs", args.exp_name)), setup.settings.max_iters)
+    loop = loop_config(args, Path(args.output or Path("runs", args.exp_name)), setup.settings.max_iters, began)
     record = {"stage": args.stage, "init": args.init, "data": args.data, "ranks": ranks.world, "shards": args.fsdp,
+              "minutes": args.minutes,
               "model": dataclasses.asdict(setup.model.config), **dataclasses.asdict(setup.settings)}
     wandb = WandBSettings(args.exp_name) if args.wandb_flag else None
     return run_stage(setup.make(), loop, record, wandb, ranks)

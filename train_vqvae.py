@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+import time
 from pathlib import Path
 
-from training.flags import ADVERSARIES, add_run_flags
+from training.flags import ADVERSARIES, add_loading_flags, add_run_flags, length_fault, loading_fault
 from utils.flags import boolean, bounded, numbers
 
 
@@ -35,11 +36,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     data = parser.add_argument_group("data and course")
     data.add_argument("--data", default="trainset", help="folder of photographs, searched recursively")
-    data.add_argument("--workers", type=bounded(int, 0), default=0, help="processes that draw crops ahead (0: none)")
+    add_loading_flags(data.add_argument)
     data.add_argument("--val_data", help="held-out pictures, or a folder with HR; without it, seeded crops of --data")
     data.add_argument("--val_batch", type=bounded(int, 1), default=32, help="validation crops (default: %(default)s)")
     data.add_argument("--output", default="runs/vqvae", help="folder for states, logs, sheets and the result")
-    data.add_argument("--max_iters", type=bounded(int, 1), default=2000, help="(default: %(default)s)")
+    data.add_argument("--max_iters", type=bounded(int, 1), help="length in iterations (2000)")
     add_run_flags(data.add_argument)
     data.add_argument("--exp_name", default="VQVAE", help="name of the wandb run (default: %(default)s)")
 
@@ -77,19 +78,25 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, build, train."""
-    args = build_parser().parse_args(argv)
+    began = time.monotonic()
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    fault = length_fault(args, ("max_iters", "minutes")) or loading_fault(args)
+    if fault:
+        parser.error(fault)
     from training.run import start
-    return start(Path(__file__).name, args, lambda device, ranks: _train(args, device, ranks))
+    return start(Path(__file__).name, args, lambda device, ranks: _train(args, device, ranks, began))
 
 
-def _train(args, device, ranks) -> int:
+def _train(args, device, ranks, began: float) -> int:
     from training.log import WandBSettings
     from training.run import loop_config, run_stage
     from training.tokenizer_setup import build_stage
     stage = ranks.together(lambda: build_stage(args, device, ranks))
     record = {"model": dataclasses.asdict(stage.model.config), "init": args.init, "data": args.data,
-              "ranks": ranks.world, "perceptual": stage.distance, **dataclasses.asdict(stage.settings)}
-    return run_stage(stage, loop_config(args, Path(args.output), args.max_iters), record,
+              "ranks": ranks.world, "minutes": args.minutes, "perceptual": stage.distance,
+              **dataclasses.asdict(stage.settings)}
+    return run_stage(stage, loop_config(args, Path(args.output), stage.settings.max_iters, began), record,
                      WandBSettings(args.exp_name) if args.wandb_flag else None, ranks)
 
 

@@ -141,7 +141,7 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
 
 @dataclass(frozen=True)
 class AdversarySettings:
-    """How discriminators take part. The warm-up without them ends at iteration `start`."""
+    """How discriminators take part. The warm-up without them ends at place `start` of the run's course."""
 
     weight: float  # of the adversarial loss; 0: no discriminator
     start: int
@@ -164,28 +164,28 @@ class Adversary:
                                            lr=settings.learning_rate, betas=settings.betas, fused=True)
         self.scaler = gradient_scaler(device, settings.precision, settings.loss_scale)
 
-    def takes_part(self, iteration: int) -> bool:
+    def takes_part(self, place: float) -> bool:
         """Whether the warm-up is over."""
-        return self.settings.weight > 0 and iteration >= self.settings.start
+        return self.settings.weight > 0 and place >= self.settings.start
 
-    def loss(self, fake: Seen, condition: Seen | None, metrics: dict[str, float]) -> Tensor:
+    def loss(self, fake: Seen, condition: Seen | None, metrics: dict[str, float | Tensor]) -> Tensor:
         """The adversarial loss of what was drawn, without its weight; tells `metrics`."""
         self.discriminators.requires_grad_(False)
         with autocast(self.device, self.settings.precision):
             loss = generator_loss(self.discriminators(fake, condition), self.discriminators.weights)
-        metrics["adversarial"] = loss.item()
+        metrics["adversarial"] = loss.detach()
         return loss
 
     def balanced_loss(self, own_loss: Tensor, fake: Seen, condition: Seen | None, last_layer: Tensor,
-                      metrics: dict[str, float]) -> Tensor:
+                      metrics: dict[str, float | Tensor]) -> Tensor:
         """What is added to a stage's `own_loss` so that both pull at its last layer by `weight` (VQGAN, eq. 7)."""
         loss = self.loss(fake, condition, metrics)
         weight = adaptive_weight(self.scaler.scale(own_loss), self.scaler.scale(loss), last_layer,
                                  average_=self.ranks.average_)
-        metrics["adaptive_weight"] = weight.item()
+        metrics["adaptive_weight"] = weight
         return self.settings.weight * weight * loss
 
-    def step(self, fake: Seen, real: Seen, condition: Seen | None, rate: float) -> float:
+    def step(self, fake: Seen, real: Seen, condition: Seen | None, rate: float) -> Tensor:
         """One optimiser step at `rate` of the peak learning rate; returns the hinge loss."""
         settings = self.settings
         set_rates(self.optimizer, settings.learning_rate * rate, settings.weight_decay)
@@ -197,7 +197,7 @@ class Adversary:
         parameters = list(self.discriminators.parameters())
         self.ranks.average_([parameter.grad for parameter in parameters])
         clipped_step(self.optimizer, parameters, settings.clip, self.scaler)
-        return loss.item()
+        return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:
         """Discriminators, optimiser and loss scale."""

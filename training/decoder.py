@@ -20,6 +20,7 @@ from models.varsr import VARSR
 from utils.device import autocast
 from utils.ranks import Ranks
 
+from .loop import numbers
 from .pool import PooledSettings, PooledStage, from_bytes, to_bytes
 from .setup import Setup, generating_parts
 from .validation import Validation
@@ -50,28 +51,29 @@ class DecoderStage(PooledStage):
         self.pool.add(latent=latent, target=to_bytes(pairs.target), lr=to_bytes(pairs.lr))
         return wait
 
-    def train_step(self, iteration: int) -> dict[str, float]:
-        """One decoder step."""
+    def train_step(self, iteration: int, place: float | None = None) -> dict[str, float]:
+        """One decoder step. place: see `loop.Stage`; by default that of a run of iterations."""
         wait = self._add_samples()
         while len(self.pool) < min(self.settings.batch_size, self.settings.pool_size):
             wait += self._add_samples()
         drawn = self.drawn()
         target, lr = from_bytes(drawn["target"]), from_bytes(drawn["lr"])
-        rate = self.set_rate(iteration)
+        rate = self.set_rate(iteration if place is None else place)
         with autocast(self.device, self.settings.precision):
             restored = self.model.vqvae.decode_unclamped(drawn["latent"], lr).float()
-        metrics = {"lr": self.settings.learning_rate * rate, "wait": wait, "samples": float(len(target))}
+        metrics: dict[str, float | Tensor] = {"lr": self.settings.learning_rate * rate, "wait": wait,
+                                              "samples": float(len(target))}
         loss = self._loss(restored, target, metrics)
         self.step(loss, iteration, metrics)
-        return {"loss": loss.item(), **metrics}
+        return numbers({"loss": loss, **metrics})
 
-    def _loss(self, restored: Tensor, target: Tensor, metrics: dict[str, float]) -> Tensor:
+    def _loss(self, restored: Tensor, target: Tensor, metrics: dict[str, float | Tensor]) -> Tensor:
         """L1 of the pixels and, with a weight, structural similarity of the luma (Zhao et al. 2017, section III)."""
         loss = F.l1_loss(restored, target)
-        metrics["pixel"] = loss.item()
+        metrics["pixel"] = loss
         if self.settings.ssim_weight > 0:
             similarity = mean_ssim(smooth_luma((restored + 1) / 2), smooth_luma((target + 1) / 2))
-            metrics["ssim"] = similarity.item()
+            metrics["ssim"] = similarity
             loss = loss + self.settings.ssim_weight * (1 - similarity)
         return loss
 

@@ -24,6 +24,7 @@ from utils.ranks import Ranks
 
 from .adversary import Adversary, AdversarySettings, Discriminators, Seen
 from .flags import BOTH
+from .loop import numbers
 from .perceptual import Perceptual, find_perceptual, map_distance
 from .pool import PooledSettings, PooledStage, SamplePool, from_bytes, to_bytes
 from .setup import Setup, generating_parts
@@ -116,9 +117,11 @@ class DetailStage(PooledStage):
         while len(self.pool) < self.settings.pool_size:
             self._add_samples()
 
-    def train_step(self, iteration: int) -> dict[str, float]:
-        """One step of the branch and one of the discriminators."""
+    def train_step(self, iteration: int, place: float | None = None) -> dict[str, float]:
+        """One step of the branch and one of the discriminators. place: see `loop.Stage`; by default that of a run of
+        iterations."""
         settings, wait = self.settings, 0.0
+        place = iteration if place is None else place
         if not len(self.pool):
             self._fill_pool()
         elif iteration % settings.renew_every == 0:
@@ -126,33 +129,35 @@ class DetailStage(PooledStage):
         drawn = self.drawn()
         decoded, real, condition = (from_bytes(drawn[name]) for name in ("decoded", HR, LR))
         real, condition = self._seen(HR, real, drawn), self._seen(LR, condition, drawn)
-        rate = self.set_rate(iteration)
+        rate = self.set_rate(place)
         with autocast(self.device, settings.precision):
             restored = decoded + self.trained(decoded, condition.picture, drawn["latent"].float()).float()
             restored = self.perceptual.look(restored)
-        metrics = {"lr": settings.learning_rate * rate, "wait": wait, "samples": float(len(decoded))}
-        loss = self._loss(restored, real, condition, iteration, metrics)
+        metrics: dict[str, float | Tensor] = {"lr": settings.learning_rate * rate, "wait": wait,
+                                              "samples": float(len(decoded))}
+        loss = self._loss(restored, real, condition, place, metrics)
         self.step(loss, iteration, metrics)
-        if self.adversary.takes_part(iteration):
+        if self.adversary.takes_part(place):
             metrics["discriminator"] = self.adversary.step(restored, real, condition, rate)
-        return {"loss": loss.item(), **metrics}
+        return numbers({"loss": loss, **metrics})
 
     def _seen(self, name: str, picture: Tensor, drawn: Mapping[str, Tensor]) -> Seen:
         return Seen(picture, [drawn[_map_name(name, i)].float() for i in range(len(self.perceptual.channels))])
 
-    def _loss(self, restored: Seen, real: Seen, condition: Seen, iteration: int, metrics: dict[str, float]) -> Tensor:
+    def _loss(self, restored: Seen, real: Seen, condition: Seen, place: float,
+              metrics: dict[str, float | Tensor]) -> Tensor:
         settings = self.settings
         pixel = F.l1_loss(restored.picture, real.picture)
         chroma = F.l1_loss(smooth_chroma((restored.picture + 1) / 2), smooth_chroma((real.picture + 1) / 2))
         maps = map_distance(restored.maps, real.maps)
-        metrics |= {"pixel": pixel.item(), "chroma": chroma.item(), "maps": maps.item()}
+        metrics |= {"pixel": pixel, "chroma": chroma, "maps": maps}
         loss = settings.pixel_weight * pixel + settings.chroma_weight * chroma + settings.map_weight * maps
         if self.perceptual.judge is not None and settings.perceptual_weight > 0:
             with autocast(self.device, settings.precision):
                 judged = self.perceptual.judged(restored, real, settings.perceptual_side, self.generator).float()
-            metrics["perceptual"] = judged.item()
+            metrics["perceptual"] = judged
             loss = loss + settings.perceptual_weight * judged
-        if self.adversary.takes_part(iteration):
+        if self.adversary.takes_part(place):
             loss = loss + settings.adversarial_weight * self.adversary.loss(restored, condition, metrics)
         return loss
 
@@ -176,7 +181,7 @@ class DetailStage(PooledStage):
 
     def _restore_maps(self) -> None:
         """Compute the maps of the pool's pictures again, which states leave out."""
-        count, maps = len(self.pool), SamplePool(self.settings.pool_size)
+        count, maps = len(self.pool), SamplePool(self.settings.pool_size, self.pool.device)
         for part in torch.arange(count).split(self.settings.batch_size):
             maps.add(**self._maps({name: self.pool.fields[name][part] for name in (HR, LR)}))
         self.pool.fields |= maps.fields

@@ -22,6 +22,7 @@ COMPILE_MODES = {0: None, 1: "reduce-overhead", 2: "max-autotune", 3: "default"}
 SIDE_LISTS = {"256": "1_2_3_4_5_6_8_10_13_16", "512": "1_2_3_4_6_9_12_16_20_24_28_32",
               "1024": "1_2_3_4_5_7_9_12_16_21_27_36_48_64"}  # names that the published --pn knows
 CROPS = ("random", "centre")
+LENGTHS = ("ep", "max_iters", "minutes")
 
 # Flags of the published command line that have nothing to act on here.
 REFUSED = {
@@ -88,7 +89,7 @@ def _add_data(add: Callable[..., Any]) -> None:
                                        "paper's, the middle of each (default with --depth)")
     add("--mid_reso", type=bounded(float, 1), help="centre crops: short side before the cut, in windows (1.25)")
     add("--hflip", type=boolean, help="mirror at times, and nothing else (centre: True; random: also turned)")
-    add("--workers", type=bounded(int, -1), default=0, help="processes that draw crops ahead (0: none)")
+    add_loading_flags(add)
     add("--group", type=bounded(int, 1), help="samples whose degradation shares its sizes (4)")
     add("--negative_share", type=bounded(float, 0, 1, open_high=True),
         help="share of pairs that teach the low-quality class (0.1)")
@@ -106,14 +107,36 @@ def _add_course(add: Callable[..., Any]) -> None:
     add_run_flags(add)
 
 
+def length_fault(args: argparse.Namespace, ways: Sequence[str]) -> str | None:
+    """What is wrong where more than one of the flags that set a run's length was given."""
+    used = list(given(args, *ways))
+    return f"--{used[0]} and --{used[1]} both set the length: give one of them" if len(used) > 1 else None
+
+
+def add_loading_flags(add: Callable[..., Any]) -> None:
+    """Who draws the crops."""
+    add("--workers", type=bounded(int, -1), default=0, help="processes that draw crops ahead (0: none)")
+    add("--data_on_device", type=boolean, nargs="?", const=True, default=False,
+        help="hold the photographs in the GPU's memory and cut random crops there: 4 bytes a pixel")
+
+
+def loading_fault(args: argparse.Namespace) -> str | None:
+    """What is wrong with them together."""
+    idle = args.data_on_device and args.workers > 0
+    return "--workers cannot act with --data_on_device, whose crops no process draws: leave it out" if idle else None
+
+
 def add_run_flags(add: Callable[..., Any]) -> None:
     """What every training script lets one say of a run, whatever it trains."""
+    add("--minutes", type=bounded(float, 0, open_low=True),
+        help="length by the clock, set-up and export included: schedules follow it, on whatever machine")
     add("--wandb_flag", type=boolean, nargs="?", const=True, default=False,
         help="log to Weights & Biases too; WANDB_MODE=offline is honoured")
     add("--log_every", type=bounded(int, 1), default=20, help="iterations between lines of the log")
-    add("--val_every", "--report_every", dest="val_every", type=bounded(int, 1), default=500,
-        help="iterations between validations and sheets (default: %(default)s)")
-    add("--save_every", type=bounded(int, 1), default=500, help="iterations between saved states")
+    add("--val_every", "--report_every", dest="val_every", type=bounded(int, 1),
+        help="iterations between validations and sheets (500; with --minutes: eight in all)")
+    add("--save_every", type=bounded(int, 1),
+        help="iterations between saved states (500; with --minutes: one a minute)")
     add("--keep", type=bounded(int, 1), default=2, help="states that are kept, beside the best one")
     add("--resume", choices=("auto", "no"), default="auto", help="go on from the last state in --output, or start over")
     add("--no_resume", dest="resume", action="store_const", const="no", help=argparse.SUPPRESS)
@@ -145,6 +168,7 @@ def _add_optimisation(add: Callable[..., Any]) -> None:
     add("--map_weight", type=bounded(float, 0), help="detail stage: weight of the feature maps' distance (0.3)")
     add("--adversary", choices=ADVERSARIES, help="detail stage: what judges: patches of pixels, feature maps, both")
     add("--adversarial_weight", type=bounded(float, 0), help="detail stage: weight of the adversarial loss (0.018)")
+    add("--fresh", type=bounded(int, 1), help="decoder and detail stage: samples that are generated at a time (4)")
     add("--pool_size", type=bounded(int, 1), help="detail stage: generated samples that are drawn from (2400)")
     add("--renew_every", type=bounded(int, 1), help="detail stage: iterations between four new samples of them (4)")
     add("--ema", type=bounded(float, 0, 1), help="decay of the moving average, the result (0.999; decoder 0.998)")
@@ -174,6 +198,7 @@ ONLY_IN: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
       "adversary", "adversarial_weight", "pool_size", "renew_every"), (DETAIL,)),
     ((*_FRESH, *_CODES), (SR, CLASSES)),
     (("data_neg", "negative_share"), (SR,)),
+    (("fresh",), GENERATING),
     (("crops", "light", "upsample", "group", "val_data"), (SR, DECODER, DETAIL)),
 )
 
@@ -231,9 +256,11 @@ def idle_flag(args: argparse.Namespace) -> str | None:
             return f"--{next(iter(idle))} cannot act with --stage {args.stage}: leave it out"
     checks = (
         (args.preset and args.depth, "--depth stands in place of --preset: give one of them"),
-        (args.ep and args.max_iters, "--ep and --max_iters both set the length: give one of them"),
         (args.batch_size and args.bs, "--bs stands in place of --batch_size: give one of them"),
         (args.mid_reso and crops_of(args) != "centre", "--mid_reso cannot act without --crops centre: leave it out"),
+        (args.data_on_device and crops_of(args) == "centre",
+         "--data_on_device cannot act with --crops centre, whose pictures are read as they are drawn: leave it out"),
+        (args.data_on_device and args.stage == CLASSES, f"--data_on_device cannot act with --stage {CLASSES}"),
         (not args.anorm, "--anorm=False cannot act: VARSR always normalises queries and keys"),
         (args.fuse, "--fuse=1 cannot act: attention is always PyTorch's fused kernel, no other library is used"),
         (args.fsdp and args.fp16 == FP16, "--fsdp has no loss scaler: give --fp16=2 (bf16) or 0"),
@@ -242,7 +269,8 @@ def idle_flag(args: argparse.Namespace) -> str | None:
         (args.checkpointing and args.stage in GENERATING,
          f"--checkpointing cannot act with --stage {args.stage}: leave it out"),
     )
-    return next((message for fault, message in checks if fault), None)
+    faults = (length_fault(args, LENGTHS), loading_fault(args), *(message for fault, message in checks if fault))
+    return next(filter(None, faults), None)
 
 
 def crops_of(args: argparse.Namespace) -> str:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 from utils.errors import UserError, first_line
 from utils.ranks import Ranks
 
 from .log import TrainingLog, open_log
+from .schedule import Course, TimedCourse
 from .states import StateFolder, restore_rng_state, rng_state
 
 log = logging.getLogger(__name__)
@@ -27,21 +29,34 @@ Metrics = dict[str, float]
 MEMORY = 0.95  # share of the past in the rates after each step: they follow the last twenty or so
 # What a bar shows, where the step has it: (metric, label, format).
 SHOWN = (("loss", "loss", "{:.4f}"), ("accuracy", "acc", "{:.1%}"), ("psnr", "dB", "{:.2f}"), ("lr", "lr", "{:.2g}"),
-         ("samples_per_second", "samples/s", "{:.3g}"), ("data_wait", "wait", "{:.0%}"))
+         ("samples_per_second", "samples/s", "{:.3g}"), ("data_wait", "wait", "{:.0%}"),
+         ("minutes_left", "left", "{:.1f} min"))
 
 MAX_BROKEN_STEPS = 10  # non-finite losses or gradients in a row that end a run
 BEST_FOLDER = "best"
 # Settings whose change a resumed run says, and what it means.
 COMPARED = {"batch_size": "a step sees another number of samples", "ranks": "a step sees another number of samples",
             "accumulation": "a step sees another number of samples",
-            "max_iters": "the learning rate takes another course"}
-STOPPED, BROKEN = "stopped", "skipped_steps"
+            "max_iters": "the learning rate takes another course",
+            "minutes": "the learning rate takes another course"}
+STOPPED, PLACE, BROKEN, LEFT = "stopped", "place", "skipped_steps", "minutes_left"
+DEFAULT_EVERY = 500  # iterations between validations, and between states, of a run of iterations
 
 
 def timed(call: Callable[..., Result], *arguments: Any) -> tuple[Result, float]:
     """What a call returns, and the seconds that it took."""
     began = time.perf_counter()
     return call(*arguments), time.perf_counter() - began
+
+
+def numbers(metrics: Mapping[str, float | Tensor]) -> Metrics:
+    """Metrics whose tensors (of one element each) became numbers, for which the device is waited for once. Until then
+    a step leaves it unwatched, so that it always has work."""
+    names = [name for name, value in metrics.items() if isinstance(value, Tensor)]
+    if not names:
+        return dict(metrics)
+    values = torch.stack([metrics[name].detach().float().reshape(()) for name in names]).tolist()
+    return {**metrics, **dict(zip(names, values, strict=True))}
 
 
 class Throughput:
@@ -81,9 +96,10 @@ class Stage(Protocol):
 
     best_metric: tuple[str, float]  # of `report`, and 1.0 where more is better or -1.0 where less is
 
-    def train_step(self, iteration: int) -> dict[str, float]:
+    def train_step(self, iteration: int, place: float) -> dict[str, float]:
         """Run one optimiser step; the metrics hold at least "loss". A step whose gradients are not finite is left
-        out, and told by a "loss" or "grad_norm" that is not finite either."""
+        out, and told by a "loss" or "grad_norm" that is not finite either. place: where it lies on the run's course,
+        for schedules (`schedule.py`)."""
 
     def state_dict(self) -> dict[str, Any]:
         """All that an exact resume needs, generators of its own included."""
@@ -100,15 +116,23 @@ class Stage(Protocol):
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How often a run logs, validates and saves (in iterations), and where."""
+    """How long a run is, how often it logs, validates and saves (in iterations), and where."""
 
     output: Path
-    max_iters: int
+    max_iters: int  # without effect on a run by the clock
     log_every: int = 20
-    report_every: int = 500
-    save_every: int = 500
+    report_every: int | None = None  # None: DEFAULT_EVERY, or as suits the clock
+    save_every: int | None = None
     keep: int = 2  # states, the newest ones, beside the best one
     resume: bool = True
+    minutes: float | None = None  # length in place of max_iters
+    began: float | None = None  # when the minutes began to count (time.monotonic); None: when the loop is made
+
+    def course(self) -> Course:
+        """What it says of the length."""
+        if self.minutes is None:
+            return Course(self.max_iters, self.report_every or DEFAULT_EVERY, self.save_every or DEFAULT_EVERY)
+        return TimedCourse(self.minutes, self.report_every, self.save_every, self.began)
 
 
 @contextmanager
@@ -125,7 +149,7 @@ def stop_requests() -> Iterator[list[int]]:
 
 
 class TrainLoop:
-    """Drives a `Stage` from its last saved state to `max_iters`, on one rank or several together."""
+    """Drives a `Stage` from its last saved state to the end of its course, on one rank or several together."""
 
     def __init__(self, stage: Stage, config: LoopConfig, settings: dict[str, Any],
                  records: TrainingLog | None = None, ranks: Ranks | None = None) -> None:
@@ -133,14 +157,14 @@ class TrainLoop:
         self.stage, self.config, self.ranks = stage, config, ranks or Ranks()
         self.states = StateFolder(config.output / "states", config.keep)
         self.records = (records or open_log(config.output)) if self.ranks.is_main else TrainingLog([])
-        self.throughput = Throughput()
+        self.throughput, self.course = Throughput(), config.course()
         self.settings = settings
         self.skipped = 0  # steps that broke
         self.stopped_by: int | None = None  # the signal
         self.start = self.ranks.together(self._resume)
 
     def run(self, on_step: Callable[[dict[str, float]], None] | None = None) -> bool:
-        """Train; True when the last iteration was reached, False when stopped by a signal (state saved).
+        """Train; True when the course's end was reached, False when stopped by a signal (state saved).
 
         Raises TrainingDiverged after MAX_BROKEN_STEPS broken steps in a row, OSError where the result cannot be
         written (a state that cannot is told in the log, and training goes on).
@@ -152,12 +176,12 @@ class TrainLoop:
 
     def _run(self, on_step: Callable[[dict[str, float]], None] | None) -> bool:
         self.records.write(event="start", iteration=self.start, **self.settings)
-        broken = 0
+        broken, iteration, place = 0, self.start, self.course.place(self.start)
         began = time.monotonic()
         with stop_requests() as stopped:
-            for iteration in range(self.start, self.config.max_iters):
-                metrics = self.throughput.measured(self._step, iteration, stopped)
-                stop = metrics.pop(STOPPED) > 0
+            while place < self.course.length:
+                metrics = self.throughput.measured(self._step, iteration, place, stopped)
+                stop, after = metrics.pop(STOPPED) > 0, metrics.pop(PLACE)
                 healthy = math.isfinite(metrics["loss"]) and math.isfinite(metrics.get("grad_norm", 0.0))
                 broken = 0 if healthy else broken + 1
                 self.skipped += not healthy
@@ -167,21 +191,25 @@ class TrainLoop:
                     raise TrainingDiverged(
                         f"loss or gradients were not finite for {broken} steps (iteration {iteration}): lower the "
                         f"learning rate and run again, {self.states.folder} holds the last good state")
-                done = iteration + 1
-                self._after_step(done, metrics, time.monotonic() - began, healthy)
+                iteration += 1
+                self._after_step(iteration, place, after, metrics, time.monotonic() - began, healthy)
+                place = after
                 if on_step is not None:
                     on_step(metrics)
                 if stop:
                     self.stopped_by = stopped[0] if stopped else signal.SIGTERM  # of another rank: as good as any
-                    self._save(done)
-                    log.info("stopped by a signal after iteration %d, state saved", done)
+                    self._save(iteration)
+                    log.info("stopped by a signal after iteration %d, state saved", iteration)
                     return False
         self.stage.export(self.config.output)
         return True
 
-    def _step(self, iteration: int, stopped: list[int]) -> dict[str, float]:
-        """A step's metrics as means over the ranks; samples are counted over all, and one stopped rank stops all."""
-        metrics = self.ranks.mean({**self.stage.train_step(iteration), STOPPED: float(bool(stopped))})
+    def _step(self, iteration: int, place: float, stopped: list[int]) -> dict[str, float]:
+        """A step's metrics as means over the ranks, and so the place after it, which all agree on; samples are counted
+        over all, and one stopped rank stops all."""
+        metrics = self.stage.train_step(iteration, place)
+        self.course.note_step()
+        metrics = self.ranks.mean({**metrics, STOPPED: float(bool(stopped)), PLACE: self.course.place(iteration + 1)})
         if "samples" in metrics:
             metrics["samples"] *= self.ranks.world
         return metrics
@@ -205,6 +233,7 @@ class TrainLoop:
         self._compare(state["iteration"], state.get("settings", {}))
         self.stage.load_state_dict(state)
         self.skipped = int(state["skipped"])
+        self.course.load_state_dict(state.get("course", {}))
         if len(state["rng"]) == self.ranks.world:
             restore_rng_state(state["rng"][self.ranks.rank])
         else:
@@ -213,7 +242,7 @@ class TrainLoop:
 
     def _compare(self, iteration: int, before: Mapping[str, Any]) -> None:
         """Say what is not as it was in the run that is resumed. Raises UserError where nothing is left to do."""
-        if iteration > self.config.max_iters:
+        if self.config.minutes is None and iteration > self.config.max_iters:
             raise UserError(f"{self.states.folder} holds iteration {iteration}, --max_iters is "
                             f"{self.config.max_iters}: raise it, or start over with --resume no")
         for name, meaning in COMPARED.items():
@@ -221,15 +250,23 @@ class TrainLoop:
                 log.warning("%s is %s, in the run that is resumed it was %s: from here on %s", name,
                             self.settings.get(name), before[name], meaning)
 
-    def _after_step(self, done: int, metrics: dict[str, float], seconds: float, healthy: bool) -> None:
-        last = done == self.config.max_iters
+    def _after_step(self, done: int, before: float, after: float, metrics: dict[str, float], seconds: float,
+                    healthy: bool) -> None:
+        """Log, validate, save as is due after `done` steps, the last of which led from place `before` to `after`."""
+        last = after >= self.course.length
         best = False
+        if self.course.minutes_left is not None:
+            metrics[LEFT] = self.course.minutes_left
         if done % self.config.log_every == 0 or last:
             self.records.write(event="train", iteration=done, seconds=round(seconds, 2), **metrics)
-        if done % self.config.report_every == 0 or last:
+        began = time.monotonic()
+        report = last or self.course.reports(done, before, after)
+        if report:
             best = self._report(done)
-        if healthy and (done % self.config.save_every == 0 or last or best):
+        if healthy and (last or best or self.course.saves(done, before, after)):
             self._save(done)
+        if report:
+            self.course.note_report(time.monotonic() - began)
 
     def _report(self, done: int) -> bool:
         """Validate; True, with the model written, where it has never been better."""
@@ -250,6 +287,7 @@ class TrainLoop:
 
     def _save(self, done: int) -> None:
         state = {**self.stage.state_dict(), "rng": self.ranks.gather(rng_state()), "skipped": self.skipped,
+                 "course": self.course.state_dict(),
                  "settings": {name: self.settings[name] for name in COMPARED if name in self.settings}}
         if self.ranks.is_main:
             with self._out_of_room(f"the state after iteration {done}"):

@@ -26,13 +26,14 @@ from .schedule import Schedule, short_warmup
 from .validation import Validation
 
 LEVELS = 255
+CPU = torch.device("cpu")
 
 
 class SamplePool:
-    """A ring of samples, each a row of every named tensor. It holds them as they are given, on the CPU."""
+    """A ring of samples, each a row of every named tensor. It holds them as they are given, on one device."""
 
-    def __init__(self, size: int) -> None:
-        self.size, self.added = size, 0
+    def __init__(self, size: int, device: torch.device = CPU) -> None:
+        self.size, self.device, self.added = size, device, 0
         self.fields: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
@@ -41,24 +42,26 @@ class SamplePool:
     def add(self, **samples: Tensor) -> None:
         """Store samples, tensors (M, ...) of the same M, the oldest making room."""
         count = len(next(iter(samples.values())))
-        slots = (torch.arange(count) + self.added) % self.size
+        slots = (torch.arange(count, device=self.device) + self.added) % self.size
         for name, value in samples.items():
             if name not in self.fields:
-                self.fields[name] = torch.empty(self.size, *value.shape[1:], dtype=value.dtype)
-            self.fields[name][slots] = value.detach().cpu()
+                self.fields[name] = torch.empty(self.size, *value.shape[1:], dtype=value.dtype,
+                                                device=self.device)
+            self.fields[name][slots] = value.detach().to(self.device)
         self.added += count
 
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """`count` random samples, by name."""
-        chosen = torch.randint(len(self), (count,), generator=generator)
+        chosen = torch.randint(len(self), (count,), generator=generator).to(self.device, non_blocking=True)
         return {name: value[chosen] for name, value in self.fields.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """All samples, and how many were ever added."""
-        return {"added": self.added, "fields": {name: value[:len(self)] for name, value in self.fields.items()}}
+        """All samples, on the CPU, and how many were ever added."""
+        return {"added": self.added, "fields": {name: value[:len(self)].cpu() for name, value in self.fields.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`. Raises ValueError for the state of a pool of another size."""
+        """Take the samples of a state in place of those held, in its order, so that the next one lands where it would
+        have. Raises ValueError for the state of a pool of another size."""
         held = len(next(iter(state["fields"].values()), ()))
         if held != min(state["added"], self.size):
             raise UserError(f"the saved pool holds {held} samples, this one {self.size}: resume with the settings of "
@@ -86,6 +89,7 @@ class PooledSettings:
     batch_size: int = 8
     fresh: int = 4  # samples that are generated anew at a time
     pool_size: int = 512
+    pool_on_device: bool = False  # whether its samples lie on the training device, or on the CPU
     max_iters: int = 2000
     learning_rate: float = 4e-4
     weight_decay: float = 1e-4
@@ -125,7 +129,7 @@ class PooledStage:
         self.schedule = Schedule("cos", settings.max_iters, short_warmup(settings.warmup_iters, settings.max_iters))
         self.average = MovingAverage(self.trained, settings.ema)
         self.generator = torch.Generator().manual_seed(settings.seed)
-        self.pool = SamplePool(settings.pool_size)
+        self.pool = SamplePool(settings.pool_size, device if settings.pool_on_device else CPU)
 
     @torch.no_grad()
     def generated(self) -> tuple[Pairs, Tensor, float]:
@@ -142,13 +146,13 @@ class PooledStage:
         return {name: part.to(self.device)
                 for name, part in self.pool.draw(self.settings.batch_size, self.generator).items()}
 
-    def set_rate(self, iteration: int) -> float:
-        """Set the learning rate of an iteration; its share of the peak."""
-        rate = self.schedule.rate(iteration)
+    def set_rate(self, place: float) -> float:
+        """Set the learning rate of a place on the run's course; its share of the peak."""
+        rate = self.schedule.rate(place)
         set_rates(self.optimizer, self.settings.learning_rate * rate, self.settings.weight_decay)
         return rate
 
-    def step(self, loss: Tensor, iteration: int, metrics: dict[str, float]) -> None:
+    def step(self, loss: Tensor, iteration: int, metrics: dict[str, float | Tensor]) -> None:
         """Backward, one step of the part, its average."""
         self.scaler.scale(loss).backward()
         metrics["grad_norm"] = clipped_step(self.optimizer, self.trained.parameters(), self.settings.clip, self.scaler)

@@ -43,11 +43,13 @@ def start(program: str, args: argparse.Namespace, train: Callable[[torch.device,
     return guarded(program, run)
 
 
-def loop_config(args: argparse.Namespace, output: Path, max_iters: int) -> LoopConfig:
-    """The loop from the flags that both training scripts have. Raises UserError for an output that is no folder."""
+def loop_config(args: argparse.Namespace, output: Path, max_iters: int, began: float) -> LoopConfig:
+    """The loop from the flags that both training scripts have. began: when --minutes began to count
+    (time.monotonic). Raises UserError for an output that is no folder."""
     require_folder("--output", output)
     return LoopConfig(output, max_iters, log_every=args.log_every, report_every=args.val_every,
-                      save_every=args.save_every, keep=args.keep, resume=args.resume == "auto")
+                      save_every=args.save_every, keep=args.keep, resume=args.resume == "auto",
+                      minutes=args.minutes, began=began)
 
 
 def run_stage(stage: Stage, config: LoopConfig, settings: dict[str, Any], wandb: WandBSettings | None = None,
@@ -59,7 +61,8 @@ def run_stage(stage: Stage, config: LoopConfig, settings: dict[str, Any], wandb:
     ranks = ranks or Ranks()
     records = open_log(config.output, wandb) if ranks.is_main else TrainingLog([])
     loop = TrainLoop(stage, config, settings, records, ranks)
-    with tqdm(total=config.max_iters, initial=loop.start, unit="it", dynamic_ncols=True, mininterval=5.0,
+    total = config.max_iters if config.minutes is None else None
+    with tqdm(total=total, initial=loop.start, unit="it", dynamic_ncols=True, mininterval=5.0,
               disable=not ranks.is_main) as bar:
         def advance(metrics: dict[str, float]) -> None:
             bar.set_postfix(bar_text(metrics), refresh=False)

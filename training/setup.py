@@ -24,6 +24,7 @@ from utils.ranks import Ranks
 from .flags import COMPILE_MODES, PRECISIONS, SR, crops_of, given
 from .loop import Stage
 from .model import build_model
+from .schedule import TIMED_LENGTH
 from .validation import Validation, ValidationSettings
 
 DEFAULT_ITERATIONS = 20000
@@ -55,7 +56,10 @@ class TrainingData(NamedTuple):
 
 
 def loader(args: argparse.Namespace, source: SampleSource, batch_size: int, ranks: Ranks) -> BatchLoader:
-    """Batches of a source's samples, drawn ahead by --workers."""
+    """Batches of a source's samples, cut on the device (--data_on_device) or drawn ahead by --workers."""
+    if args.data_on_device:
+        from dataloader.resident import ResidentLoader
+        return ResidentLoader(source, batch_size, seed=args.seed, rank=ranks.rank, ranks=ranks.world)
     return BatchLoader(source, batch_size, seed=args.seed, rank=ranks.rank, ranks=ranks.world,
                        workers=max(args.workers, 0), pin_memory=training_device(args.device).type == "cuda")
 
@@ -88,9 +92,16 @@ def _crops(args: argparse.Namespace, root: str, size: int, label: int) -> Sample
         from dataloader.centre_crops import CentreCrops
         enlarge = args.mid_reso if label == HIGH_QUALITY else None
         return CentreCrops(root, size, label=label, enlarge=enlarge, flip=args.hflip is not False)
-    if args.hflip is None:
-        return PhotoCrops(root, size)
-    return PhotoCrops(root, size, symmetries=MIRRORED if args.hflip else UPRIGHT)
+    symmetries = {} if args.hflip is None else {"symmetries": MIRRORED if args.hflip else UPRIGHT}
+    return resident(args, PhotoCrops(root, size, **symmetries))
+
+
+def resident(args: argparse.Namespace, crops: PhotoCrops) -> SampleSource:
+    """The same crops, with --data_on_device on the training device."""
+    if not args.data_on_device:
+        return crops
+    from dataloader.resident import ResidentCrops
+    return ResidentCrops(crops, training_device(args.device))
 
 
 def held_out_pairs(args: argparse.Namespace, crops: SampleSource, size: int, count: int, precision: str) -> Validation:
@@ -116,9 +127,11 @@ def generating_parts(args: argparse.Namespace, device: torch.device, ranks: Rank
         raise UserError(f"--stage {args.stage} trains on one device: start it without torchrun")
     batch = batch_size(args, ranks, kind.batch_size)
     model = build_model(args)
-    data = photo_pairs(args, model.config.image_size, kind.fresh, ranks)
+    fresh = args.fresh or kind.fresh
+    data = photo_pairs(args, model.config.image_size, fresh, ranks)
     changes = {**setting_fields(args, fields), "batch_size": batch, "precision": precision(args, device),
-               "seed": args.seed, "max_iters": iterations(args, data.pictures, batch)}
+               "seed": args.seed, "max_iters": iterations(args, data.pictures, batch), "fresh": fresh,
+               "pool_on_device": args.data_on_device}
     if args.tblr is not None:
         changes["learning_rate"] = args.tblr
     settings = kind(**changes)
@@ -153,7 +166,9 @@ def batch_size(args: argparse.Namespace, ranks: Ranks, default: int) -> int:
 
 
 def iterations(args: argparse.Namespace, pictures: int, step: int) -> int:
-    """Length of the run; `step` is the batch of a whole step."""
+    """Length of the run's course; `step` is the batch of a whole step."""
+    if args.minutes is not None:
+        return TIMED_LENGTH
     if args.ep is None:
         return args.max_iters or DEFAULT_ITERATIONS
     return max(round(args.ep * math.ceil(pictures / step)), 1)

@@ -29,7 +29,7 @@ from utils.ranks import Ranks
 
 from .adversary import Adversary, AdversarySettings, Discriminators, Seen
 from .flags import PATCH
-from .loop import timed
+from .loop import numbers, timed
 from .optim import MovingAverage, clipped_step, gradient_scaler, parameter_groups, restore_optimizer, set_rates
 from .perceptual import Perceptual
 from .schedule import Schedule
@@ -50,9 +50,9 @@ class Reconstruction:
     rows: list[Tensor]
 
 
-def psnr(a: Tensor, b: Tensor) -> float:
+def psnr(a: Tensor, b: Tensor) -> Tensor:
     """PSNR in dB of all pictures in [-1, 1] together."""
-    return float(10 * torch.log10(PEAK_TO_PEAK ** 2 / (a - b).square().mean()))
+    return 10 * torch.log10(PEAK_TO_PEAK ** 2 / (a - b).square().mean())
 
 
 def codebook_use(codes: Tensor, vocab_size: int) -> dict[str, float]:
@@ -174,9 +174,11 @@ class TokenizerStage:
                                   loss_scale=settings.loss_scale),
                 Discriminators(settings.adversary, self.perceptual.channels, conditional=False), device, self.ranks)
 
-    def train_step(self, iteration: int) -> dict[str, float]:
-        """One step on a fresh batch, and one of the discriminator once it takes part."""
-        settings, rate = self.settings, self.schedule.rate(iteration)
+    def train_step(self, iteration: int, place: float | None = None) -> dict[str, float]:
+        """One step on a fresh batch, and one of the discriminator once it takes part. place: see `loop.Stage`; by
+        default that of a run of iterations."""
+        place = iteration if place is None else place
+        settings, rate = self.settings, self.schedule.rate(place)
         crops, wait = timed(self.crops.draw, self.device)
         image = crops * 2 - 1
         set_rates(self.optimizer, settings.learning_rate * rate, settings.weight_decay)
@@ -184,27 +186,33 @@ class TokenizerStage:
         kept = self._kept_scales(len(image), iteration)
         with autocast(self.device, settings.precision):
             latent = self.model.encode(image).float()
-            quantized, code_loss, _ = self.model.quantizer(latent, settings.commitment, kept.to(self.device),
-                                                             self.ranks.sum_)
+            quantized, code_loss, _ = self.model.quantizer(latent, settings.commitment,
+                                                           kept.to(self.device, non_blocking=True), self.ranks.sum_)
             decoded = self.model.decode_unclamped(torch.cat([latent[:continuous], quantized[continuous:]])).float()
-        metrics = {"lr": settings.learning_rate * rate, "wait": wait, "samples": float(len(image))}
+        metrics: dict[str, float | Tensor] = {"lr": settings.learning_rate * rate, "wait": wait,
+                                              "samples": float(len(image))}
         with autocast(self.device, settings.precision):
-            fake = self._look(decoded, iteration)
+            fake = self._look(decoded, place)
             with torch.no_grad():
-                real = self._look(image, iteration)
-        loss = self._loss(fake, real, code_loss, iteration, metrics)
+                real = self._look(image, place)
+        loss = self._loss(fake, real, code_loss, place, metrics)
         self.scaler.scale(loss).backward()
+        self.crops.draw_ahead(self.device)
         self.ranks.average_([parameter.grad for parameter in self.parameters if parameter.grad is not None])
         metrics["grad_norm"] = clipped_step(self.optimizer, self.parameters, settings.clip, self.scaler)
-        if self._adversarial(iteration):
+        if self._adversarial(place):
             metrics["discriminator"] = self.adversary.step(fake, real, None, rate)
         metrics["revived"] = float(self._revive(latent.detach(), iteration, rate, metrics["grad_norm"]))
         self.average.update(self.model, iteration)
+        metrics["psnr"] = self._psnr_of_codes(decoded.detach(), image, kept, continuous)
+        return numbers(metrics)
+
+    def _psnr_of_codes(self, decoded: Tensor, image: Tensor, kept: Tensor, continuous: int) -> Tensor | float:
+        """Of the rows that say what the codes can do: all scales kept, not continuous."""
         whole = kept == len(self.model.config.scales)
         whole[:continuous] = False
-        # of the rows that say what the codes can do
-        metrics["psnr"] = psnr(decoded.detach()[whole], image[whole]) if whole.any() else math.nan
-        return metrics
+        rows = whole.nonzero().flatten().to(self.device, non_blocking=True)
+        return psnr(decoded[rows], image[rows]) if len(rows) else math.nan
 
     def _kept_scales(self, batch: int, iteration: int) -> Tensor:
         """How many scales each row (B,) keeps: all, or, for some, all but the last few. The first one always stays."""
@@ -218,12 +226,12 @@ class TokenizerStage:
         dropped = torch.randint(1, most + 1, (batch,), generator=generator)
         return scales - dropped * chosen
 
-    def _adversarial(self, iteration: int) -> bool:
-        return self.adversary is not None and self.adversary.takes_part(iteration)
+    def _adversarial(self, place: float) -> bool:
+        return self.adversary is not None and self.adversary.takes_part(place)
 
-    def _look(self, pictures: Tensor, iteration: int) -> Seen:
+    def _look(self, pictures: Tensor, place: float) -> Seen:
         """Pictures, with their feature maps where somebody needs them in this step."""
-        projected = self._adversarial(iteration) and self.settings.adversary != PATCH
+        projected = self._adversarial(place) and self.settings.adversary != PATCH
         distance = self._perceives and self.perceptual.judge is None
         return self.perceptual.look(pictures) if projected or distance else Seen(pictures)
 
@@ -236,7 +244,8 @@ class TokenizerStage:
         """Which perceptual distance it trains on."""
         return self.perceptual.description if self._perceives else "none"
 
-    def _loss(self, fake: Seen, real: Seen, code_loss: Tensor, iteration: int, metrics: dict[str, float]) -> Tensor:
+    def _loss(self, fake: Seen, real: Seen, code_loss: Tensor, place: float,
+              metrics: dict[str, float | Tensor]) -> Tensor:
         """All losses of the tokenizer together; each is told in `metrics`."""
         decoded, image = fake.picture, real.picture
         pixel = F.l1_loss(decoded, image) + F.mse_loss(decoded, image)
@@ -244,13 +253,13 @@ class TokenizerStage:
         if self._perceives:
             with autocast(self.device, self.settings.precision):
                 perceptual = self.perceptual.distance(fake, real).float()
-            metrics["perceptual"] = perceptual.item()
+            metrics["perceptual"] = perceptual
             reconstruction = reconstruction + self.settings.perceptual_weight * perceptual
         loss = reconstruction + code_loss
-        if self._adversarial(iteration):
+        if self._adversarial(place):
             loss = loss + self.adversary.balanced_loss(reconstruction, fake, None, self.model.decoder.conv_out.weight,
                                                        metrics)
-        metrics |= {"loss": loss.item(), "pixel": pixel.item(), "codes": code_loss.item()}
+        metrics |= {"loss": loss, "pixel": pixel, "codes": code_loss}
         return loss
 
     def _revive(self, latent: Tensor, iteration: int, rate: float, norm: float) -> int:

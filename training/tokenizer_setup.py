@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dataloader.held_out import SEED, held_out_crops
-from dataloader.pairs import BatchLoader, CropSource, drawn
+from dataloader.pairs import CropSource, SampleSource, drawn
 from dataloader.photo_crops import PhotoCrops
 from models.config import PRESETS, VQVAEConfig
 from models.vqvae import VQVAE
@@ -22,7 +22,8 @@ from utils.ranks import Ranks
 from .flags import BOTH, PATCH
 from .model import preset_config
 from .perceptual import Perceptual, find_perceptual
-from .schedule import short_warmup
+from .schedule import TIMED_LENGTH, short_warmup
+from .setup import loader, resident
 from .tokenizer import TokenizerSettings, TokenizerStage
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ FIT_PICTURES = 512  # crops whose blocks a linear path is fitted to
 # Flags that say how a tokenizer is built; a file of --init says all of it but the scales.
 SHAPE_FLAGS = ("stem", "multipliers", "base_width", "res_blocks", "latent_channels", "vocab_size", "linear_path")
 # Flags that are fields of TokenizerSettings under the same name.
-SETTING_FLAGS = ("batch_size", "max_iters", "commitment", "continuous_share", "scale_dropout", "max_dropped",
+SETTING_FLAGS = ("batch_size", "commitment", "continuous_share", "scale_dropout", "max_dropped",
                  "perceptual_weight", "adversarial_weight", "adversarial_start", "revive_every", "ema", "seed", "clip",
                  "val_batch")
 
@@ -42,14 +43,13 @@ def build_stage(args: argparse.Namespace, device: torch.device, ranks: Ranks) ->
     perceptual = find_perceptual(device)
     log.info("perceptual loss: %s", perceptual.description if args.perceptual_weight else "none, by its weight")
     settings, model = tokenizer_settings(args, device, perceptual), build_tokenizer(args)
-    crops = PhotoCrops(args.data, crop_size=model.config.image_size)
+    crops = resident(args, PhotoCrops(args.data, crop_size=model.config.image_size))
     if model.config.linear_path and not args.init:
         generator = torch.Generator().manual_seed(args.seed)
         model.fit(drawn(crops, FIT_PICTURES, args.seed) * 2 - 1, generator)
         log.info("started from the principal components of %d crops", FIT_PICTURES)
     validation = validation_crops(args, crops, model.config.image_size)
-    source = CropSource(BatchLoader(crops, args.batch_size, seed=args.seed, rank=ranks.rank, ranks=ranks.world,
-                                    workers=args.workers, pin_memory=device.type == "cuda"))
+    source = CropSource(loader(args, crops, args.batch_size, ranks))
     return TokenizerStage(model, source, validation, settings, device, perceptual, ranks)
 
 
@@ -83,15 +83,16 @@ def tokenizer_settings(args: argparse.Namespace, device: torch.device, perceptua
     adversary = args.adversary or (BOTH if perceptual.features else PATCH)
     if adversary != PATCH and perceptual.features is None:
         raise UserError(f"--adversary {adversary} needs a perceptual network: {perceptual.description}")
+    length = TIMED_LENGTH if args.minutes is not None else args.max_iters or TokenizerSettings.max_iters
     warmup = args.warmup_iters
     if warmup is None:
-        warmup = short_warmup(TokenizerSettings.warmup_iters, args.max_iters)
-    return TokenizerSettings(adversary=adversary, learning_rate=args.lr, warmup_iters=warmup,
+        warmup = short_warmup(TokenizerSettings.warmup_iters, length)
+    return TokenizerSettings(adversary=adversary, max_iters=length, learning_rate=args.lr, warmup_iters=warmup,
                              precision=training_precision(args.precision, device),
                              **{name: getattr(args, name) for name in SETTING_FLAGS})
 
 
-def validation_crops(args: argparse.Namespace, crops: PhotoCrops, size: int) -> Tensor:
+def validation_crops(args: argparse.Namespace, crops: SampleSource, size: int) -> Tensor:
     """Crops (M, 3, S, S) in [0, 1]: of --val_data, else seeded ones of the training pictures."""
     if args.val_data:
         return held_out_crops(Path(args.val_data), size, args.val_batch)

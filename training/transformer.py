@@ -21,7 +21,7 @@ from utils.errors import UserError
 from utils.ranks import Ranks
 
 from .flags import CLASSES
-from .loop import timed
+from .loop import numbers, timed
 from .model import build_model
 from .optim import MovingAverage, clipped_step, gradient_scaler, parameter_groups, set_rates
 from .parallel import Parallel, ShardedAverage
@@ -39,20 +39,28 @@ NO_DECAY = ("class_embedding", "start_position", "level_embedding", "log_scale",
 SHEET_CLASSES, SHEET_SEEDS = 12, (0, 1000)
 
 
-def refiner_draws(config: VARSRConfig, seed: int, first: int, count: int) -> tuple[Tensor, Tensor]:
+def refiner_draws(config: VARSRConfig, seed: int, first: int, count: int,
+                  device: torch.device) -> tuple[Tensor, Tensor]:
     """The random part of the refiner's loss, decided by the seed and the numbers of the samples alone: timesteps
     (repeats·B·N²,) and normal noise (repeats·B·N², c) of the samples first..first + count - 1.
 
     So a run resumes without saved generators, and two ranks with batches of b draw what one rank draws with 2b.
-    In the order that `DiffusionRefiner.loss` wants: the tokens of all samples, repeated as a block. On the CPU.
+    A GPU draws all at once, which a host could not keep up with: there other batches draw other numbers.
+    In the order that `DiffusionRefiner.loss` wants: the tokens of all samples, repeated as a block. On the device.
     """
     repeats, tokens, channels = config.refiner.repeats, config.vqvae.side ** 2, config.vqvae.latent_channels
+    steps = config.refiner.train_steps
+    if device.type == "cuda":
+        generator = torch.Generator(device).manual_seed(generator_at(seed, Stream.REFINER, first).initial_seed())
+        shape = (repeats * count * tokens,)
+        return (torch.randint(steps, shape, generator=generator, device=device),
+                torch.randn(*shape, channels, generator=generator, device=device))
     times, noise = [], []
     for position in range(first, first + count):
         generator = generator_at(seed, Stream.REFINER, position)
-        times.append(torch.randint(config.refiner.train_steps, (repeats, tokens), generator=generator))
+        times.append(torch.randint(steps, (repeats, tokens), generator=generator))
         noise.append(torch.randn(repeats, tokens, channels, generator=generator))
-    return torch.stack(times, 1).flatten(), torch.stack(noise, 1).flatten(0, 2)
+    return torch.stack(times, 1).flatten().to(device), torch.stack(noise, 1).flatten(0, 2).to(device)
 
 
 @dataclass(frozen=True)
@@ -117,41 +125,43 @@ class TransformerStage:
         self.scaler = gradient_scaler(device, settings.precision, settings.loss_scale)
         self.generator = torch.Generator().manual_seed(settings.seed)
 
-    def train_step(self, iteration: int) -> dict[str, float]:
-        """One teacher-forced step on fresh pairs, in as many parts as are accumulated."""
-        settings = self.settings
-        set_rates(self.optimizer, settings.learning_rate * self.schedule.rate(iteration), self._decay(iteration))
+    def train_step(self, iteration: int, place: float | None = None) -> dict[str, float]:
+        """One teacher-forced step on fresh pairs, in as many parts as are accumulated. place: see `loop.Stage`; by
+        default that of a run of iterations."""
+        settings, place = self.settings, iteration if place is None else place
+        set_rates(self.optimizer, settings.learning_rate * self.schedule.rate(place), self._decay(place))
         parts = [self._accumulate(iteration * settings.accumulation + i, i + 1 == settings.accumulation)
                  for i in range(settings.accumulation)]
         norm = clipped_step(self.optimizer, self.parameters, settings.clip, self.scaler)
+        parts = [numbers(part) for part in parts]
         self.average.update(self.model, iteration)
         metrics = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
         metrics |= {name: sum(part[name] for part in parts) for name in ("wait", "samples")}
         return {**metrics, "grad_norm": norm, "lr": self.optimizer.param_groups[0]["lr"]}
 
-    def _accumulate(self, part: int, last: bool) -> dict[str, float]:
+    def _accumulate(self, part: int, last: bool) -> dict[str, float | Tensor]:
         """Add the gradients of one batch; `part` counts the batches of this rank from the run's first one on."""
         settings = self.settings
         pairs, wait = timed(self.pairs.draw, self.device)
         count = len(pairs.target)
         first = (part * self.ranks.world + self.ranks.rank) * settings.batch_size
-        times, noise = refiner_draws(self.model.config, settings.seed, first, count)
+        times, noise = refiner_draws(self.model.config, settings.seed, first, count, self.device)
         with self.parallel.synchronized(last):
             with autocast(self.device, settings.precision):
                 losses = self.parallel.forward(
-                    pairs.target, pairs.lr, pairs.labels, settings=settings.losses,
-                    refiner_times=times.to(self.device, non_blocking=True),
-                    refiner_noise=noise.to(self.device, non_blocking=True))
+                    pairs.target, pairs.lr, pairs.labels, settings=settings.losses, refiner_times=times,
+                    refiner_noise=noise)
             self.scaler.scale(losses.total / settings.accumulation).backward()
-        return {"loss": losses.total.item(), "cross_entropy": losses.cross_entropy.item(),
-                "refiner": losses.refiner.item(), "accuracy": losses.accuracy.item(), "wait": wait,
+        self.pairs.draw_ahead(self.device)
+        return {"loss": losses.total.detach(), "cross_entropy": losses.cross_entropy.detach(),
+                "refiner": losses.refiner.detach(), "accuracy": losses.accuracy.detach(), "wait": wait,
                 "samples": float(count)}
 
-    def _decay(self, iteration: int) -> float:
+    def _decay(self, place: float) -> float:
         final = self.settings.final_weight_decay
         if final is None:
             return self.settings.weight_decay
-        return self.schedule.weight_decay(iteration, self.settings.weight_decay, final)
+        return self.schedule.weight_decay(place, self.settings.weight_decay, final)
 
     @torch.no_grad()
     def report(self, folder: Path, iteration: int) -> dict[str, float]:
@@ -169,17 +179,14 @@ class TransformerStage:
         labels = torch.arange(self.model.config.num_classes, device=self.device)[:SHEET_CLASSES]
         with autocast(self.device, self.settings.precision):
             rows = [model.generate(labels=labels, seed=seed) for seed in SHEET_SEEDS]
-            times, noise = self._validation_draws()
+            # the same in every validation
+            times, noise = refiner_draws(self.model.config, self.settings.seed, 0, len(self.validation.target),
+                                         self.device)
             losses = model(self.validation.target, None, self.validation.labels, refiner_times=times,
                            refiner_noise=noise)
         write_grid(path, rows)
         return {"cross_entropy": losses.cross_entropy.item(), "accuracy": losses.accuracy.item(),
                 "refiner": losses.refiner.item()}
-
-    def _validation_draws(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The refiner's timesteps and noise, the same in every validation."""
-        times, noise = refiner_draws(self.model.config, self.settings.seed, 0, len(self.validation.target))
-        return times.to(self.device), noise.to(self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Model, average, optimiser, scaler, generator and data position; every rank must call it."""

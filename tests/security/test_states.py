@@ -33,7 +33,7 @@ class Line:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.05)
         self.generator = torch.Generator().manual_seed(1)
 
-    def train_step(self, iteration: int) -> dict[str, float]:
+    def train_step(self, iteration: int, place: float) -> dict[str, float]:
         x = torch.randn(8, 3, generator=self.generator)
         loss = (self.model(x) - x.sum(1, keepdim=True)).square().mean()
         loss.backward()
@@ -156,7 +156,7 @@ def plain(value: object) -> bool:
 def test_what_optimisers_and_scalers_keep_comes_back(tmp_path: Path) -> None:
     """tests/training/test_stages.py shows it of every stage's own state."""
     stage = Line()
-    stage.train_step(0)
+    stage.train_step(0, 0)
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     scaler.scale(torch.ones(1))
     state = {**stage.state_dict(), "scaler": scaler.state_dict(), "rng": [rng_state()]}

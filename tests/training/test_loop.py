@@ -29,7 +29,7 @@ class Regression:
         self.generator = torch.Generator().manual_seed(1)
         self.break_from, self.stop_at, self.losses, self.exported = break_from, stop_at, [], []
 
-    def train_step(self, iteration: int) -> dict[str, float]:
+    def train_step(self, iteration: int, place: float) -> dict[str, float]:
         x = torch.randn(8, 3, generator=self.generator)
         loss = (self.model(x) - x.sum(1, keepdim=True) - torch.randn(1)).square().mean()  # global generator too
         loss.backward()
@@ -93,7 +93,7 @@ def test_a_diverged_run_stops_and_keeps_its_state(tmp_path: Path) -> None:
 def test_gradients_that_stay_broken_end_a_run_too(tmp_path: Path) -> None:
     stage = Regression()
     step = stage.train_step
-    stage.train_step = lambda iteration: {**step(iteration), "grad_norm": float("nan")}
+    stage.train_step = lambda *where: {**step(*where), "grad_norm": float("nan")}
     with pytest.raises(TrainingDiverged, match="10 steps"):
         loop(stage, tmp_path).run()
 
@@ -102,7 +102,7 @@ def test_broken_steps_are_counted_also_over_a_resume(tmp_path: Path) -> None:
     def run(iters: int, broken: tuple[int, ...]) -> None:
         stage = Regression()
         step = stage.train_step
-        stage.train_step = lambda i: {**step(i), **({"loss": float("inf")} if i in broken else {})}
+        stage.train_step = lambda i, place: {**step(i, place), **({"loss": float("inf")} if i in broken else {})}
         loop(stage, tmp_path, iters).run()
     run(10, (3, 5, 6))
     run(20, (12,))

@@ -82,6 +82,10 @@ def test_the_published_command_line_is_understood() -> None:
     (("--pg=0.8",), "--pg cannot act"), (("--anorm=False",), "normalises"), (("--fuse=1",), "--fuse"),
     (("--depth=4", "--preset=varsr-debug"), "--depth stands in place of --preset"),
     (("--ep=1", "--max_iters=5"), "--ep and --max_iters"), (("--mid_reso=1.1",), "--mid_reso cannot act"),
+    (("--minutes=5", "--max_iters=5"), "--max_iters and --minutes"), (("--minutes=0",), "--minutes"),
+    (("--data_on_device", "--workers=2"), "--workers cannot act with --data_on_device"),
+    (("--data_on_device", "--crops=centre"), "--crops centre"), (("--fresh=8",), "--fresh cannot act with --stage sr"),
+    (("--data_on_device", "--stage=c2i"), "--data_on_device cannot act with --stage c2i"),
     (("--stage=decoder", "--error_rate=0.1"), "--error_rate cannot act with --stage decoder"),
     (("--stage=c2i", "--light=0.5"), "--light cannot act with --stage c2i"),
     (("--adversarial_weight=1",), "--adversarial_weight cannot act with --stage sr"),
@@ -246,6 +250,25 @@ def alone(place: Path) -> Path:
     line = flags(place, place / "alone", "--max_iters", 20, "--batch_size", 4, "--group", 2, "--workers", 1)
     assert train.main(line) == 0
     return place / "alone"
+
+
+@pytest.mark.parametrize("stage", ["sr", "decoder"])
+def test_crops_cut_on_the_device_train_the_same_model(place: Path, tmp_path: Path, stage: str) -> None:
+    for name, more in (("host", ()), ("device", ("--data_on_device",))):
+        line = flags(place, tmp_path / name, "--max_iters", 3, *more) if stage == "sr" else [
+            "--stage", stage, "--init", str(place / "model"), "--data", str(place / "pictures"), "--output",
+            str(tmp_path / name), "--max_iters", "3", "--fresh", "3", "--fp16", "0", "--device", "cpu", *more]
+        assert train.main(line) == 0
+    host, device = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("host", "device"))
+    assert host == device
+
+
+@pytest.mark.slow
+def test_two_processes_end_by_the_clock_together(place: Path, tmp_path: Path) -> None:
+    line = [flag for flag in flags(place, tmp_path, "--minutes", 0.2) if flag not in ("--max_iters", "6")]
+    finished = torchrun(line)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert (tmp_path / "model.safetensors").is_file() and len(losses(tmp_path)) < 5000
 
 
 @pytest.mark.slow

@@ -177,6 +177,23 @@ def test_workers_draw_the_same_crops_for_any_number(photos: Path, tmp_path: Path
     assert one == two
 
 
+def test_crops_cut_on_the_device_train_the_same_tokenizer(photos: Path, tmp_path: Path) -> None:
+    for name, more in (("host", ()), ("device", ("--data_on_device",))):
+        assert run(photos, tmp_path / name, *SHAPE, "--linear_path", "--max_iters", 3, *more) == 0
+    host, device = ((tmp_path / name / "vqvae.safetensors").read_bytes() for name in ("host", "device"))
+    assert host == device
+
+
+@pytest.mark.parametrize("more, said", [
+    (("--minutes", 1), "--max_iters and --minutes"),
+    (("--data_on_device", "--workers", 1), "--workers cannot act with --data_on_device")])
+def test_flags_that_exclude_each_other(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture, more: tuple,
+                                       said: str) -> None:
+    with pytest.raises(SystemExit):
+        run(photos, tmp_path, *more)
+    assert said in capsys.readouterr().err
+
+
 def test_shape_flags_beside_init_are_refused(finished: Path, photos: Path, tmp_path: Path,
                                              capsys: pytest.CaptureFixture) -> None:
     assert run(photos, tmp_path, "--init", finished / "vqvae.safetensors", "--vocab_size", 16) == 1
