@@ -7,7 +7,7 @@ values of a generation are cached, scale by scale.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Protocol
 
@@ -184,14 +184,54 @@ class BlockCausal:
     the kernels that know no masks (benchmarks/bench_attention.py).
     """
 
-    def __init__(self, levels: Sequence[int]) -> None:
-        """levels: their lengths, all tokens together."""
-        self.levels, self.ends = list(levels), list(accumulate(levels))
+    def __init__(self, levels: Sequence[int], recomputed: bool = False) -> None:
+        """levels: their lengths, all tokens together. recomputed: the forward pass is under `checkpoint`, which must
+        see what is kept for the backward pass."""
+        self.levels, self.recomputed = list(levels), recomputed
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Queries of a level find what its own and earlier tokens hold."""
-        return torch.cat([attend(part, k[:, :, :end], v[:, :, :end])
-                          for part, end in zip(q.split(self.levels, dim=2), self.ends, strict=True)], dim=2)
+        if q.requires_grad and torch.is_grad_enabled() and not (self.recomputed or torch.compiler.is_compiling()):
+            return LevelByLevel.apply(q, k, v, self.levels)
+        return torch.cat([attend(*parts) for _, *parts in by_level(q, k, v, self.levels)], dim=2)
+
+
+def by_level(q: Tensor, k: Tensor, v: Tensor, levels: Sequence[int]) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Of each level its place in the sequence, its queries, and the keys and values that they may see."""
+    for length, end in zip(levels, accumulate(levels), strict=True):
+        yield slice(end - length, end), q[:, :, end - length:end], k[:, :, :end], v[:, :, :end]
+
+
+class LevelByLevel(torch.autograd.Function):
+    """Attention of all levels, whose gradients are added up in place.
+
+    Autograd on its own makes each level's gradient of the keys and values as long as the whole sequence, filled up with
+    zeros, and adds those: of ten levels, more than the attention itself writes.
+    """
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, levels: Sequence[int]) -> Tensor:
+        with torch.enable_grad():  # a graph for each level alone
+            ctx.parts = []
+            for own, *parts in by_level(q, k, v, levels):
+                leaves = [part.detach().requires_grad_() for part in parts]
+                ctx.parts.append((own, leaves, attend(*leaves)))
+        return torch.cat([found.detach() for *_, found in ctx.parts], dim=2)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        parts, ctx.parts = ctx.parts, None  # so that each level's memory is free after its turn
+        of_queries, of_keys, of_values = [], None, None
+        while parts:
+            own, leaves, found = parts.pop()
+            q, k, v = torch.autograd.grad(found, leaves, gradient[:, :, own])
+            of_queries.append(q)
+            if of_keys is None:  # of the last level, which sees all
+                of_keys, of_values = k, v
+            else:
+                of_keys[:, :, :own.stop] += k
+                of_values[:, :, :own.stop] += v
+        return torch.cat(of_queries[::-1], dim=2), of_keys, of_values, None
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

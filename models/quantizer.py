@@ -136,8 +136,9 @@ class MultiScaleQuantizer(nn.Module):
 
     @torch.no_grad()
     def _count(self, codes: list[Tensor], sum_: Callable[[Tensor], None] | None) -> None:
-        hits = torch.stack([torch.bincount(of_scale.flatten(), minlength=self.codebook.num_embeddings)
-                            for of_scale in codes]).float()
+        hits = torch.zeros_like(self.code_usage)
+        for of_scale, flat in zip(hits, (each.flatten() for each in codes), strict=True):
+            of_scale.scatter_add_(0, flat, of_scale.new_ones(()).expand(flat.shape))  # bincount has the host wait
         if sum_ is not None:
             sum_(hits)
         self.code_usage.lerp_(hits, 1 - USAGE_DECAY)

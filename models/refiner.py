@@ -53,6 +53,7 @@ class GaussianDiffusion:
             "log_beta": np.log(betas),
             "log_posterior": np.log(np.append(posterior[1], posterior[1:])),  # β̃_0 is 0: use its neighbour
         }.items()}
+        self._copies: dict[tuple[str, torch.device], Tensor] = {}
 
     @classmethod
     def respaced(cls, train_steps: int, sampling_steps: int) -> GaussianDiffusion:
@@ -62,7 +63,9 @@ class GaussianDiffusion:
     def _at(self, name: str, index: Tensor | int, device: torch.device) -> Tensor | float:
         if isinstance(index, int):
             return self.tables[name][index].item()  # a number of the host: sampling waits for no copy
-        return self.tables[name].to(device)[index, None]
+        if (name, device) not in self._copies:  # once: the host waits for a copy
+            self._copies[name, device] = self.tables[name].to(device)
+        return self._copies[name, device][index, None]
 
     def add_noise(self, x0: Tensor, index: Tensor, noise: Tensor) -> Tensor:
         """x_t of the forward process; x0, noise: (M, c), index: (M,)."""

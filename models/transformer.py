@@ -278,10 +278,11 @@ class VARTransformer(nn.Module):
         later = [self.scale_tokens(part, scale, prefix).to(start.dtype)
                  for scale, part in enumerate(inputs.split(self.level_lengths[1:], dim=1), start=1)]
         x = torch.cat([start, *later], dim=1)
-        context, rope = BlockCausal(self.level_lengths), self.rope()
+        recomputed = self.checkpointing and self.training
+        context, rope = BlockCausal(self.level_lengths, recomputed), self.rope()
         modulations, head_modulation = self.modulations(labels)
         for block, modulation in zip(self.blocks, modulations, strict=True):
-            if self.checkpointing and self.training:
+            if recomputed:
                 x = checkpoint(block, x, modulation, rope, context, use_reentrant=False)
             else:
                 x = block(x, modulation, rope, context)

@@ -7,6 +7,7 @@ differ by it. `psnr_y` and `ssim_y` are what the paper reports.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +69,14 @@ def yiq(image: Tensor) -> Tensor:
 
 
 def _weighted(planes: Tensor, weights: tuple[float, float, float]) -> Tensor:
-    return (planes * planes.new_tensor(weights).view(3, 1, 1)).sum(-3)
+    return (planes * _column(weights, planes.dtype, planes.device)).sum(-3)
+
+
+@cache
+def _column(weights: tuple[float, float, float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Weights (3, 1, 1) on a device: copied there once, because the host waits for a copy of its numbers to a GPU."""
+    with torch.inference_mode(False):  # losses use it too
+        return torch.tensor(weights, dtype=dtype, device=device).view(3, 1, 1)
 
 
 def require_comparable(image: Tensor, reference: Tensor, side: int = 1, metric: str = "this metric") -> None:

@@ -65,15 +65,16 @@ def test_one_head_at_a_time_agrees_with_sdpa() -> None:
     torch.testing.assert_close(attend(q, k, v).double(), expected, atol=0.02, rtol=0.02)
 
 
+@pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("levels", [(1,), (4, 1), (5, 4, 9, 16), (3, 1, 1)])
-def test_attention_by_levels_is_block_causal(levels: tuple[int, ...]) -> None:
+def test_attention_by_levels_is_block_causal(levels: tuple[int, ...], recomputed: bool) -> None:
     torch.manual_seed(0)
     length = sum(levels)
     q, k, v = (torch.randn(2, 3, length, 16, dtype=torch.float64, requires_grad=True) for _ in range(3))
     level = [i for i, count in enumerate(levels) for _ in range(count)]
     mask = torch.tensor([[mine >= theirs for theirs in level] for mine in level])
     expected = ((q @ k.mT).masked_fill(~mask, -torch.inf).softmax(-1)) @ v
-    got = BlockCausal(levels).attend(q, k, v)
+    got = BlockCausal(levels, recomputed).attend(q, k, v)
     torch.testing.assert_close(got, expected)
     for mine, theirs in zip(*(torch.autograd.grad(x.square().sum(), (q, k, v)) for x in (got, expected))):
         torch.testing.assert_close(mine, theirs)
