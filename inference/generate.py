@@ -2,13 +2,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 
 from models.config import GenerationConfig
-from models.varsr import VARSR, ScaleStep
+from models.varsr import VARSR, RefinerNoise, ScaleStep
 
 from .settings import RestoreSettings
 from .windows import TiledPicture, Window, place_seed, refiner_noise
@@ -20,6 +25,7 @@ TOKENS_THAT_FILL = {"cpu": 4096, "cuda": 16384}  # at the last scale: beyond thi
 ACTIVATION_COPIES = 6  # tensors of a block's widest width that live at the same time
 DECODER_COPIES = 5  # feature maps of the decoder's finest level that live at the same time
 
+T = TypeVar("T")
 Progress = Callable[[int], None]  # called with the number of windows just finished
 Work = Sequence[tuple[TiledPicture, Window]]
 OnScale = Callable[[Work, ScaleStep], None]  # called after each scale with the windows whose rows the step holds
@@ -87,9 +93,10 @@ def generate_windows(model: VARSR, work: Work, settings: RestoreSettings, batch:
     for picture, window in work:
         by_options.setdefault(settings.for_picture(len(picture.grid)), []).append((picture, window))
     for options, alike in by_options.items():
-        done = 0
-        while done < len(alike):
-            part = alike[done:done + batch.size]
+        coming = ahead(_inputs(model, alike, options, settings), model.device, batch.size)
+        held: list[WindowInput] = []
+        while held := [*held, *islice(coming, max(batch.size - len(held), 0))]:
+            part = held[:batch.size]
             try:
                 _generate(model, part, options, settings, on_scale)
             except RuntimeError as error:
@@ -97,28 +104,63 @@ def generate_windows(model: VARSR, work: Work, settings: RestoreSettings, batch:
                     raise
                 batch.halve()
                 continue
-            done += len(part)
+            held = held[len(part):]
             if progress is not None:
                 progress(len(part))
 
 
-def _generate(model: VARSR, part: Work, options: GenerationConfig, settings: RestoreSettings,
+def ahead(items: Iterable[T], device: torch.device, depth: int) -> Iterator[T]:
+    """The same items. While a GPU computes with some, a thread makes up to `depth` more; a CPU has nothing to do that
+    with, so there each is made when it is asked for."""
+    if device.type != "cuda":
+        yield from items
+        return
+    iterator, end = iter(items), object()
+    maker = ThreadPoolExecutor(1)
+    try:
+        made = deque(maker.submit(next, iterator, end) for _ in range(max(depth, 1)))
+        while (item := made.popleft().result()) is not end:
+            made.append(maker.submit(next, iterator, end))
+            yield item
+    finally:
+        maker.shutdown(cancel_futures=True)
+
+
+class WindowInput(NamedTuple):
+    """What the generation of a window is given."""
+
+    picture: TiledPicture
+    window: Window
+    guide: Tensor  # (3, S, S)
+    noise: RefinerNoise  # of a batch of one
+    seed: int
+
+
+def _inputs(model: VARSR, work: Work, options: GenerationConfig, settings: RestoreSettings) -> Iterator[WindowInput]:
+    steps = model.config.refiner_steps(options)
+    for picture, window in work:
+        yield WindowInput(picture, window, picture.window_guide(window),
+                          refiner_noise(model.config, settings.seed, [window], steps),
+                          place_seed(settings.seed, window.top, window.left))
+
+
+def _generate(model: VARSR, part: Sequence[WindowInput], options: GenerationConfig, settings: RestoreSettings,
               on_scale: OnScale | None) -> None:
-    windows = [window for _, window in part]
-    guides = torch.stack([picture.window_guide(window) for picture, window in part])
-    watched = on_scale is not None or any(set(picture.latents) - {picture.config.vqvae.side} for picture, _ in part)
+    work = [(each.picture, each.window) for each in part]
+    watched = on_scale is not None or any(set(picture.latents) - {picture.config.vqvae.side} for picture, _ in work)
 
     def keep(step: ScaleStep) -> None:
-        for (picture, window), latent in zip(part, step.f_hat, strict=True):
+        for (picture, window), latent in zip(work, step.f_hat, strict=True):
             if step.side in picture.latents and step.side != picture.config.vqvae.side:
                 picture.latents[step.side][window.index] = latent.cpu()
         if on_scale is not None:
-            on_scale(part, step)
-    noise = refiner_noise(model.config, settings.seed, windows, model.config.refiner_steps(options))
-    seeds = [place_seed(settings.seed, window.top, window.left) for window in windows]
-    latents = model.generate_latent(guides, options=options, seed=seeds, refiner_noise=noise,
+            on_scale(work, step)
+    noise = RefinerNoise(torch.cat([each.noise.initial for each in part]),
+                         torch.cat([each.noise.fresh for each in part], dim=1))
+    latents = model.generate_latent(torch.stack([each.guide for each in part]), options=options,
+                                    seed=[each.seed for each in part], refiner_noise=noise,
                                     on_scale=keep if watched else None, fastvar=settings.fastvar).float().cpu()
-    for (picture, window), latent in zip(part, latents, strict=True):
+    for (picture, window), latent in zip(work, latents, strict=True):
         picture.finished[window.index] = latent
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from models.varsr import VARSR
 
-from .generate import BatchSize, is_out_of_memory
+from .generate import BatchSize, ahead, is_out_of_memory
 from .windows import LatentStore, TiledPicture, Window
 
 VARIANCE_FLOOR = 1e-5
@@ -26,7 +27,8 @@ OUTER_TAP = 0.25  # of the three; the middle one has the rest
 PART = 512  # rows and columns finished at a time, so that memory does not grow with the picture
 COLOR_FIXES = ("adain", "wavelet", "none")
 Band = tuple[int, Tensor]  # first row, pixels (3, rows, W)
-WindowDecoder = Callable[[Sequence[Window], Tensor], Sequence[Tensor]]  # windows, their cells -> their pixels
+# Windows, their cells, what they see of the LR picture -> their pixels
+WindowDecoder = Callable[[Sequence[Window], Tensor, Tensor], Sequence[Tensor]]
 
 
 def adain_color_fix(target: Tensor, source: Tensor) -> Tensor:
@@ -131,7 +133,7 @@ def render(model: VARSR, picture: TiledPicture, latents: LatentStore, color_fix:
     decode = partial(_decode_windows, decode_window, picture, color_fix == "adain")
 
     def decoded(first: int, last: int) -> Iterator[Band]:
-        return _decoded(picture, latents, decode, batch, first, last)
+        return _decoded(picture, latents, decode, batch, first, last, model.device)
 
     def finished(first: int, last: int) -> Iterator[Band]:
         return _filtered(decoded, finish, finish.reach, first, last, picture.height, PART)
@@ -140,7 +142,9 @@ def render(model: VARSR, picture: TiledPicture, latents: LatentStore, color_fix:
         return wavelet_color_fix(rows, picture.guide(start, 0, rows.shape[1], picture.width))
     restored = finished if whole else decoded
     if color_fix == "wavelet":
-        return _filtered(restored, fix, WAVELET_REACH, top, bottom, picture.height)
+        def coming(first: int, last: int) -> Iterator[Band]:
+            return ahead(restored(first, last), model.device, 1)
+        return _filtered(coming, fix, WAVELET_REACH, top, bottom, picture.height)
     return restored(top, bottom)
 
 
@@ -155,7 +159,7 @@ def _filtered(bands: Callable[[int, int], Iterator[Band]], apply: Callable[[Tens
 
 
 def _decoded(picture: TiledPicture, latents: LatentStore, decode: WindowDecoder, batch: BatchSize, first: int,
-             last: int) -> Iterator[Band]:
+             last: int, device: torch.device) -> Iterator[Band]:
     """Decoded and blended rows [first, last)."""
     grid, factor = picture.decoding, picture.factor
     rows, columns = grid.rows.scaled(factor), grid.columns.scaled(factor)
@@ -170,7 +174,7 @@ def _decoded(picture: TiledPicture, latents: LatentStore, decode: WindowDecoder,
             total = torch.cat([total[:, gone:], torch.zeros(3, gone, columns.length)], dim=1)
             top = rows.starts[row]
         merged = merged_latent(picture, latents, grid.rows.starts[row])
-        for window, pixels in _decode_row(picture, merged, row, decode, batch):
+        for window, pixels in _decode_row(picture, merged, row, decode, batch, device):
             left = window.left * factor
             total[:, :, left:left + size] += pixels * (rows.shares[row][:, None] * columns.shares[window.column])
     yield from _cut(top, total, picture.width, first, last)
@@ -183,28 +187,29 @@ def _cut(top: int, rows: Tensor, width: int, first: int, last: int) -> Iterator[
         yield max(top, first), inside.clone()
 
 
-def _decode_row(picture: TiledPicture, merged: Tensor, row: int, decode: WindowDecoder,
-                batch: BatchSize) -> Iterator[tuple[Window, Tensor]]:
+def _decode_row(picture: TiledPicture, merged: Tensor, row: int, decode: WindowDecoder, batch: BatchSize,
+                device: torch.device) -> Iterator[tuple[Window, Tensor]]:
     """Decoded pixels (3, S, S) of the windows of a row, whose merged cells are given."""
-    windows, done, side = picture.decoding.row(row), 0, picture.decoding.window
-    while done < len(windows):
-        part = windows[done:done + batch.size]
-        cells = torch.stack([merged[:, :, window.left:window.left + side] for window in part])
+    side, held = picture.decoding.window, []
+    coming = ahead(((window, merged[:, :, window.left:window.left + side], picture.window_guide(window))
+                    for window in picture.decoding.row(row)), device, batch.size)
+    while held := [*held, *islice(coming, max(batch.size - len(held), 0))]:
+        part = held[:batch.size]
+        windows, cells, guides = zip(*part, strict=True)
         try:
-            decoded = decode(part, cells)
+            decoded = decode(windows, torch.stack(cells), torch.stack(guides))
         except RuntimeError as error:
             if not is_out_of_memory(error) or len(part) == 1:
                 raise
             batch.halve()
             continue
-        yield from zip(part, decoded, strict=True)
-        done += len(part)
+        yield from zip(windows, decoded, strict=True)
+        held = held[len(part):]
 
 
 def _decode_windows(decode: Callable[[Tensor, Tensor], Tensor], picture: TiledPicture, adain: bool,
-                    windows: Sequence[Window], cells: Tensor) -> Sequence[Tensor]:
-    """Windows' merged cells (B, c, N, N) to pixels (B, 3, S, S) beside what they see of the LR picture."""
-    guides = torch.stack([picture.window_guide(window) for window in windows])
+                    windows: Sequence[Window], cells: Tensor, guides: Tensor) -> Sequence[Tensor]:
+    """Windows' merged cells (B, c, N, N) to pixels beside what they see of the LR picture, (B, 3, S, S) each."""
     decoded = decode(cells, guides).cpu()
     if not adain:
         return decoded

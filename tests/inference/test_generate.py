@@ -1,13 +1,19 @@
 """Windows in batches: mixed pictures, memory that runs out, stores in memory and in files."""
 from __future__ import annotations
 
+import dataclasses
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from inference import generate, render
 from inference.generate import (
     BatchSize,
+    ahead,
     automatic_batch_size,
     free_memory,
     generate_windows,
@@ -15,6 +21,7 @@ from inference.generate import (
     window_bytes,
 )
 from inference.large import FileLatents, Flags
+from inference.restore import restore
 from inference.settings import RestoreSettings
 from inference.windows import TiledPicture
 from models.config import GenerationConfig
@@ -44,13 +51,13 @@ def test_pictures_share_batches_without_a_trace(model: VARSR) -> None:
 
 def test_running_out_of_memory_halves_the_batch(model: VARSR, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = latents(model, [tiled(model, 0, (60, 60))], BatchSize(2))[0]
-    tried, generate = [], VARSR.generate_latent
+    tried, original = [], VARSR.generate_latent
 
     def small_memory(self: VARSR, lr: torch.Tensor, **options: object) -> torch.Tensor:
         tried.append(len(lr))
         if len(lr) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return generate(self, lr, **options)
+        return original(self, lr, **options)
     monkeypatch.setattr(VARSR, "generate_latent", small_memory)
     batch = BatchSize(8)
     torch.testing.assert_close(latents(model, [tiled(model, 0, (60, 60))], batch)[0], expected, atol=1e-4, rtol=0)
@@ -63,6 +70,49 @@ def test_a_single_window_that_does_not_fit_raises(model: VARSR, monkeypatch: pyt
     monkeypatch.setattr(VARSR, "generate_latent", no_memory)
     with pytest.raises(RuntimeError, match="allocate"):
         latents(model, [tiled(model, 0, (40, 40))], BatchSize(4))
+
+
+GPU = torch.device("cuda")  # `ahead` itself touches no device
+
+
+def test_items_are_made_ahead_for_a_gpu_and_one_by_one_for_a_cpu() -> None:
+    for device, made_before_the_second in ((GPU, 4), (torch.device("cpu"), 2)):
+        made: list[int] = []
+        items = ahead((made.append(i) or i for i in range(9)), device, depth=3)
+        assert [next(items), next(items)] == [0, 1]
+        deadline = time.monotonic() + 10
+        while len(made) < made_before_the_second and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert len(made) >= made_before_the_second and len(made) <= (5 if device is GPU else 2)
+        assert [*items] == list(range(2, 9)) and made == list(range(9))
+
+
+def test_what_breaks_ahead_breaks_where_it_is_asked_for() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise ValueError("no more")
+    coming = ahead(items(), GPU, depth=5)
+    assert next(coming) == 1
+    with pytest.raises(ValueError, match="no more"):
+        next(coming)
+
+
+def test_who_stops_early_leaves_no_thread_behind() -> None:
+    before = threading.active_count()
+    coming = ahead(iter(range(10 ** 9)), GPU, depth=2)
+    assert next(coming) == 0 and threading.active_count() == before + 1
+    coming.close()
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("color_fix", ["wavelet", "adain"])
+def test_a_picture_made_ahead_is_the_same(model: VARSR, monkeypatch: pytest.MonkeyPatch, color_fix: str) -> None:
+    lr = torch.rand(3, 17, 23, generator=torch.Generator().manual_seed(3))
+    settings = dataclasses.replace(SETTINGS, color_fix=color_fix, batch_size=3)
+    expected = restore(model, lr, settings)
+    for module in (generate, render):
+        monkeypatch.setattr(module, "ahead", lambda items, _, depth: ahead(items, GPU, depth))
+    assert torch.equal(restore(model, lr, settings), expected)
 
 
 def test_other_errors_are_not_taken_for_memory() -> None:
