@@ -1,12 +1,14 @@
-"""Shared builders: a model small enough for tests, and quiet threads."""
+"""Shared builders: a model small enough for tests, the device of the tests marked gpu, a browser."""
 from __future__ import annotations
 
 import dataclasses
 import shutil
+import signal
 import struct
 import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,75 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from models.config import PRESETS
 from models.initialization import initialize
 from models.varsr import VARSR
+
+# For `@pytest.mark.parametrize("device", EVERY_DEVICE, indirect=True)`: the CPU, and what `--device` names.
+EVERY_DEVICE = ["cpu", pytest.param(None, marks=pytest.mark.gpu, id="gpu")]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", help="of the tests marked gpu: cuda by default, where there is none they are skipped; "
+                                      "cpu is a dry run of all that needs no CUDA")
+
+
+def pytest_configure() -> None:
+    """Workers of pytest-xdist ignore Ctrl-C, and so would the programs that tests start and stop by it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m gpu`, files without such tests are not even imported: machines with a GPU may lack what they need."""
+    if config.getoption("markexpr") != "gpu" or collection_path.suffix != ".py":
+        return None
+    text = collection_path.read_text(encoding="utf-8")
+    return True if "mark.gpu" not in text and "EVERY_DEVICE" not in text else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--device") is None and not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="NOTICE: needs a GPU"))
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where the tests marked gpu compute."""
+    return torch.device(getattr(request, "param", None) or request.config.getoption("--device") or "cuda")
+
+
+@pytest.fixture()
+def cuda(device: torch.device) -> torch.device:
+    """The same, for what a dry run cannot show."""
+    if device.type != "cuda":
+        pytest.skip("NOTICE: needs a GPU, a dry run cannot show it")
+    return device
+
+
+@pytest.fixture()
+def full_precision() -> Iterator[None]:
+    """Products of float32 without TensorFloat-32."""
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = False
+    yield
+    for switch, value in zip(switches, before, strict=True):
+        switch.allow_tf32 = value
+
+
+@contextmanager
+def no_waiting(device: torch.device) -> Iterator[None]:
+    """On a GPU, what makes the host wait for it raises RuntimeError."""
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def small_model(preset: str = "varsr-debug", seed: int = 0) -> VARSR:

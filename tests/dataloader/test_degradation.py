@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import no_waiting
 from PIL import Image
 
 from dataloader.degradation import Degradation, DegradationConfig, _Draws, _resize
@@ -187,15 +188,11 @@ def test_smaller_kernels_than_usual_work():
     assert Degradation(DegradationConfig.load(kernel_sizes=[7, 9]))(scene(), generator()).shape == (1, 3, 16, 20)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="NOTICE: no test of the GPU without one")
-def test_a_gpu_never_waits_for_the_host_and_repeats_itself():
+@pytest.mark.gpu
+def test_a_gpu_never_waits_for_the_host_and_repeats_itself(device):
     degrade = Degradation(DegradationConfig.load(light_probability=0.3))
-    hr = scene(8).cuda()
+    hr = scene(8).to(device)
     first = degrade.and_upsample(hr, generator(4))  # constants are copied now
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting(device):
         again = degrade.and_upsample(hr, generator(4))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(first, again)

@@ -88,8 +88,8 @@ def test_filtering_by_spectra_is_filtering(size):
     torch.testing.assert_close(by_fourier(padded, weights), by_convolution(padded, weights), atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="NOTICE: no test of the GPU without one")
-def test_a_gpu_filters_alike():
+@pytest.mark.gpu
+def test_a_gpu_filters_alike(device):
     images, weights = torch.rand(2, 3, 40, 50, generator=generator(1)), torch.rand(2, CANVAS, CANVAS) / CANVAS ** 2
-    filtered = filter_each(images.cuda(), weights).cpu()
+    filtered = filter_each(images.to(device), weights).cpu()
     torch.testing.assert_close(filtered, filter_each(images, weights), atol=1e-5, rtol=0)

@@ -6,11 +6,14 @@ import argparse
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import small_model
+from conftest import EVERY_DEVICE, small_model
 
 from inference.settings import load_model
 from models.config import GenerationConfig
 from models.speed.packed import (
+    CAPABILITIES,
+    FP8,
+    INT8,
     EightBitLinear,
     Float8Linear,
     Int8Linear,
@@ -22,8 +25,8 @@ from models.speed.packed import (
 )
 from models.varsr import VARSR, ScaleStep
 
-KINDS = [Int8Linear, Float8Linear]
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+NAMES = {Int8Linear: INT8, Float8Linear: FP8}
+KINDS = list(NAMES)
 
 
 def layer(inputs: int = 48, outputs: int = 80) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,6 +37,12 @@ def layer(inputs: int = 48, outputs: int = 80) -> tuple[torch.Tensor, torch.Tens
 
 def tokens(*shape: int) -> torch.Tensor:
     return 3 * torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def require_products(device: torch.device, kind: type[EightBitLinear]) -> None:
+    """Skip where a GPU has none of a kind."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < CAPABILITIES[NAMES[kind]]:
+        pytest.skip(f"NOTICE: this GPU has no {NAMES[kind]} products")
 
 
 def rounded(x: torch.Tensor, kind: type[EightBitLinear]) -> torch.Tensor:
@@ -47,12 +56,13 @@ def rounded(x: torch.Tensor, kind: type[EightBitLinear]) -> torch.Tensor:
     return torch.ldexp(torch.ldexp(scaled, 4 - exponent).round(), exponent - 4) * steps
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", EVERY_DEVICE, indirect=True)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [1, 31, 200])
 @pytest.mark.parametrize("gelu", [False, True])
-def test_products_are_those_of_the_rounded_factors(device: str, kind: type[EightBitLinear], count: int,
+def test_products_are_those_of_the_rounded_factors(device: torch.device, kind: type[EightBitLinear], count: int,
                                                    gelu: bool) -> None:
+    require_products(device, kind)
     weight, bias = layer()
     x = tokens(2, count, 48)
     expected = F.linear(rounded(x, kind), rounded(weight, kind), bias.double())
@@ -60,7 +70,8 @@ def test_products_are_those_of_the_rounded_factors(device: str, kind: type[Eight
     found = kind(weight.to(device), bias.to(device), gelu)(x.to(device)).cpu()
     # A factor that lies between two codes may fall to either side: its scale was rounded to float32.
     assert (found.double() - expected).norm() < 2e-3 * expected.norm()
-    assert (found.double() - expected).abs().median() < 1e-5
+    sums_shortened = device.type == "cuda" and kind is Float8Linear  # Hopper's tensor cores keep some 13 bits of them
+    assert (found.double() - expected).abs().median() < (1e-3 if sums_shortened else 1e-5)
 
 
 @pytest.mark.parametrize("kind, error", [(Int8Linear, 0.01), (Float8Linear, 0.04)])
@@ -91,10 +102,11 @@ def test_integers_are_those_of_the_cpu_layer() -> None:
     torch.testing.assert_close(Int8Linear(weight, bias)(x), QuantizedLinear(weight, bias)(x), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", EVERY_DEVICE, indirect=True)
 @pytest.mark.parametrize("kind, largest", [(Int8Linear, 0.05), (Float8Linear, 0.2)])
-def test_a_model_in_8_bits_is_close(device: str, kind: type[EightBitLinear], largest: float,
+def test_a_model_in_8_bits_is_close(device: torch.device, kind: type[EightBitLinear], largest: float,
                                     pictures: torch.Tensor) -> None:
+    require_products(device, kind)
     model = small_model().to(device)
     expected = first_scale(model, pictures)
     replace_linears(model.for_inference(), kind)

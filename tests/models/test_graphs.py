@@ -1,5 +1,5 @@
-"""Recorded generations and compiled models against plain ones. A stand-in records where there is no GPU: it keeps the
-operands' places, as CUDA does, and computes with what lies there when it replays."""
+"""Recorded generations and compiled models against plain ones. A stand-in records where there is no GPU;
+tests/gpu/test_speed_paths.py has real recordings."""
 from __future__ import annotations
 
 import dataclasses
@@ -9,6 +9,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from conftest import small_class_model, small_model
+from graph_recorder import Recorder
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -21,25 +22,6 @@ GREEDY = GenerationConfig(cfg=2.0, cfg_from_scale=1)
 SAMPLED = GenerationConfig(cfg=1.0, top_k=8, top_p=0.9)
 SMOOTH = GenerationConfig(cfg=1.0, top_k=0, more_smooth=True)
 PRUNED = FastVARConfig({4: 0.5}, later_layer_start=0, min_keep=1)
-
-
-class Recorder:
-    """Counts recordings and replays; `spoil` changes what replays give."""
-
-    def __init__(self, error: Exception | None = None, spoil: float = 0.0) -> None:
-        self.error, self.spoil = error, spoil
-        self.recordings = self.replays = 0
-
-    def __call__(self, run: Run) -> Run:
-        self.recordings += 1
-        if self.error is not None:
-            raise self.error
-        output = run()
-
-        def replay() -> torch.Tensor:
-            self.replays += 1
-            return output.copy_(run() + self.spoil)
-        return replay
 
 
 def recording_model(recorder: Recorder) -> VARSR:

@@ -136,11 +136,11 @@ def test_half_precision_runs(model: VARSR, pictures: torch.Tensor, dtype: torch.
     assert restored.dtype == torch.float32 and restored.isfinite().all()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_gpu_agrees_with_cpu(pictures: torch.Tensor) -> None:
+@pytest.mark.gpu
+def test_gpu_agrees_with_cpu(pictures: torch.Tensor, device: torch.device) -> None:
     model = small_model()
     expected = model.generate(pictures, options=SAMPLED, seed=1)
-    found = model.to("cuda").generate(pictures, options=SAMPLED, seed=1).cpu()
+    found = model.to(device).generate(pictures, options=SAMPLED, seed=1).cpu()
     assert (found - expected).abs().mean() < 1e-2
 
 

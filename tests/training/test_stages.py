@@ -1,126 +1,33 @@
 """The training stages on the debug preset: they learn, resume exactly and export what from_pretrained reads."""
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
+from stages import (
+    CPU,
+    Squares,
+    decoder_stage,
+    detail_stage,
+    fresh_model,
+    pairs,
+    perceptual,
+    tokenizer_stage,
+    transformer_stage,
+    validation,
+)
 from torch import Tensor
 
-from dataloader.entries import Failures
-from dataloader.held_out import HeldOut
-from dataloader.pairs import BatchLoader, CropSource, PairSource, WithNegatives, drawn
-from dataloader.positions import Stream, generator_at
-from models.config import HIGH_QUALITY, PRESETS
-from models.initialization import initialize
 from models.varsr import VARSR
-from models.vqvae import VQVAE
 from models.weights.transfer import with_detail
-from training.decoder import DecoderSettings, DecoderStage
 from training.detail import DetailSettings, DetailStage
 from training.optim import parameter_groups
-from training.perceptual import FeatureNetwork, Perceptual
+from training.perceptual import Perceptual
 from training.pool import from_bytes
 from training.states import StateFolder
-from training.tokenizer import TokenizerSettings, TokenizerStage
-from training.transformer import NO_DECAY, TransformerSettings, TransformerStage
-from training.validation import Validation, ValidationSettings
+from training.transformer import NO_DECAY
 from utils.ranks import Ranks
-
-CPU = torch.device("cpu")
-
-
-class Blobs:
-    """Smooth random pictures (32, 32, 3)."""
-
-    failures = Failures()
-
-    def sample(self, position: int, seed: int) -> tuple[np.ndarray, int]:
-        coarse = torch.rand(1, 3, 4, 4, generator=generator_at(seed, Stream.CROP, position))
-        smooth = torch.nn.functional.interpolate(coarse, size=32, mode="bicubic").clamp(0, 1)[0]
-        return (smooth * 255).byte().permute(1, 2, 0).numpy(), HIGH_QUALITY
-
-
-def blur(hr: Tensor, generator: torch.Generator) -> Tensor:
-    small = torch.nn.functional.avg_pool2d(hr, 4)
-    noisy = small + 0.02 * torch.randn(small.shape, generator=generator)
-    return torch.nn.functional.interpolate(noisy, size=hr.shape[-2:], mode="bilinear").clamp(0, 1)
-
-
-def pairs(batch: int, negative_share: float = 0.0) -> PairSource:
-    return PairSource(BatchLoader(WithNegatives(Blobs(), negative_share), batch), blur, group=batch)
-
-
-def validation() -> Validation:
-    target = drawn(Blobs(), 4, seed=9)
-    pairs = HeldOut(target, torch.nn.functional.avg_pool2d(target, 4))
-    return Validation(pairs, ValidationSettings(precision="fp32", batch_size=3, sheet_rows=2))
-
-
-def fresh_model() -> VARSR:
-    torch.manual_seed(0)
-    config = PRESETS["varsr-debug"]
-    model = VARSR(dataclasses.replace(config, vqvae=dataclasses.replace(config.vqvae, fidelity_width=8)))
-    initialize(model)
-    return model
-
-
-def tokenizer_stage(perceptual: Perceptual | None = None, ranks: Ranks | None = None,
-                    **changes: float) -> TokenizerStage:
-    torch.manual_seed(0)
-    settings = TokenizerSettings(**{"batch_size": 8, "max_iters": 60, "warmup_iters": 5, "learning_rate": 3e-3,
-                                    "precision": "fp32", "revive_every": 10, **changes})
-    validation = drawn(Blobs(), 8, seed=9)
-    crops = CropSource(BatchLoader(Blobs(), 8))
-    return TokenizerStage(VQVAE(PRESETS["varsr-debug"].vqvae), crops, validation, settings, CPU, perceptual, ranks)
-
-
-def transformer_stage() -> TransformerStage:
-    settings = TransformerSettings(batch_size=8, max_iters=40, learning_rate=3e-3, precision="fp32")
-    return TransformerStage(fresh_model(), pairs(8, 0.25), validation(), settings, CPU)
-
-
-def decoder_stage(**changes) -> DecoderStage:
-    settings = DecoderSettings(**{"batch_size": 4, "fresh": 2, "pool_size": 8, "max_iters": 50, "warmup_iters": 2,
-                                  "precision": "fp32", "learning_rate": 2e-3, **changes})
-    return DecoderStage(fresh_model(), pairs(2), validation(), settings, CPU)
-
-
-class Convolutions(torch.nn.Module):
-    """Two random layers in place of a pretrained network."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = torch.nn.ModuleList([torch.nn.Conv2d(3, 4, 3, 2, 1), torch.nn.Conv2d(4, 8, 3, 2, 1)])
-        self.feature_info = SimpleNamespace(channels=lambda: [4, 8])
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        first = self.layers[0](x)
-        return [first, self.layers[1](first.relu())]
-
-
-class Squares(torch.nn.Module):
-    """A judge."""
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return (a - b).square().mean(dim=(1, 2, 3))
-
-
-def perceptual(judge: torch.nn.Module | None = None) -> Perceptual:
-    return Perceptual(FeatureNetwork(Convolutions()), judge, description="two layers")
-
-
-def detail_stage(**changes) -> DetailStage:
-    torch.manual_seed(0)
-    settings = DetailSettings(**{"batch_size": 4, "fresh": 2, "renew_every": 2, "pool_size": 8, "max_iters": 40,
-                                 "warmup_iters": 2, "precision": "fp32", "learning_rate": 2e-3, **changes})
-    model = with_detail(fresh_model(), 8, 1)
-    return DetailStage(model, pairs(2), validation(), settings, perceptual(Squares()), CPU)
-
 
 STAGES = {"tokenizer": tokenizer_stage, "adversarial": lambda: tokenizer_stage(adversarial_start=0.0),
           "projected": lambda: tokenizer_stage(perceptual(), adversary="both", adversarial_start=0.0),
