@@ -65,6 +65,30 @@ def filter_times(size: int, batch: int, device) -> dict[str, float]:
             for name, function in (("convolution", by_convolution), ("spectra", by_fourier))}
 
 
+def degradation_step(size: int, batch: int, group: int, device) -> Callable[[], object]:
+    """What degrades a batch of noise that lies on the device."""
+    import torch
+
+    from dataloader.degradation import Degradation, DegradationConfig
+    degrade = Degradation(DegradationConfig.load(group=group))
+    crops, generator = torch.rand(batch, 3, size, size, device=device), torch.Generator().manual_seed(0)
+    return lambda: degrade.and_upsample(crops, generator)
+
+
+def resident_pairs(photographs: Path, size: int, batch: int, group: int, device):
+    """Pairs of crops that are cut on the device, as training with --data_on_device draws them."""
+    import tempfile
+
+    from dataloader.degradation import Degradation, DegradationConfig
+    from dataloader.pairs import PairSource
+    from dataloader.photo_crops import PhotoCrops
+    from dataloader.resident import ResidentCrops, ResidentLoader
+    with tempfile.TemporaryDirectory() as cache:
+        crops = ResidentCrops(PhotoCrops(photographs, size, cache=cache), device)
+    degrade = Degradation(DegradationConfig.load(group=group))
+    return PairSource(ResidentLoader(crops, batch), degrade.and_upsample, group)
+
+
 def waiting_share(preset: str, pairs, args: argparse.Namespace, device) -> dict[str, float]:
     """Of training steps of a preset: the share that passes before the model starts, and the step's seconds.
 

@@ -10,16 +10,27 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.clock import StageClock
+from benchmarks.clock import StageClock, timed_calls
 from benchmarks.subject import add_subject_flags, load_subject
 from utils.flags import EIGHT_BIT
 
+if TYPE_CHECKING:
+    import torch
+
+    from models.config import GenerationConfig, VARSRConfig
+    from models.fastvar import FastVARConfig
+    from models.varsr import VARSR
+
 DEFAULT_PRESET = "varsr-tiny"
 TERA, GIGA = 1e12, 1e9
+STAGE_RUNS = 2
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,7 +44,62 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def attach(model, device) -> StageClock:
+@dataclass(frozen=True)
+class Case:
+    """One kind of generation: pictures at a time, sampling, token pruning."""
+
+    batch_size: int
+    options: GenerationConfig
+    fastvar: FastVARConfig | None = None
+
+    @classmethod
+    def of(cls, config: VARSRConfig, batch_size: int, fast: bool = False, cfg: float | None = None) -> Case:
+        """The model's own settings, or those of the scripts' --fast; cfg: guidance in place of theirs."""
+        import dataclasses
+
+        from inference.settings import fast_generation, fast_pruning
+        options = fast_generation(config) if fast else config.generation
+        if cfg is not None:
+            options = dataclasses.replace(options, cfg=cfg)
+        return cls(batch_size, options, fast_pruning(config) if fast else None)
+
+
+def generation(model: VARSR, case: Case) -> Callable[[], torch.Tensor]:
+    """What generates a batch of a case from noise, decoder included."""
+    import torch
+    size = model.config.image_size
+    inputs = ((torch.rand(case.batch_size, 3, size, size, device=model.device), None)
+              if model.config.is_super_resolution else (None, torch.zeros(case.batch_size, dtype=torch.long)))
+    return lambda: model.generate(*inputs, options=case.options, fastvar=case.fastvar)
+
+
+def measure(model: VARSR, case: Case, gemm: float, seconds: float = 1.0, weight_size: int | None = None,
+            runs: int = 3) -> dict[str, Any]:
+    """Seconds of a batch and of a picture, operations a second and their share of a GEMM rate (FLOP/s), peak memory,
+    and, where nothing is recorded as a graph, a table of the stages, from runs that wait after each of them.
+
+    seconds: for the timed calls, `runs` at least. weight_size: bytes of a weight, where it is not the model's own type.
+    """
+    from benchmarks.machine import peak_memory
+    call, device = generation(model, case), model.device
+    times = timed_calls(call, device, seconds, least=runs)
+    peak = peak_memory(device)
+    work = case_work(model, case, weight_size)
+    tflop = sum(flops for flops, _ in work.values()) / TERA
+    result = {"batch_size": case.batch_size, "first_seconds": times.first, "seconds": times.steady,
+              "seconds_per_picture": times.steady / case.batch_size, "calls": len(times.following),
+              "fastest_seconds": min(times.following), "tflop": tflop, "tflops": tflop / times.steady,
+              "share_of_gemm_rate": tflop * TERA / times.steady / gemm, "peak_memory_gb": peak / GIGA,
+              "finite": bool(call().isfinite().all())}
+    if model.graphs is None:
+        with attach(model, device) as clock:
+            for _ in range(STAGE_RUNS):
+                call()
+        result["stages"] = stage_rows({name: total / STAGE_RUNS for name, total in clock.sums.items()}, work)
+    return result
+
+
+def attach(model: VARSR, device: torch.device) -> StageClock:
     """A clock on every stage of a model."""
     clock = StageClock(device)
     scales = model.config.vqvae.scales
@@ -45,6 +111,18 @@ def attach(model, device) -> StageClock:
     clock.wrap(model.refiner, "sample", lambda *_: "refiner")
     clock.wrap(model.vqvae, "decode", lambda *_: "decoder")
     return clock
+
+
+def stage_rows(seconds: dict[str, float], work: dict[str, tuple[int, int]]) -> dict[str, dict[str, float]]:
+    """What each stage took, computed and had to read."""
+    return {name: {"seconds": value, "tflop": work.get(name, (0, 0))[0] / TERA,
+                   "gigabytes": work.get(name, (0, 0))[1] / GIGA} for name, value in seconds.items()}
+
+
+def case_work(model: VARSR, case: Case, weight_size: int | None = None) -> dict[str, tuple[int, int]]:
+    """`stage_work` of a model's generation."""
+    key_size = model.dtype.itemsize
+    return stage_work(model.config, case.options, case.fastvar, case.batch_size, weight_size or key_size, key_size)
 
 
 def stage_work(config, options, fastvar, batch: int, weight_size: int, key_size: int) -> dict[str, tuple[int, int]]:
@@ -65,54 +143,37 @@ def stage_work(config, options, fastvar, batch: int, weight_size: int, key_size:
     return work
 
 
-def settings(args: argparse.Namespace, config):
-    """Sampling options and token pruning that the flags ask for."""
-    import dataclasses
-
-    from inference.settings import fast_generation, fast_pruning
-    options = fast_generation(config) if args.fast else config.generation
-    if args.cfg is not None:
-        options = dataclasses.replace(options, cfg=args.cfg)
-    return options, fast_pruning(config) if args.fast else None
-
-
 def main(argv: list[str] | None = None) -> int:
     """Measure and report."""
     args = build_parser().parse_args(argv)
 
-    import torch
-
     from benchmarks.machine import describe, gemm_rate, peak_memory, read_rate, synchronize
     model, load_seconds = load_subject(args)
     device, dtype = model.device, model.dtype
-    options, fastvar = settings(args, model.config)
-    size = model.config.image_size
-    inputs = ((torch.rand(args.batch_size, 3, size, size, device=device), None) if model.config.is_super_resolution
-              else (None, torch.zeros(args.batch_size, dtype=torch.long, device=device)))
+    case = Case.of(model.config, args.batch_size, args.fast, args.cfg)
+    generate = generation(model, case)
     runs, rates = [], [gemm_rate(device, dtype)]
     # What is recorded as a CUDA graph cannot be timed in parts.
     clock = attach(model, device) if model.graphs is None else StageClock(device)
     for _ in range(args.runs + 1):  # the first is the warm-up
         clock.sums.clear()
         start = time.perf_counter()
-        model.generate(*inputs, options=options, fastvar=fastvar)
+        generate()
         synchronize(device)
         runs.append((time.perf_counter() - start, dict(clock.sums)))
     peak = peak_memory(device)
     rates.append(gemm_rate(device, dtype))  # a busy moment must not pass for the machine's limit
     total, stages = sorted(runs[1:], key=lambda run: run[0])[args.runs // 2]
-    weight_size = 1 if args.dtype in EIGHT_BIT else dtype.itemsize
-    work = stage_work(model.config, options, fastvar, args.batch_size, weight_size, dtype.itemsize)
+    work = case_work(model, case, 1 if args.dtype in EIGHT_BIT else None)
     tflop = sum(flops for flops, _ in work.values()) / TERA
     result = {
         "model": args.model or args.preset, "dtype": args.dtype, "device": str(device), "batch_size": args.batch_size,
-        "cfg": options.cfg, "fast": args.fast, "compile": args.compile,
+        "cfg": case.options.cfg, "fast": args.fast, "compile": args.compile,
         "machine": describe(device), "gemm_tflops": max(rates) / TERA,
         "read_gb_per_second": read_rate(device) / GIGA, "load_seconds": load_seconds, "first_seconds": runs[0][0],
         "seconds": total, "all_seconds": [run[0] for run in runs[1:]], "tflop": tflop,
         "share_of_gemm_rate": tflop * TERA / total / max(rates), "peak_memory_gb": peak / GIGA,
-        "stages": {name: {"seconds": value, "tflop": work.get(name, (0, 0))[0] / TERA,
-                          "gigabytes": work.get(name, (0, 0))[1] / GIGA} for name, value in stages.items()},
+        "stages": stage_rows(stages, work),
     }
     print_table(result)
     if args.output:

@@ -13,10 +13,18 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.clock import StageClock
 from utils.flags import DTYPES
+
+if TYPE_CHECKING:
+    import torch
+
+    from inference.report import FileRecord
+    from models.varsr import VARSR
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "testset" / "sample" / "HR"
@@ -51,48 +59,76 @@ def mosaic(side: int):
     return whole
 
 
-def measure(args: argparse.Namespace) -> dict[str, float]:
-    """One size, in this process."""
+def restore_mosaic(model: VARSR, side: int, ext: str) -> tuple[FileRecord, float, float]:
+    """Restore a mosaic to a result of `side` pixels as the scripts do; its record, seconds and processor seconds.
+
+    Raises RuntimeError where it fails.
+    """
     import time
 
-    import torch
-
-    from benchmarks.machine import peak_memory
     from inference.jobs import Job, SizeRequest
     from inference.runner import Runner, RunOptions
-    from inference.settings import RestoreSettings, prepare
-    from models.varsr import VARSR
-    from utils.device import choose_dtype, keep_freed_memory
-
-    device = torch.device(args.device)
-    keep_freed_memory()  # as the scripts do
-    side = round(math.sqrt(args.one * MEGAPIXEL))
-    model = prepare(VARSR.from_pretrained(args.model, device=device, dtype=choose_dtype(args.dtype, device)))
-    size = model.config.image_size
-    model.generate(torch.rand(1, 3, size, size, device=device))  # libraries load with their first use
-    before = peak_memory(device)
+    from inference.settings import RestoreSettings
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "mosaic.png"
         mosaic(side // SCALE).save(source)
-        job = Job(source, Path(folder) / f"result.{args.ext}")
+        job = Job(source, Path(folder) / f"result.{ext}")
         start = time.process_time()
         report = Runner(model, RestoreSettings(model.config.generation), RunOptions(SizeRequest(SCALE))).run([job])
         processor = time.process_time() - start
     record = report.records[0]
     if record.error:
-        raise SystemExit(record.error)
+        raise RuntimeError(record.error)
+    return record, report.seconds, processor
+
+
+def measure(args: argparse.Namespace) -> dict[str, float]:
+    """One size, in this process."""
+    import torch
+
+    from benchmarks.machine import peak_memory
+    from inference.settings import prepare
+    from models.varsr import VARSR
+    from utils.device import choose_dtype, keep_freed_memory
+
+    device = torch.device(args.device)
+    keep_freed_memory()  # as the scripts do
+    model = prepare(VARSR.from_pretrained(args.model, device=device, dtype=choose_dtype(args.dtype, device)))
+    size = model.config.image_size
+    model.generate(torch.rand(1, 3, size, size, device=device))  # libraries load with their first use
+    before = peak_memory(device)
+    record, seconds, processor = restore_mosaic(model, round(math.sqrt(args.one * MEGAPIXEL)), args.ext)
     return {"megapixels": args.one, "dtype": str(model.dtype).removeprefix("torch."), "windows": record.windows,
-            "seconds": report.seconds, "seconds_per_megapixel": report.seconds / args.one,
+            "seconds": seconds, "seconds_per_megapixel": seconds / args.one,
             "processor_seconds_per_megapixel": processor / args.one, "generate_seconds": record.generate_seconds,
             "render_seconds": record.render_seconds, "write_seconds": record.write_seconds,
             "model_mb": before / MEGABYTE, "peak_mb": peak_memory(device) / MEGABYTE}
+
+
+def attach(model: VARSR, device: torch.device) -> StageClock:
+    """A clock on the parts of a large picture, on the host and on the device."""
+    from inference import generate, render
+    from inference.windows import TiledPicture
+    from pictures.result_file import ResultFile
+    clock = StageClock(device)
+    for owner, name, part in (
+            (TiledPicture, "guide", "LR parts (host)"), (generate, "refiner_noise", "noise (host)"),
+            (model, "generate_latent", "generation"), (model, "decode", "decoder"),
+            (model, "decode_unfinished", "decoder"), (model, "finish", "finishing"),
+            (render, "merged_latent", "merging latents (host)"), (render, "wavelet_color_fix", "colour fix (host)"),
+            (ResultFile, "write_rows", "rows to pixels (host)"), (ResultFile, "finish", "encoding the file (host)")):
+        clock.wrap(owner, name, lambda *_, part=part: part)
+    return clock
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure every size and report."""
     args = build_parser().parse_args(argv)
     if args.one is not None:
-        print(json.dumps(measure(args)))
+        try:
+            print(json.dumps(measure(args)))
+        except RuntimeError as error:
+            raise SystemExit(str(error)) from error
         return 0
     import torch
 

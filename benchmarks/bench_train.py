@@ -14,8 +14,11 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +30,7 @@ from training.flags import COMPILE_MODES
 if TYPE_CHECKING:
     import torch
 
+    from models.config import VARSRConfig
     from training.loop import Stage
 
 DEFAULT_PRESET = "varsr-tiny"
@@ -35,6 +39,19 @@ WARM_UP = 2
 TERA, GIGA = 1e12, 1e9
 DATA, FORWARD, BACKWARD, OPTIMISER, AVERAGE, REST = PHASES = (
     "data", "forward", "backward", "optimiser", "moving average", "rest")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained, and how. group: samples that are degraded together (None: as the degradation has it)."""
+
+    config: VARSRConfig
+    stage: str = TRANSFORMER
+    batch_size: int = 6
+    precision: str = "bf16"
+    checkpointing: bool = False
+    compile: str | None = None
+    group: int | None = None
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--device", default="cpu")
     add("--checkpointing", action="store_true", help="recompute activations of blocks")
     add("--compile", choices=[mode for mode in COMPILE_MODES.values() if mode], help="compile the transformer's blocks")
+    add("--group", type=int, help="samples that are degraded together (default: as dataloader/degradation.yml has it)")
     add("--steps", type=int, default=5, help="timed steps; their median counts")
     add("--output", help="JSON file for the result")
     return parser
@@ -62,26 +80,25 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     from benchmarks.machine import describe, gemm_rate, peak_memory
+    from models.config import PRESETS, published_size
     from utils.device import keep_freed_memory
     keep_freed_memory()
     torch.manual_seed(0)
     device, dtype = torch.device(args.device), {"fp32": torch.float32, "fp16": torch.float16,
                                                 "bf16": torch.bfloat16}[args.dtype]
-    stage, name = build_stage(args, device)
+    config = published_size(args.depth) if args.depth else PRESETS[args.preset or DEFAULT_PRESET]
+    task = Task(config, args.stage, args.batch_size, args.dtype, args.checkpointing, args.compile, args.group)
+    stage = build_stage(task, device)
     rates = [gemm_rate(device, dtype)]
-    seconds = step_seconds(stage, args.steps, device)
+    _, seconds = step_seconds(stage, args.steps, device)
     memory = peak_memory(device)
     rates.append(gemm_rate(device, dtype))  # a busy moment must not pass for the machine's limit
-    phases, operations = measured_phases(stage, args, device)
-    tflop = sum(operations.values()) / TERA
+    phases, _ = measured_phases(stage, args.steps, device)
     result = {
-        "model": name, "stage": args.stage, "dtype": args.dtype, "device": str(device), "batch_size": args.batch_size,
-        "checkpointing": args.checkpointing, "compile": args.compile, "machine": describe(device),
-        "gemm_tflops": max(rates) / TERA, "step_seconds": seconds, "samples_per_second": args.batch_size / seconds,
-        "tflop": tflop, "tflops": tflop / seconds, "share_of_gemm_rate": tflop * TERA / seconds / max(rates),
-        "peak_memory_gb": memory / GIGA,
-        "phases": {phase: {"seconds": phases[phase], "tflop": operations[phase] / TERA} for phase in PHASES
-                   if phases[phase] > 0},
+        "model": config.name, "stage": args.stage, "dtype": args.dtype, "device": str(device),
+        "batch_size": args.batch_size, "checkpointing": args.checkpointing, "compile": args.compile,
+        "machine": describe(device), "gemm_tflops": max(rates) / TERA,
+        **rates_of(task, seconds, phases, max(rates)), "peak_memory_gb": memory / GIGA, "phases": phases,
     }
     print_table(result)
     if args.output:
@@ -89,38 +106,53 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def build_stage(args: argparse.Namespace, device: torch.device) -> tuple[Stage, str]:
-    """A training stage on random pictures, and the model's name."""
+def rates_of(task: Task, seconds: float, phases: dict[str, dict[str, float]], gemm: float) -> dict[str, float]:
+    """Samples and operations a second of a step, and their share of a GEMM rate (FLOP/s)."""
+    tflop = sum(phase["tflop"] for phase in phases.values())
+    return {"step_seconds": seconds, "samples_per_second": task.batch_size / seconds, "tflop": tflop,
+            "tflops": tflop / seconds, "share_of_gemm_rate": tflop * TERA / seconds / gemm}
+
+
+def measure(stage: Stage, task: Task, gemm: float, steps: int) -> dict[str, Any]:
+    """A built stage's step: seconds, rates, peak memory, phases (of fewer steps), the last loss."""
+    from benchmarks.machine import peak_memory
+    first, steady = step_seconds(stage, steps, stage.device)
+    peak = peak_memory(stage.device)
+    phases, metrics = measured_phases(stage, 1, stage.device, steps + WARM_UP)
+    return {"batch_size": task.batch_size, "checkpointing": task.checkpointing, "first_seconds": first,
+            **rates_of(task, steady, phases, gemm), "peak_memory_gb": peak / GIGA, "phases": phases,
+            "loss": float(metrics["loss"]), "grad_norm": float(metrics["grad_norm"])}
+
+
+def build_stage(task: Task, device: torch.device) -> Stage:
+    """A training stage on random pictures and random weights, which are made on the device."""
     import torch
 
+    from benchmarks.random_weights import random_model
     from dataloader.degradation import Degradation, DegradationConfig
     from dataloader.pairs import BatchLoader, ClassSource, CropSource, PairSource
-    from models.config import PRESETS, published_size
     from models.initialization import initialize
-    from models.varsr import VARSR
     from training.tokenizer import TokenizerSettings, TokenizerStage
     from training.transformer import TransformerSettings, TransformerStage
-    config = published_size(args.depth) if args.depth else PRESETS[args.preset or DEFAULT_PRESET]
-    side = config.image_size
-
+    config, side = task.config, task.config.image_size
     classes = 1 if config.is_super_resolution else config.num_classes
-    loader = BatchLoader(NoisePictures(side, classes), args.batch_size)
-    if args.stage == TOKENIZER:
+    loader = BatchLoader(NoisePictures(side, classes), task.batch_size, pin_memory=device.type == "cuda")
+    if task.stage == TOKENIZER:
         from models.vqvae import VQVAE
-        settings = TokenizerSettings(batch_size=args.batch_size, precision=args.dtype, adversarial_start=0.0)
-        crops, validation = CropSource(loader), torch.rand(1, 3, side, side)
-        return TokenizerStage(VQVAE(config.vqvae), crops, validation, settings, device), config.name
-    model = VARSR(config)
+        settings = TokenizerSettings(batch_size=task.batch_size, precision=task.precision, adversarial_start=0.0)
+        validation = torch.rand(1, 3, side, side)
+        return TokenizerStage(VQVAE(config.vqvae), CropSource(loader), validation, settings, device)
+    model = random_model(config, torch.float32, device).requires_grad_(True)
     initialize(model)
-    model.transformer.checkpointing = args.checkpointing
-    if args.compile:
+    model.transformer.checkpointing = task.checkpointing
+    if task.compile:
         for block in model.transformer.blocks:
-            block.compile(mode=args.compile)
-    degrade = Degradation(DegradationConfig.load()).and_upsample
-    pairs = PairSource(loader, degrade, args.batch_size) if config.is_super_resolution else ClassSource(loader)
-    validation = pairs.draw(torch.device("cpu"))
-    settings = TransformerSettings(batch_size=args.batch_size, precision=args.dtype)
-    return TransformerStage(model, pairs, validation, settings, device), config.name
+            block.compile(mode=task.compile)
+    degradation = Degradation(DegradationConfig.load(**({"group": task.group} if task.group else {})))
+    pairs = (PairSource(loader, degradation.and_upsample, task.group or task.batch_size) if config.is_super_resolution
+             else ClassSource(loader))
+    settings = TransformerSettings(batch_size=task.batch_size, precision=task.precision)
+    return TransformerStage(model, pairs, pairs.draw(device), settings, device)
 
 
 class NoisePictures:
@@ -137,41 +169,50 @@ class NoisePictures:
         return self.pictures[position % len(self.pictures)], self.labels[position % len(self.labels)]
 
 
-def step_seconds(stage: Stage, steps: int, device: torch.device) -> float:
-    """Median of whole steps."""
-    from statistics import median
-
+def step_seconds(stage: Stage, steps: int, device: torch.device, first: int = 0) -> tuple[float, float]:
+    """Seconds of the first step, and of `steps` steps after `WARM_UP`: their median; on a GPU, which is waited for as
+    in training, so not after each of them, their mean. first: the number of the first step."""
     from benchmarks.machine import synchronize
-    times = []
-    for iteration in range(WARM_UP + steps):
-        start = time.perf_counter()
-        stage.train_step(iteration)
-        synchronize(device)
-        times.append(time.perf_counter() - start)
-    return median(times[WARM_UP:])
+    numbers = count(first)
+
+    def step() -> float:
+        stage.train_step(next(numbers))
+        return time.perf_counter()
+    synchronize(device)
+    began, first_end = time.perf_counter(), step()
+    for _ in range(WARM_UP - 1):
+        step()
+    synchronize(device)
+    ends = [time.perf_counter(), *(step() for _ in range(steps))]
+    synchronize(device)
+    steady = (time.perf_counter() - ends[0]) / steps if device.type == "cuda" else median(
+        after - before for before, after in zip(ends, ends[1:]))
+    return first_end - began, steady
 
 
-def measured_phases(stage: Stage, args: argparse.Namespace,
-                    device: torch.device) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds of the phases in steps that wait after each of them, and operations, which are counted in one more."""
+def measured_phases(stage: Stage, steps: int, device: torch.device,
+                    first: int = 0) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Seconds of the phases in steps that wait after each of them, and operations, which are counted in one more, whose
+    metrics come along."""
     from torch.utils.flop_counter import FlopCounterMode
-    clock = StageClock(device)
-    attach(clock, stage)
-    whole = step_seconds(stage, args.steps, device)
-    count = WARM_UP + args.steps
-    seconds = {phase: clock.sums[phase] / count for phase in PHASES}
+    with StageClock(device) as clock:
+        attach(clock, stage)
+        _, whole = step_seconds(stage, steps, device, first)
+    taken = steps + WARM_UP
+    seconds = {phase: clock.sums[phase] / taken for phase in PHASES}
     seconds[REST] = max(whole - sum(seconds.values()), 0.0)
-    with FlopCounterMode(display=False, custom_mapping=cpu_attention()) as counter:
-        flops = StageClock(device, lambda: float(counter.get_total_flops()))
+    with FlopCounterMode(display=False, custom_mapping=cpu_attention()) as counter, \
+            StageClock(device, lambda: float(counter.get_total_flops())) as flops:
         attach(flops, stage)
-        stage.train_step(count)
+        metrics = stage.train_step(first + taken)
     operations = {phase: flops.sums[phase] for phase in PHASES}
     operations[REST] = counter.get_total_flops() - sum(operations.values())
-    return seconds, operations
+    return {phase: {"seconds": seconds[phase], "tflop": operations[phase] / TERA} for phase in PHASES
+            if seconds[phase] > 0}, metrics
 
 
 def attach(clock: StageClock, stage: Stage) -> None:
-    """A clock on the phases of a stage's steps. It stays: the process measures nothing else afterwards."""
+    """A clock on the phases of a stage's steps."""
     import torch
 
     from training import tokenizer as tokenizer_stage
@@ -179,13 +220,13 @@ def attach(clock: StageClock, stage: Stage) -> None:
     from training.tokenizer import TokenizerStage
     if isinstance(stage, TokenizerStage):
         module = tokenizer_stage
-        clock.wrap(stage.crops, "draw", lambda *_: DATA)
+        clock.wrap(stage.crops, "prepare", lambda *_: DATA)
         for owner, name in ((stage.model, "encode"), (stage.model.quantizer, "forward"),
                             (stage.model, "decode_unclamped"), (stage, "_loss")):
             clock.wrap(owner, name, lambda *_: FORWARD)
     else:
         module = transformer_stage
-        clock.wrap(stage.pairs, "draw", lambda *_: DATA)
+        clock.wrap(stage.pairs, "prepare", lambda *_: DATA)
         clock.wrap(stage.parallel, "forward", lambda *_: FORWARD)
     clock.wrap(torch.Tensor, "backward", lambda *_: BACKWARD)
     clock.wrap(module, "clipped_step", lambda *_: OPTIMISER)

@@ -1,6 +1,7 @@
 """What a benchmark needs to know of the machine: its description, its GEMM rate, a process's peak memory."""
 from __future__ import annotations
 
+import math
 import platform
 import resource
 import sys
@@ -21,12 +22,15 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
+def gemm_rate(device: torch.device, dtype: torch.dtype, seconds: float = GEMM_SECONDS,
+              size: int | None = None) -> float:
     """Best rate in FLOP/s of large square matrix products, over a few seconds."""
-    size = GEMM_SIZES.get(device.type, GEMM_SIZES["cpu"])
+    size = size or GEMM_SIZES.get(device.type, GEMM_SIZES["cpu"])
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best, began = float("inf"), time.perf_counter()
-    while time.perf_counter() - began < GEMM_SECONDS:
+    a @ b  # libraries load with their first use
+    synchronize(device)
+    best, began = math.inf, time.perf_counter()
+    while best == math.inf or time.perf_counter() - began < seconds:
         start = time.perf_counter()
         a @ b
         synchronize(device)
@@ -34,15 +38,15 @@ def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size ** 3 / best
 
 
-def read_rate(device: torch.device) -> float:
-    """Best rate in bytes/s of reading memory far larger than the caches."""
-    values, best = torch.ones(READ_BYTES // 4, device=device), float("inf")
+def read_rate(device: torch.device, size: int = READ_BYTES) -> float:
+    """Best rate in bytes/s of reading memory (of `size` bytes) far larger than the caches."""
+    values, best = torch.ones(size // 4, device=device), float("inf")
     for _ in range(READ_RUNS):
         start = time.perf_counter()
         values.sum()
         synchronize(device)
         best = min(best, time.perf_counter() - start)
-    return READ_BYTES / best
+    return size / best
 
 
 def peak_memory(device: torch.device) -> int:
@@ -51,6 +55,12 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * KILO
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Have `peak_memory` of a GPU begin anew; a process's never does."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def describe(device: torch.device) -> dict[str, str | int]:

@@ -1,6 +1,7 @@
-"""Write a preset's inference export with small random weights: `python -m benchmarks.random_weights PRESET TYPE DIR`.
+"""Models of random weights, for speed does not depend on the values.
 
-A process of its own, so that writing does not count as memory of the process that is measured.
+`python -m benchmarks.random_weights PRESET TYPE DIR` writes a preset's inference export: a process of its own, so that
+writing does not count as memory of the process that is measured. On a GPU a model is made where it is used.
 """
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from models.config import PRESETS, VARSRConfig
 from models.varsr import VARSR
@@ -30,14 +32,23 @@ def narrow_config() -> VARSRConfig:
         refiner=dataclasses.replace(config.refiner, width=32, depth=1, sampling_steps=2))
 
 
-def write_random(preset: str, dtype: torch.dtype, folder: Path) -> None:
-    """Fill and write a preset, or "narrow", in `dtype`. Speed does not depend on the values."""
-    config = dataclasses.replace(narrow_config() if preset == NARROW else PRESETS[preset], inference=True)
+def random_tensors(config: VARSRConfig, dtype: torch.dtype, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    """Small random weights for a configuration."""
     with torch.device("meta"):
         expected = VARSR(config).state_dict()
-    tensors = {name: torch.empty(tensor.shape, dtype=dtype).normal_(std=WEIGHT_STD)
-               for name, tensor in expected.items()}
-    write_folder(config, tensors, folder, dtype)
+    return {name: torch.empty(tensor.shape, dtype=dtype, device=device).normal_(std=WEIGHT_STD)
+            for name, tensor in expected.items()}
+
+
+def random_model(config: VARSRConfig, dtype: torch.dtype, device: torch.device) -> VARSR:
+    """A model of such weights, made on its device; `config.inference` decides whether it can be trained."""
+    return VARSR.from_tensors(config, random_tensors(config, dtype, device), dtype, device)
+
+
+def write_random(preset: str, dtype: torch.dtype, folder: Path) -> None:
+    """Write a preset, or "narrow", in `dtype`."""
+    config = dataclasses.replace(narrow_config() if preset == NARROW else PRESETS[preset], inference=True)
+    write_folder(config, random_tensors(config, dtype), folder, dtype)
 
 
 if __name__ == "__main__":
