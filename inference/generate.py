@@ -5,6 +5,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -25,7 +26,7 @@ TOKENS_THAT_FILL = {"cpu": 4096, "cuda": 16384}  # at the last scale: beyond thi
 ACTIVATION_COPIES = 6  # tensors of a block's widest width that live at the same time
 DECODER_COPIES = 5  # feature maps of the decoder's finest level that live at the same time
 
-T = TypeVar("T")
+T, R = TypeVar("T"), TypeVar("R")
 Progress = Callable[[int], None]  # called with the number of windows just finished
 Work = Sequence[tuple[TiledPicture, Window]]
 OnScale = Callable[[Work, ScaleStep], None]  # called after each scale with the windows whose rows the step holds
@@ -94,19 +95,27 @@ def generate_windows(model: VARSR, work: Work, settings: RestoreSettings, batch:
         by_options.setdefault(settings.for_picture(len(picture.grid)), []).append((picture, window))
     for options, alike in by_options.items():
         coming = ahead(_inputs(model, alike, options, settings), model.device, batch.size)
-        held: list[WindowInput] = []
-        while held := [*held, *islice(coming, max(batch.size - len(held), 0))]:
-            part = held[:batch.size]
-            try:
-                _generate(model, part, options, settings, on_scale)
-            except RuntimeError as error:
-                if not is_out_of_memory(error) or len(part) == 1:
-                    raise
-                batch.halve()
-                continue
-            held = held[len(part):]
+        generate = partial(_generate, model, options=options, settings=settings, on_scale=on_scale)
+        for part, _ in in_batches(coming, batch, generate):
             if progress is not None:
                 progress(len(part))
+
+
+def in_batches(items: Iterable[T], batch: BatchSize, call: Callable[[list[T]], R]) -> Iterator[tuple[list[T], R]]:
+    """Items as many at a time as the batch size says, with what a call makes of them. Running out of memory halves the
+    batch and goes on; only a single item that does not fit raises."""
+    iterator, held = iter(items), []
+    while held := [*held, *islice(iterator, max(batch.size - len(held), 0))]:
+        part = held[:batch.size]
+        try:
+            result = call(part)
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or len(part) == 1:
+                raise
+            batch.halve()
+            continue
+        held = held[len(part):]
+        yield part, result
 
 
 def ahead(items: Iterable[T], device: torch.device, depth: int) -> Iterator[T]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from models.varsr import VARSR
 
-from .generate import BatchSize, ahead, is_out_of_memory
+from .generate import BatchSize, ahead, in_batches
 from .windows import LatentStore, TiledPicture, Window
 
 VARIANCE_FLOOR = 1e-5
@@ -190,21 +189,15 @@ def _cut(top: int, rows: Tensor, width: int, first: int, last: int) -> Iterator[
 def _decode_row(picture: TiledPicture, merged: Tensor, row: int, decode: WindowDecoder, batch: BatchSize,
                 device: torch.device) -> Iterator[tuple[Window, Tensor]]:
     """Decoded pixels (3, S, S) of the windows of a row, whose merged cells are given."""
-    side, held = picture.decoding.window, []
+    side = picture.decoding.window
     coming = ahead(((window, merged[:, :, window.left:window.left + side], picture.window_guide(window))
                     for window in picture.decoding.row(row)), device, batch.size)
-    while held := [*held, *islice(coming, max(batch.size - len(held), 0))]:
-        part = held[:batch.size]
+
+    def decoded(part: Sequence[tuple[Window, Tensor, Tensor]]) -> Sequence[Tensor]:
         windows, cells, guides = zip(*part, strict=True)
-        try:
-            decoded = decode(windows, torch.stack(cells), torch.stack(guides))
-        except RuntimeError as error:
-            if not is_out_of_memory(error) or len(part) == 1:
-                raise
-            batch.halve()
-            continue
-        yield from zip(windows, decoded, strict=True)
-        held = held[len(part):]
+        return decode(windows, torch.stack(cells), torch.stack(guides))
+    for part, pixels in in_batches(coming, batch, decoded):
+        yield from zip((window for window, *_ in part), pixels, strict=True)
 
 
 def _decode_windows(decode: Callable[[Tensor, Tensor], Tensor], picture: TiledPicture, adain: bool,

@@ -129,10 +129,24 @@ def register_plugins() -> None:
 def vips() -> ModuleType:
     """The module, without its cache of operations: it would answer from files that have changed since."""
     import pyvips
-    logging.getLogger("pyvips").setLevel(logging.WARNING)  # it tells of every thread pool
+    _log_warnings_alone(pyvips)
     pyvips.cache_set_max(0)
     pyvips.block_untrusted_set(True)  # its readers of kinds that we never ask for
     return pyvips
+
+
+def _log_warnings_alone(pyvips: ModuleType) -> None:
+    """Take the log handler of pyvips off libvips' messages about every thread pool it opens.
+
+    The handler is Python that C calls. A Ctrl-C that comes while it runs is raised in it, and there it is printed and
+    lost: the program goes on.
+    """
+    logging.getLogger("pyvips").setLevel(logging.WARNING)
+    levels = pyvips.GLogLevelFlags
+    pyvips._remove_log_handler()
+    pyvips._log_handler_id = pyvips.glib_lib.g_log_set_handler(
+        b"VIPS", levels.LEVEL_WARNING | levels.LEVEL_CRITICAL | levels.LEVEL_ERROR | levels.FLAG_FATAL
+        | levels.FLAG_RECURSION, pyvips._log_handler_cb, pyvips.ffi.NULL)
 
 
 def reason(error: Exception) -> str:

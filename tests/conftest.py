@@ -48,6 +48,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)  # first, so that processes beside each other end together
     if config.getoption("--device") is None and not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

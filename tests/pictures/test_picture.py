@@ -184,6 +184,16 @@ def test_unusable_profiles_are_dropped_with_a_warning(tmp_path: Path, icc: bytes
     assert [record.levelname for record in caplog.records] == ["WARNING"] and "a.png" in caplog.text
 
 
+def test_libvips_calls_python_for_warnings_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """A Ctrl-C that comes while C calls Python is lost; libvips speaks of every thread pool otherwise."""
+    png = vips().Image.black(500, 500, bands=3).write_to_buffer(".png")
+    caplog.set_level(0, "pyvips")
+    assert vips().Image.new_from_buffer(png, "").avg() == 0
+    assert not [record for record in caplog.records if record.message.startswith("VIPS:")]
+    vips().Image.new_from_buffer(png[:len(png) // 2], "", fail_on="none").avg()
+    assert [record for record in caplog.records if record.message.startswith("VIPS:")]
+
+
 def test_damaged_exif_is_dropped_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     Image.fromarray(noise(9, 9, 3)).save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\1\2")
     with warnings.catch_warnings():
