@@ -104,15 +104,14 @@ def waiting_share(preset: str, pairs, args: argparse.Namespace, device) -> dict[
     model = VARSR(PRESETS[preset])
     initialize(model)
     waited = {"drawing": 0.0}
-    draw = pairs.draw
+    prepare = pairs.prepare  # which on a GPU runs behind the step before
 
     def timed(*arguments):
         start = time.perf_counter()
-        drawn = draw(*arguments)
+        prepare(*arguments)
         waited["drawing"] += time.perf_counter() - start
-        return drawn
-    pairs.draw = timed
-    validation = draw(device)
+    pairs.prepare = timed
+    validation = pairs.draw(device)
     stage = TransformerStage(model, pairs, validation, TransformerSettings(batch_size=args.batch_size), device)
     for i in range(WARM_UP):
         stage.train_step(i)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.config import HIGH_QUALITY
+from models.sampling import to_device
 from pictures.rgb import BT601
 from utils.errors import UserError
 
@@ -86,11 +87,8 @@ class ResidentCrops:
         room = 1 - self.crops.crop_size
         places = np.stack([start, width, top * (height + room), left * (width + room)], axis=-1).astype(np.int64)
         turns = (turn * self.crops.symmetries).astype(np.int64)
-        return self._sent(places), self._sent(flat < self.crops.flat_probability), self._sent(turns)
-
-    def _sent(self, values: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(values)
-        return (tensor.pin_memory() if self.device.type == "cuda" else tensor).to(self.device, non_blocking=True)
+        on_host = places, flat < self.crops.flat_probability, turns
+        return tuple(to_device(torch.from_numpy(values), self.device) for values in on_host)
 
     def _cut(self, places: Tensor, turns: Tensor | None = None) -> Tensor:
         """Crops (M, S, S, 3) uint8 at places (M, 4) in one of 8 symmetries (M,): see `photo_crops`."""

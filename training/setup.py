@@ -167,11 +167,14 @@ def batch_size(args: argparse.Namespace, ranks: Ranks, default: int) -> int:
 
 def iterations(args: argparse.Namespace, pictures: int, step: int) -> int:
     """Length of the run's course; `step` is the batch of a whole step."""
-    if args.minutes is not None:
-        return TIMED_LENGTH
     if args.ep is None:
-        return args.max_iters or DEFAULT_ITERATIONS
+        return length(args, DEFAULT_ITERATIONS)
     return max(round(args.ep * math.ceil(pictures / step)), 1)
+
+
+def length(args: argparse.Namespace, default: int) -> int:
+    """Of the course of a run that is not counted in epochs."""
+    return TIMED_LENGTH if args.minutes is not None else args.max_iters or default
 
 
 def tune(args: argparse.Namespace, model: VARSR, device: torch.device) -> None:

@@ -22,8 +22,8 @@ from utils.ranks import Ranks
 from .flags import BOTH, PATCH
 from .model import preset_config
 from .perceptual import Perceptual, find_perceptual
-from .schedule import TIMED_LENGTH, short_warmup
-from .setup import loader, resident
+from .schedule import short_warmup
+from .setup import length, loader, resident
 from .tokenizer import TokenizerSettings, TokenizerStage
 
 log = logging.getLogger(__name__)
@@ -83,11 +83,10 @@ def tokenizer_settings(args: argparse.Namespace, device: torch.device, perceptua
     adversary = args.adversary or (BOTH if perceptual.features else PATCH)
     if adversary != PATCH and perceptual.features is None:
         raise UserError(f"--adversary {adversary} needs a perceptual network: {perceptual.description}")
-    length = TIMED_LENGTH if args.minutes is not None else args.max_iters or TokenizerSettings.max_iters
-    warmup = args.warmup_iters
+    max_iters, warmup = length(args, TokenizerSettings.max_iters), args.warmup_iters
     if warmup is None:
-        warmup = short_warmup(TokenizerSettings.warmup_iters, length)
-    return TokenizerSettings(adversary=adversary, max_iters=length, learning_rate=args.lr, warmup_iters=warmup,
+        warmup = short_warmup(TokenizerSettings.warmup_iters, max_iters)
+    return TokenizerSettings(adversary=adversary, max_iters=max_iters, learning_rate=args.lr, warmup_iters=warmup,
                              precision=training_precision(args.precision, device),
                              **{name: getattr(args, name) for name in SETTING_FLAGS})
 
