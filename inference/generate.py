@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from models.config import GenerationConfig
-from models.varsr import VARSR, RefinerNoise, ScaleStep
+from models.generation import Branches, RefinerNoise, ScaleStep
+from models.varsr import VARSR
 
+from .evidence import first_varied, sample_seed, token_evidence, varied
 from .settings import RestoreSettings
 from .windows import TiledPicture, Window, place_seed, refiner_noise
 
@@ -49,11 +51,11 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def automatic_batch_size(model: VARSR, guided: bool) -> BatchSize:
-    """As many windows as keep the device busy, if that many fit into its free memory."""
+def automatic_batch_size(model: VARSR, guided: bool, results: int = 1) -> BatchSize:
+    """As many windows as keep the device busy, if that many, with so many results each, fit into its free memory."""
     kind = model.device.type if model.device.type in TOKENS_THAT_FILL else "cuda"
     paying = max(TOKENS_THAT_FILL[kind] // model.config.vqvae.side ** 2, 1)
-    fitting = int(MEMORY_SHARE * free_memory(model.device) / window_bytes(model, guided))
+    fitting = int(MEMORY_SHARE * free_memory(model.device) / (results * window_bytes(model, guided)))
     return BatchSize(max(min(paying, fitting), 1))
 
 
@@ -156,21 +158,48 @@ def _inputs(model: VARSR, work: Work, options: GenerationConfig, settings: Resto
 def _generate(model: VARSR, part: Sequence[WindowInput], options: GenerationConfig, settings: RestoreSettings,
               on_scale: OnScale | None) -> None:
     work = [(each.picture, each.window) for each in part]
-    watched = on_scale is not None or any(set(picture.latents) - {picture.config.vqvae.side} for picture, _ in work)
+    watched = on_scale is not None or any(
+        set(picture.latents) - {picture.config.vqvae.side} or picture.evidence is not None for picture, _ in work)
+    evidence: list[Tensor] = []
 
     def keep(step: ScaleStep) -> None:
         for (picture, window), latent in zip(work, step.f_hat, strict=True):
             if step.side in picture.latents and step.side != picture.config.vqvae.side:
                 picture.latents[step.side][window.index] = latent.cpu()
+        if any(picture.evidence is not None for picture, _ in work):
+            evidence.append(token_evidence(step, model.config.vqvae.side))
         if on_scale is not None:
             on_scale(work, step)
     noise = RefinerNoise(torch.cat([each.noise.initial for each in part]),
                          torch.cat([each.noise.fresh for each in part], dim=1))
     latents = model.generate_latent(torch.stack([each.guide for each in part]), options=options,
                                     seed=[each.seed for each in part], refiner_noise=noise,
-                                    on_scale=keep if watched else None, fastvar=settings.fastvar).float().cpu()
+                                    on_scale=keep if watched else None, fastvar=settings.fastvar,
+                                    branches=_branches(model, work, options, settings.seed)).float().cpu()
+    for (picture, window), maps in zip(work, torch.cat(evidence, dim=1).cpu() if evidence else (), strict=False):
+        if picture.evidence is not None:
+            picture.evidence[window.index] = maps
     for (picture, window), latent in zip(work, latents, strict=True):
         picture.finished[window.index] = latent
+
+
+def _branches(model: VARSR, work: Work, options: GenerationConfig, seed: int) -> Branches | None:
+    """The further results of windows, kept in their pictures' stores; None where none are asked for."""
+    count = len(work[0][0].samples)
+    if not count:
+        return None
+    seeds = [sample_seed(seed, sample) for sample in range(count)]
+    steps = model.config.refiner_steps(options)
+    noise = [refiner_noise(model.config, each, [window], steps) for _, window in work for each in seeds]
+
+    def keep(latents: Tensor) -> None:
+        for (picture, window), copies in zip(work, latents.float().cpu(), strict=True):
+            for store, latent in zip(picture.samples, copies, strict=True):
+                store[window.index] = latent
+    return Branches(first_varied(model.config), varied(options),
+                    [place_seed(each, window.top, window.left) for _, window in work for each in seeds],
+                    RefinerNoise(torch.cat([each.initial for each in noise]),
+                                 torch.cat([each.fresh for each in noise], dim=1)), keep)
 
 
 def batch_size_for(model: VARSR, settings: RestoreSettings) -> BatchSize:
@@ -178,4 +207,4 @@ def batch_size_for(model: VARSR, settings: RestoreSettings) -> BatchSize:
     if settings.batch_size is not None:
         return BatchSize(settings.batch_size)
     guided = max(settings.generation.cfg, settings.generation.tiled_cfg or 0) > 0
-    return automatic_batch_size(model, guided)
+    return automatic_batch_size(model, guided, 1 + (settings.uncertainty.samples if settings.uncertainty else 0))

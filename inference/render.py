@@ -64,11 +64,16 @@ def wavelet_color_fix(target: Tensor, source: Tensor) -> Tensor:
 
 
 def merged_latent(picture: TiledPicture, latents: LatentStore, top: int, height: int | None = None) -> Tensor:
-    """`height` cells from row `top` on (by default a window's), (c, height, w): every window's latent by its share,
-    summed. Rows past the grid are zero."""
+    """`height` cells of the latent from row `top` on, by default a window's (`merged_cells`)."""
+    channels = picture.config.vqvae.latent_channels
+    return merged_cells(picture, latents, channels, top, picture.grid.window if height is None else height)
+
+
+def merged_cells(picture: TiledPicture, maps: LatentStore, channels: int, top: int, height: int) -> Tensor:
+    """`height` cells from row `top` on, (channels, height, w): every window's map by its share, summed. Rows past the
+    grid are zero."""
     grid = picture.grid
-    height = grid.window if height is None else height
-    merged = torch.zeros(picture.config.vqvae.latent_channels, height, grid.columns.length)
+    merged = torch.zeros(channels, height, grid.columns.length)
     for row in grid.rows.reaching(top, top + height):
         start = grid.rows.starts[row]
         first, last = max(start, top), min(start + grid.window, top + height)
@@ -76,7 +81,7 @@ def merged_latent(picture: TiledPicture, latents: LatentStore, top: int, height:
         down = grid.rows.shares[row][own, None]
         for window in grid.row(row):
             share = down * grid.columns.shares[window.column]
-            merged[:, cells, window.left:window.left + grid.window] += latents[window.index][:, own] * share
+            merged[:, cells, window.left:window.left + grid.window] += maps[window.index][:, own] * share
     return merged
 
 
@@ -135,7 +140,7 @@ def render(model: VARSR, picture: TiledPicture, latents: LatentStore, color_fix:
         return _decoded(picture, latents, decode, batch, first, last, model.device)
 
     def finished(first: int, last: int) -> Iterator[Band]:
-        return _filtered(decoded, finish, finish.reach, first, last, picture.height, PART)
+        return filtered(decoded, finish, finish.reach, first, last, picture.height, PART)
 
     def fix(rows: Tensor, start: int) -> Tensor:
         return wavelet_color_fix(rows, picture.guide(start, 0, rows.shape[1], picture.width))
@@ -143,11 +148,11 @@ def render(model: VARSR, picture: TiledPicture, latents: LatentStore, color_fix:
     if color_fix == "wavelet":
         def coming(first: int, last: int) -> Iterator[Band]:
             return ahead(restored(first, last), model.device, 1)
-        return _filtered(coming, fix, WAVELET_REACH, top, bottom, picture.height)
+        return filtered(coming, fix, WAVELET_REACH, top, bottom, picture.height)
     return restored(top, bottom)
 
 
-def _filtered(bands: Callable[[int, int], Iterator[Band]], apply: Callable[[Tensor, int], Tensor], reach: int,
+def filtered(bands: Callable[[int, int], Iterator[Band]], apply: Callable[[Tensor, int], Tensor], reach: int,
               top: int, bottom: int, height: int, least: int = 1) -> Iterator[Band]:
     """Rows [top, bottom) of what a filter (see `with_context`) makes of a picture of `height` rows, whose rows `bands`
     gives."""

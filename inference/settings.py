@@ -22,6 +22,7 @@ from utils.flags import DTYPES, EIGHT_BIT
 from .windows import MIN_OVERLAP
 
 if TYPE_CHECKING:
+    from models.error_model import Calibration
     from models.fastvar import PrunedScale
     from models.varsr import VARSR
 
@@ -99,6 +100,14 @@ def prepare(model: VARSR, eight_bit: str | None = None, compiled: bool = False) 
 
 
 @dataclass(frozen=True)
+class UncertaintySettings:
+    """How a result's errors are estimated. samples: further results whose spread is looked at, 0 for none."""
+
+    samples: int = 0
+    calibration: Calibration | None = None  # None: the map is a guess
+
+
+@dataclass(frozen=True)
 class RestoreSettings:
     """How pictures are restored, beyond the model's own sampling settings."""
 
@@ -108,6 +117,7 @@ class RestoreSettings:
     color_fix: str = "wavelet"
     overlap: float = MIN_OVERLAP  # of neighbouring windows
     fastvar: FastVARConfig | None = None  # token pruning
+    uncertainty: UncertaintySettings | None = None  # estimate errors too
 
     def for_picture(self, windows: int) -> GenerationConfig:
         """The sampling settings for a picture of so many windows: one of several has a guidance of its own where the

@@ -139,7 +139,8 @@ class TiledPicture:
     picture is smaller; the guide repeats its edge pixels there. `decoding` is the grid of the windows that the merged
     latent is decoded in: denser, since a decoded window depends on its surroundings, most of all at its edges, and
     decoding costs a fraction of generating. `latents[side]`: the windows' latents after the scale
-    of that side; the last one's are the finished ones.
+    of that side; the last one's are the finished ones. `evidence`: how decided their tokens were, (2K, N, N) a window,
+    where that is asked for; `samples`: the finished latents of further results.
     """
 
     def __init__(self, source: PictureSource, size: tuple[int, int], config: VARSRConfig,
@@ -152,6 +153,8 @@ class TiledPicture:
         self.grid = WindowGrid(*cells, side, overlap)
         self.decoding = WindowGrid(*cells, side, DECODING_OVERLAP, round(DECODING_EDGE * side))
         self.latents = latents if latents is not None else {config.vqvae.side: {}}
+        self.evidence: LatentStore | None = None
+        self.samples: list[LatentStore] = []
 
     @property
     def finished(self) -> LatentStore:

@@ -104,6 +104,12 @@ class LayerCache:
         for stored in (self.keys, self.values):
             stored[rows:2 * rows, :, :self.filled] = stored[:rows, :, :self.filled]
 
+    def continue_from(self, other: LayerCache, rows: int, count: int) -> None:
+        """Begin with what the first `rows` rows of another cache have stored, each `count` times."""
+        self.filled = other.filled
+        for own, stored in ((self.keys, other.keys), (self.values, other.values)):
+            own[:rows * count, :, :self.filled] = stored[:rows, :, :self.filled].repeat_interleave(count, 0)
+
 
 class KVCache:
     """One `LayerCache` a block.
@@ -123,6 +129,11 @@ class KVCache:
         """Let twice the rows go on from what is stored (`LayerCache.branch`)."""
         for layer in self.layers:
             layer.branch(rows)
+
+    def continue_from(self, other: KVCache, rows: int, count: int) -> None:
+        """Begin with what another cache holds (`LayerCache.continue_from`)."""
+        for own, layer in zip(self.layers, other.layers, strict=True):
+            own.continue_from(layer, rows, count)
 
     def start_level(self, level: int, last: bool) -> None:
         """To be called before every level. Of the last one's tokens, a third of all, nothing is stored: none follow."""

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from os import PathLike
 from typing import NamedTuple, Protocol
 
@@ -14,35 +13,14 @@ from torch import Tensor, nn
 from utils.errors import UserError
 
 from .config import FULL_PRECISION, HIGH_QUALITY, GenerationConfig, LossConfig, VARSRConfig
-from .fastvar import FastVARConfig, TokenPruner
+from .fastvar import FastVARConfig
+from .generation import Branches, Generation, RefinerNoise, ScaleStep
 from .refiner import DiffusionRefiner
-from .sampling import Noise, guide, gumbel_mixture, sample_codes, to_device
+from .sampling import Noise, to_device
 from .transformer import VARTransformer
 from .vqvae import VQVAE
 
 REFINER_LOSS_WEIGHT = 2.0
-
-
-@dataclass
-class ScaleStep:
-    """What one scale decided; given to `on_scale` callbacks."""
-
-    scale: int  # 0-based
-    side: int
-    logits: Tensor  # guided, (B, n_k^2, V)
-    codes: Tensor  # (B, n_k^2)
-    f_hat: Tensor  # (B, c, N, N), the latent so far
-
-
-@dataclass
-class RefinerNoise:
-    """Noise of the refiner, when the caller decides it: initial (B, N^2, c), fresh (steps, B, N^2, c).
-
-    As many steps are taken as `fresh` has.
-    """
-
-    initial: Tensor
-    fresh: Tensor
 
 
 class Losses(NamedTuple):  # a tuple, because FSDP looks for tensors in those alone
@@ -193,8 +171,11 @@ class VARSR(nn.Module):
     def generate_latent(self, lr: Tensor | None = None, labels: Tensor | None = None,
                         options: GenerationConfig | None = None, seed: int | Sequence[int] = 0,
                         on_scale: Callable[[ScaleStep], None] | None = None, refiner_noise: RefinerNoise | None = None,
-                        fastvar: FastVARConfig | None = None) -> Tensor:
-        """As `generate`, without the decoder: the refined latent (B, c, N, N) float32."""
+                        fastvar: FastVARConfig | None = None, branches: Branches | None = None) -> Tensor:
+        """As `generate`, without the decoder: the refined latent (B, c, N, N) float32.
+
+        branches: further results, which go on from what the coarse scales decided.
+        """
         options = options or self.config.generation
         self.config.check_options(options)
         labels = self._labels(lr, labels)
@@ -207,62 +188,40 @@ class VARSR(nn.Module):
             inputs["fresh"] = to_device(refiner_noise.fresh, self.device)
 
         def generate(given: dict[str, Tensor], noise: Noise) -> Tensor:
-            return self._generate(given, noise, options, on_scale, fastvar)
-        if self.graphs is None or on_scale is not None:
+            return self._generate(given, noise, options, on_scale, fastvar, branches)
+        if self.graphs is None or on_scale is not None or branches is not None:
             return generate(inputs, Noise(seeds, self.device))
         kind = (options, None if fastvar is None else fastvar.key)
         return self.graphs.generate(kind, generate, inputs, seeds, self.device)
 
     def _generate(self, inputs: dict[str, Tensor], noise: Noise, options: GenerationConfig,
-                  on_scale: Callable[[ScaleStep], None] | None, fastvar: FastVARConfig | None) -> Tensor:
+                  on_scale: Callable[[ScaleStep], None] | None, fastvar: FastVARConfig | None,
+                  branches: Branches | None = None) -> Tensor:
         """The generation itself, from what lies on the device and nothing else, so that it can be recorded.
 
         inputs: labels (B,); lr (B, 3, S, S) in [-1, 1] for super-resolution; initial and fresh of `RefinerNoise` where
         the caller decides it.
         """
-        scales, transformer, quantizer = self.config.vqvae.scales, self.transformer, self.vqvae.quantizer
-        labels, batch = inputs["labels"], len(inputs["labels"])
-        first_guided = options.cfg_from_scale if options.cfg > 0 else len(scales)
-        unconditional = torch.full_like(labels, self.config.transformer.class_rows - 1)
-        labels = torch.cat([labels, unconditional]) if options.cfg > 0 else labels
-
-        modulations, head_modulation = transformer.modulations(labels)  # once per generation, not per scale
-        cache = transformer.new_cache(len(labels), self.dtype, self.device)
-        pruner = None if fastvar is None else TokenPruner(fastvar, scales)
-        prefix = transformer.prefix_encoder(inputs["lr"]) if "lr" in inputs else None
-        f_hat = torch.zeros(batch, self.config.vqvae.latent_channels, quantizer.side, quantizer.side,
-                            device=self.device)
-        for k, side in enumerate(scales):
-            guided = k >= first_guided
-            copies = 2 if guided else 1
-            if k and k == first_guided:  # unconditional rows begin here, from what the conditional ones have seen
-                cache.branch(batch)
-                if pruner is not None:
-                    pruner.branch()
-            rows = slice(copies * batch)
-            if k == 0:
-                x = transformer.start_tokens(labels[rows], None if prefix is None else prefix.repeat(copies, 1, 1))
-            else:
-                x = transformer.scale_tokens(quantizer.next_input(f_hat, k), k, prefix).repeat(copies, 1, 1)
-            hidden = transformer.forward_level(x, k, [each[rows] for each in modulations], cache, pruner)
-            logits = transformer.logits(hidden, head_modulation[rows])
-            strength = self.guidance(options.cfg, k)
-            logits = guide(logits[:batch], logits[batch:] if guided else None, strength)
-            codes = sample_codes(logits, options.top_k, options.top_p, noise)
-            if options.more_smooth:
-                weights = gumbel_mixture(logits, self.progress(k), noise)
-                embedding = (weights @ quantizer.codebook.weight.float()).transpose(1, 2).unflatten(2, (side, side))
-            else:
-                embedding = quantizer.lookup(codes, k)
-            f_hat = f_hat + quantizer.contribution(embedding, k)
+        prefix = self.transformer.prefix_encoder(inputs["lr"]) if "lr" in inputs else None
+        generation = Generation(self, inputs["labels"], prefix, options, noise, fastvar)
+        fork, count = None, len(self.config.vqvae.scales)
+        for k in range(count):
+            if branches is not None and k == branches.scale:
+                fork = generation.fork(k, branches.options, Noise(branches.seeds, self.device))
+            step = generation.step(k)
             if on_scale is not None:
-                on_scale(ScaleStep(k, side, logits, codes, f_hat))
-        del cache, pruner  # the refiner needs memory too
+                on_scale(step)
         if "initial" in inputs:
             refiner_noise = RefinerNoise(inputs["initial"], inputs["fresh"])
         else:
             refiner_noise = self._refiner_noise(self.config.refiner_steps(options), noise)
-        return f_hat + self._refine(hidden, embedding, strength if guided else None, refiner_noise)
+        latent = generation.refined(refiner_noise)
+        if fork is not None:
+            for k in range(branches.scale, count):
+                fork.step(k)
+            copies = fork.refined(branches.refiner_noise.on(self.device))
+            branches.keep(copies.unflatten(0, (len(latent), -1)))
+        return latent
 
     def progress(self, scale: int) -> float:
         """How far generation has come at a scale: k / (K-1), class-to-image (k+1) / (K-1)."""
@@ -305,7 +264,7 @@ class VARSR(nn.Module):
         drawn = noise.normal(steps + 1, config.side ** 2, config.latent_channels).transpose(0, 1)
         return RefinerNoise(drawn[0], drawn[1:])
 
-    def _refine(self, hidden: Tensor, embedding: Tensor, guidance: float | None, noise: RefinerNoise) -> Tensor:
+    def refine(self, hidden: Tensor, embedding: Tensor, guidance: float | None, noise: RefinerNoise) -> Tensor:
         """Refiner's residual (B, c, N, N) given the last scale's hidden states and chosen code vectors."""
         batch, _, side, _ = embedding.shape
         chosen = self._code_features(embedding.flatten(2).transpose(1, 2)).repeat(len(hidden) // batch, 1, 1)

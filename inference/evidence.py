@@ -1,0 +1,49 @@
+"""What a generation knows of its own uncertainty: how undecided each token was, and further results of other seeds."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.config import GenerationConfig, VARSRConfig
+from models.generation import ScaleStep
+
+from .windows import place_seed
+
+SHARED_SHARE = 0.1  # of the tokens, those of the coarse scales that further results share
+VARIED_TOP_P = 0.9  # nucleus of further results, where the model itself takes the likeliest code
+
+
+def varied(options: GenerationConfig) -> GenerationConfig:
+    """How further results sample: as the model does, or from a nucleus where it takes the likeliest code always."""
+    return replace(options, top_k=0, top_p=VARIED_TOP_P) if options.top_k == 1 else options
+
+
+def first_varied(config: VARSRConfig) -> int:
+    """The first scale (0-based) that further results do not share: the coarse ones before it say what is in the picture
+    and have a tenth of the tokens at most."""
+    sides = config.vqvae.scales
+    total = sum(side * side for side in sides)
+    shared = [k for k in range(1, len(sides)) if sum(side * side for side in sides[:k]) <= SHARED_SHARE * total]
+    return max(shared, default=1)
+
+
+def sample_seed(seed: int, sample: int) -> int:
+    """The seed of a picture's further result."""
+    return place_seed(seed, -1 - sample)  # no window has such a place
+
+
+def token_evidence(step: ScaleStep, side: int) -> Tensor:
+    """How undecided the tokens of a scale were, (B, 2, side, side), each at the place where its token acts: entropy, as
+    a share of the largest, and how much likelier the likeliest code was than the next."""
+    logits = step.logits.float()
+    best, code = logits.max(-1, keepdim=True)
+    below = logits - best
+    mass = below.exp()
+    total = mass.sum(-1)
+    entropy = (total.log() - (mass * below).sum(-1) / total) / torch.tensor(float(logits.shape[-1])).log()
+    margin = (1 - mass.scatter(-1, code, 0).amax(-1)) / total
+    maps = torch.stack([entropy, margin], dim=1).unflatten(2, (step.side, step.side))
+    return F.interpolate(maps, size=(side, side), mode="bilinear")

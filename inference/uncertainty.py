@@ -1,0 +1,148 @@
+"""How far a result may be from the truth, pixel by pixel: what one generation knows of that for nothing, and the map
+that a calibrated network (`models/error_model.py`) makes of it.
+
+Known are, for every token of every scale, how undecided the guided distribution was; the contrasts of the result and
+of the LR picture around each pixel; how far one is from the other; and, where further results were asked for, how far
+those are apart. The map is made at half the result's resolution, for errors are not known more sharply than that.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.config import VARSRConfig
+from models.error_model import ErrorHead
+from pictures.rgb import BT601
+
+from .render import Band, merged_cells
+from .settings import UncertaintySettings
+from .windows import TiledPicture
+
+LEVELS = 255.0
+CELL = 2  # pixels of a result to a pixel of the grid that errors are estimated on
+RADII = (1, 3, 7)  # of neighbourhoods on that grid
+LAG = 2  # radius of the blur within which result and LR picture ought to agree
+REACH = CELL * (max(RADII) + LAG + 1)  # pixels to each side that a pixel of the map depends on
+QUIET = 0.5  # levels: contrasts below are all alike
+LUMA_INPUTS = ("luma", "distance of luma from the middle")
+
+
+def input_names(config: VARSRConfig) -> dict[str, tuple[str, ...]]:
+    """Names of the inputs of a model's heads, in their order."""
+    of_scales = [f"{what} of {side}x{side}" for side in config.vqvae.scales for what in ("entropy", "margin")]
+    contrasts = [f"contrast of {what} within {radius}" for what in ("LR", "SR") for radius in RADII]
+    changes = [*(f"change within {radius}" for radius in RADII[:2]), "change that a blur keeps", "gradient"]
+    one = (*of_scales, *contrasts, *changes, *LUMA_INPUTS)
+    return {"one": one, "several": (*one, *(f"spread within {radius}" for radius in RADII[:2]))}
+
+
+class ErrorMap:
+    """Estimates errors in rows of one picture, and remembers its mean inputs."""
+
+    reach = REACH
+
+    def __init__(self, picture: TiledPicture, settings: UncertaintySettings) -> None:
+        self.picture, self.settings = picture, settings
+        names = input_names(picture.config)["several" if settings.samples else "one"]
+        self.inputs = len(names)
+        self.head: ErrorHead | None = settings.calibration and settings.calibration.head(settings.samples)
+        self.total, self.pixels = torch.zeros(self.inputs), 0
+
+    def __call__(self, rows: Tensor, top: int) -> Tensor:
+        """Rows (3, n, W) in [0, 1] of the result from `top` on, or (4, n, W) of `with_spread`, to the expected absolute
+        error of luma in levels (1, n, W). The first and last `reach` rows are only right at the picture's edges."""
+        above = top % CELL  # whole cells; the rows above are context that nobody sees
+        inputs = self.inputs_of(rows, top, above)
+        errors = self.head(inputs) if self.head is not None else uncalibrated(inputs, self.picture.config)
+        fine = F.interpolate(errors[None, None], scale_factor=CELL, mode="bilinear")[0]
+        return fine[:, above:above + rows.shape[1], :rows.shape[2]]
+
+    def inputs_of(self, rows: Tensor, top: int, above: int = 0) -> Tensor:
+        """The inputs (F, h, w) of rows as above, on the coarser grid."""
+        height, width = rows.shape[1:]
+        guide = self.picture.guide(top, 0, height, width)
+        padding = (0, -width % CELL, above, -(above + height) % CELL)
+        luma, lr = (F.pad(_luma(each)[None, None], padding, mode="replicate")[0, 0] for each in (rows[:3], guide))
+        cells = self._cells(top - above, *(side // CELL for side in luma.shape))
+        inputs = [cells, *_picture_inputs(luma, lr)]
+        if self.settings.samples:
+            spread = F.avg_pool2d(F.pad(rows[3][None, None], padding, mode="replicate"), CELL)[0]
+            inputs += [_log(_mean(spread, radius)) for radius in RADII[:2]]
+        return torch.cat(inputs)
+
+    def remember(self, inputs: Tensor) -> None:
+        """Count inputs (F, h, w) among those of the picture."""
+        self.total += inputs.flatten(1).sum(1)
+        self.pixels += inputs[0].numel()
+
+    def _cells(self, top: int, height: int, width: int) -> Tensor:
+        """What the tokens say, (2K, height, width) from row `top` of the result on."""
+        factor, grid = self.picture.factor, self.picture.grid
+        first = max(top // factor - 1, 0)
+        last = min(-(-(top + height * CELL) // factor) + 1, grid.rows.length)
+        merged = merged_cells(self.picture, self.picture.evidence, 2 * len(self.picture.config.vqvae.scales), first,
+                              last - first)
+        fine = F.interpolate(merged[None], scale_factor=factor / CELL, mode="bilinear")[0]
+        start = (top - first * factor) // CELL
+        inside = fine[:, start:start + height, :width]
+        return F.pad(inside[None], (0, width - inside.shape[2], 0, height - inside.shape[1]), mode="replicate")[0]
+
+    @property
+    def strangeness(self) -> float | None:
+        """How far the picture is from those of the calibration; above 1: outside. None where that cannot be told."""
+        if self.head is None or not self.pixels:
+            return None
+        return self.head.strangeness(self.total / self.pixels)
+
+
+def _luma(image: Tensor) -> Tensor:
+    """(3, h, w) in [0, 1] to levels (h, w)."""
+    return (image * torch.tensor(BT601).view(3, 1, 1)).sum(0) * LEVELS
+
+
+def _mean(maps: Tensor, radius: int) -> Tensor:
+    """Means (B, h, w) of maps over squares of 2 radius + 1 cells; edge cells go on past the edges."""
+    padded = F.pad(maps[:, None], (radius,) * 4, mode="replicate")
+    return F.avg_pool2d(padded, 2 * radius + 1, 1)[:, 0]
+
+
+def _log(levels: Tensor) -> Tensor:
+    return (levels + QUIET).log()
+
+
+def _picture_inputs(luma: Tensor, lr: Tensor) -> Iterator[Tensor]:
+    """Inputs (F, h, w) of the result's and the enlarged LR picture's luma, (2h, 2w) each in levels."""
+    both = torch.stack([lr, luma])
+    mean, square = (F.avg_pool2d(each[:, None], CELL)[:, 0] for each in (both, both.square()))
+    contrasts = [(_mean(square, radius) - _mean(mean, radius).square()).clamp(min=0).sqrt() for radius in RADII]
+    yield torch.stack([_log(contrast[i]) for i in range(2) for contrast in contrasts])
+    change = luma - lr
+    size = F.avg_pool2d(change.abs()[None, None], CELL)[0]
+    kept = _mean(_mean(F.avg_pool2d(change[None, None], CELL)[0], LAG).abs(), RADII[1])
+    steps = (F.pad(mean[1:], (0, 1, 0, 1), mode="replicate").diff(dim=axis).abs() for axis in (1, 2))
+    down, across = steps
+    gradient = _mean(down[:, :, :-1] + across[:, :-1], RADII[0])
+    yield torch.cat([*(_log(_mean(size, radius)) for radius in RADII[:2]), _log(kept), _log(gradient)])
+    share = mean[:1] / LEVELS
+    yield torch.cat([share, (share - 0.5).square()])
+
+
+def uncalibrated(inputs: Tensor, config: VARSRConfig) -> Tensor:
+    """A guess at the expected error in levels (h, w), of inputs (F, h, w): how far the result is from the enlarged LR
+    picture, the more of it the less the tokens of the last scale were decided."""
+    names = input_names(config)["one"]
+    side = config.vqvae.side
+    change = inputs[names.index(f"change within {RADII[1]}")].exp() - QUIET
+    return change * (0.5 + inputs[names.index(f"entropy of {side}x{side}")])
+
+
+def with_spread(result: Iterator[Band], others: Sequence[Iterator[Band]]) -> Iterator[Band]:
+    """Bands (3, n, W) of a result with the root mean square difference of further ones' luma behind them, in levels:
+    (4, n, W)."""
+    for (top, rows), *rest in zip(result, *others, strict=True):
+        luma = _luma(rows)
+        spread = torch.stack([(_luma(other) - luma).square() for _, other in rest]).mean(0).sqrt()
+        yield top, torch.cat([rows, spread[None]])
