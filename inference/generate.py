@@ -16,6 +16,7 @@ from torch import Tensor
 from models.config import GenerationConfig
 from models.varsr import VARSR, RefinerNoise, ScaleStep
 
+from .rechoose import Rechooser
 from .settings import RestoreSettings
 from .windows import TiledPicture, Window, place_seed, refiner_noise
 
@@ -166,9 +167,13 @@ def _generate(model: VARSR, part: Sequence[WindowInput], options: GenerationConf
             on_scale(work, step)
     noise = RefinerNoise(torch.cat([each.noise.initial for each in part]),
                          torch.cat([each.noise.fresh for each in part], dim=1))
-    latents = model.generate_latent(torch.stack([each.guide for each in part]), options=options,
+    guides = torch.stack([each.guide for each in part])
+    promise = settings.lr_consistency
+    rechoose = None if promise is None else Rechooser(model, work, guides, promise)
+    latents = model.generate_latent(guides, options=options,
                                     seed=[each.seed for each in part], refiner_noise=noise,
-                                    on_scale=keep if watched else None, fastvar=settings.fastvar).float().cpu()
+                                    on_scale=keep if watched else None, fastvar=settings.fastvar,
+                                    rechoose=rechoose).float().cpu()
     for (picture, window), latent in zip(work, latents, strict=True):
         picture.finished[window.index] = latent
 

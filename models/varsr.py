@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import NamedTuple, Protocol
@@ -53,6 +53,17 @@ class Losses(NamedTuple):  # a tuple, because FSDP looks for tensors in those al
     refiner: Tensor
     accuracy: Tensor
     logits: Tensor
+
+
+class Rechoose(Protocol):
+    """What may choose other codes than the sampler did, at the scales (0-based) that it names."""
+
+    scales: Collection[int]
+
+    def __call__(self, scale: int, logits: Tensor, codes: Tensor, f_hat: Tensor) -> Tensor:
+        """Codes (B, n_k^2) in place of `codes`, given guided logits (B, n_k^2, V) and the latent (B, c, N, N) of the
+        scales before."""
+        ...
 
 
 class Recorder(Protocol):
@@ -193,8 +204,11 @@ class VARSR(nn.Module):
     def generate_latent(self, lr: Tensor | None = None, labels: Tensor | None = None,
                         options: GenerationConfig | None = None, seed: int | Sequence[int] = 0,
                         on_scale: Callable[[ScaleStep], None] | None = None, refiner_noise: RefinerNoise | None = None,
-                        fastvar: FastVARConfig | None = None) -> Tensor:
-        """As `generate`, without the decoder: the refined latent (B, c, N, N) float32."""
+                        fastvar: FastVARConfig | None = None, rechoose: Rechoose | None = None) -> Tensor:
+        """As `generate`, without the decoder: the refined latent (B, c, N, N) float32.
+
+        rechoose: corrects the sampler's choice; `more_smooth`, which chooses no codes, asks nobody.
+        """
         options = options or self.config.generation
         self.config.check_options(options)
         labels = self._labels(lr, labels)
@@ -207,14 +221,15 @@ class VARSR(nn.Module):
             inputs["fresh"] = to_device(refiner_noise.fresh, self.device)
 
         def generate(given: dict[str, Tensor], noise: Noise) -> Tensor:
-            return self._generate(given, noise, options, on_scale, fastvar)
-        if self.graphs is None or on_scale is not None:
+            return self._generate(given, noise, options, on_scale, fastvar, rechoose)
+        if self.graphs is None or on_scale is not None or rechoose is not None:
             return generate(inputs, Noise(seeds, self.device))
         kind = (options, None if fastvar is None else fastvar.key)
         return self.graphs.generate(kind, generate, inputs, seeds, self.device)
 
     def _generate(self, inputs: dict[str, Tensor], noise: Noise, options: GenerationConfig,
-                  on_scale: Callable[[ScaleStep], None] | None, fastvar: FastVARConfig | None) -> Tensor:
+                  on_scale: Callable[[ScaleStep], None] | None, fastvar: FastVARConfig | None,
+                  rechoose: Rechoose | None = None) -> Tensor:
         """The generation itself, from what lies on the device and nothing else, so that it can be recorded.
 
         inputs: labels (B,); lr (B, 3, S, S) in [-1, 1] for super-resolution; initial and fresh of `RefinerNoise` where
@@ -249,6 +264,8 @@ class VARSR(nn.Module):
             strength = self.guidance(options.cfg, k)
             logits = guide(logits[:batch], logits[batch:] if guided else None, strength)
             codes = sample_codes(logits, options.top_k, options.top_p, noise)
+            if rechoose is not None and k in rechoose.scales and not options.more_smooth:
+                codes = rechoose(k, logits, codes, f_hat)
             if options.more_smooth:
                 weights = gumbel_mixture(logits, self.progress(k), noise)
                 embedding = (weights @ quantizer.codebook.weight.float()).transpose(1, 2).unflatten(2, (side, side))

@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import small_model
 from PIL import Image, ImageDraw
 
 import inference.consistency as consistency
+import inference.rechoose as codes_module
 import test_tile as script
 from inference.consistency import Projection, Residual, residual, target_region
 from inference.generate import BatchSize
+from inference.rechoose import Rechooser
 from inference.render import render
 from inference.restore import restore
 from inference.settings import LRConsistency, RestoreSettings
@@ -258,3 +261,84 @@ def test_promises_that_cannot_be_made(model: VARSR) -> None:
         LRConsistency(300.0)
     with pytest.raises(ValueError, match="smaller than its LR picture"):
         restore(model, torch.rand(3, *SIZE), dataclasses.replace(PLAIN, lr_consistency=LRConsistency(1.0)), size=(6, 7))
+
+
+class Picky(Rechooser):
+    """One that remembers what it was asked."""
+
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)
+        self.asked: list[tuple] = []
+
+    def __call__(self, scale: int, logits: torch.Tensor, codes: torch.Tensor, f_hat: torch.Tensor) -> torch.Tensor:
+        chosen = super().__call__(scale, logits, codes, f_hat)
+        self.asked.append((scale, logits, codes, f_hat, chosen))
+        return chosen
+
+
+def rechooser(model: VARSR, weight: float, windows: int = 2) -> tuple[Picky, torch.Tensor]:
+    """One for the first windows of a picture, and their guides."""
+    picture = TiledPicture(TensorSource(torch.tensor(smooth((20, 20))).permute(2, 0, 1) / 255), (80, 80), model.config)
+    work = [(picture, window) for window in list(picture.grid)[:windows]]
+    guides = torch.stack([picture.window_guide(window) for _, window in work])
+    return Picky(model, work, guides, LRConsistency(1.0), weight), guides
+
+
+def test_codes_are_chosen_that_fit_better(model: VARSR) -> None:
+    rechoose, guides = rechooser(model, 1e-5)
+    model.generate_latent(guides, options=PLAIN.generation, seed=[0, 1], rechoose=rechoose)
+    scales = len(model.config.vqvae.scales)
+    assert [scale for scale, *_ in rechoose.asked] == [scales - 2, scales - 1]
+    lookup = model.vqvae.quantizer.lookup
+    fewer = 0
+    for scale, logits, codes, f_hat, chosen in rechoose.asked:
+        likely = logits.topk(codes_module.CANDIDATES).indices
+        assert (likely == chosen[..., None]).any(-1).all()
+        for i in range(2):
+            before, after = (rechoose.energy(i, scale, lookup(each[i:i + 1], scale), f_hat[i])
+                             for each in (codes, chosen))
+            assert after < before or chosen[i].equal(codes[i])
+            fewer += bool(after < before)
+    assert fewer >= 2
+
+
+def test_the_gradient_is_that_of_the_energy(model: VARSR) -> None:
+    rechoose, _ = rechooser(model, 1.0, 1)
+    scale = len(model.config.vqvae.scales) - 2
+    side, channels = model.config.vqvae.scales[scale], model.config.vqvae.latent_channels
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(model.config.vqvae.vocab_size, (side * side,), generator=generator)
+    f_hat = torch.randn(channels, model.config.vqvae.side, model.config.vqvae.side, generator=generator)
+    step = 1e-2 * torch.randn(1, channels, side, side, generator=generator)
+    embedding = model.vqvae.quantizer.lookup(codes[None], scale)
+    ahead, behind = (rechoose.energy(0, scale, embedding + sign * step, f_hat) for sign in (1, -1))
+    predicted = (rechoose.gradient(0, scale, codes, f_hat)[1] * step[0].flatten(1).T).sum()
+    torch.testing.assert_close((ahead - behind) / 2, predicted, rtol=2e-2, atol=0)
+
+
+def test_weight_0_leaves_the_codes(model: VARSR) -> None:
+    options = dataclasses.replace(PLAIN.generation, top_k=8)
+    rechoose, guides = rechooser(model, 0.0)
+    plain, same = (model.generate_latent(guides, options=options, seed=[0, 1], rechoose=each)
+                   for each in (None, rechoose))
+    assert len(rechoose.asked) == 2 and plain.equal(same)
+
+
+def test_a_windows_codes_do_not_depend_on_the_batch(model: VARSR) -> None:
+    lr = torch.tensor(smooth((14, 19))).permute(2, 0, 1) / 255
+    promise = dataclasses.replace(PLAIN, lr_consistency=LRConsistency(1.0))
+    one, many = (restore(model, lr, dataclasses.replace(promise, batch_size=n)) for n in (1, 5))
+    torch.testing.assert_close(one, many, atol=1e-3, rtol=0)
+
+
+def test_recorded_generations_are_not_rechosen() -> None:
+    """A graph holds no gradients: what is rechosen goes past it."""
+    model = small_model()
+
+    class Refusing:
+        def generate(self, *_: object) -> torch.Tensor:
+            raise AssertionError("recorded")
+    model.graphs = Refusing()
+    restore(model, torch.rand(3, 8, 8), dataclasses.replace(PLAIN, lr_consistency=LRConsistency(1.0)))
+    with pytest.raises(AssertionError, match="recorded"):
+        restore(model, torch.rand(3, 8, 8), PLAIN)
