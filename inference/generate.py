@@ -18,6 +18,7 @@ from models.generation import Branches, RefinerNoise, ScaleStep
 from models.varsr import VARSR
 
 from .evidence import first_varied, sample_seed, token_evidence, varied
+from .rechoose import Rechooser
 from .settings import RestoreSettings
 from .windows import TiledPicture, Window, place_seed, refiner_noise
 
@@ -172,10 +173,14 @@ def _generate(model: VARSR, part: Sequence[WindowInput], options: GenerationConf
             on_scale(work, step)
     noise = RefinerNoise(torch.cat([each.noise.initial for each in part]),
                          torch.cat([each.noise.fresh for each in part], dim=1))
-    latents = model.generate_latent(torch.stack([each.guide for each in part]), options=options,
+    guides = torch.stack([each.guide for each in part])
+    promise = settings.lr_consistency
+    rechoose = None if promise is None else Rechooser(model, work, guides, promise)
+    latents = model.generate_latent(guides, options=options,
                                     seed=[each.seed for each in part], refiner_noise=noise,
                                     on_scale=keep if watched else None, fastvar=settings.fastvar,
-                                    branches=_branches(model, work, options, settings.seed)).float().cpu()
+                                    rechoose=rechoose, branches=_branches(model, work, options, settings.seed)
+                                    ).float().cpu()
     for (picture, window), maps in zip(work, torch.cat(evidence, dim=1).cpu() if evidence else (), strict=False):
         if picture.evidence is not None:
             picture.evidence[window.index] = maps

@@ -22,6 +22,7 @@ from utils.errors import UserError
 from utils.files import create, name_beside, no_links, private_folder, replacing, temporary_beside
 from utils.ranks import Ranks
 
+from .consistency import note_residual
 from .generate import BatchSize, Progress, generate_windows
 from .render import render
 from .report import Started
@@ -265,9 +266,15 @@ def restore_large(model: VARSR, started: Started, folder: WorkFolder, settings: 
     rendered = time.monotonic()
     if flags.missing():
         raise FileNotFoundError("rows are missing in the work folder: was it removed while it was used?")
-    ranks.together(lambda: ranks.rank or started.result.finish())
+    ranks.together(lambda: ranks.rank or _finish(started, settings))
     record.generate_seconds, record.render_seconds = generated - begun, rendered - generated
     record.write_seconds = time.monotonic() - rendered
+
+
+def _finish(started: Started, settings: RestoreSettings) -> None:
+    """Measure what the settings promise, write the file."""
+    note_residual(started, settings.lr_consistency)
+    started.result.finish()
 
 
 def _render_rows(model: VARSR, started: Started, settings: RestoreSettings, batch: BatchSize, flags: Flags,
@@ -278,7 +285,8 @@ def _render_rows(model: VARSR, started: Started, settings: RestoreSettings, batc
     for first, last in _runs(rows):
         open_rows = list(range(first, last + 1))
         for top, pixels in render(model, tiled, tiled.finished, settings.color_fix, batch, edges[first],
-                                  min(edges[last + 1], tiled.height), settings.generation.fidelity):
+                                  min(edges[last + 1], tiled.height), settings.generation.fidelity,
+                                  settings.lr_consistency):
             started.result.write_rows(top, pixels)
             while open_rows and edges[open_rows[0] + 1] <= top + pixels.shape[1]:
                 flags.set(open_rows.pop(0))

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from models.varsr import VARSR
 
+from .consistency import Projection
 from .generate import BatchSize, ahead, in_batches
+from .settings import LRConsistency
 from .windows import LatentStore, TiledPicture, Window
 
 VARIANCE_FLOOR = 1e-5
@@ -122,11 +124,13 @@ def _whole_cells(pixels: int, factor: int) -> int:
 
 
 def render(model: VARSR, picture: TiledPicture, latents: LatentStore, color_fix: str, batch: BatchSize,
-           top: int = 0, bottom: int | None = None, fidelity: float | None = None) -> Iterator[Band]:
+           top: int = 0, bottom: int | None = None, fidelity: float | None = None,
+           consistency: LRConsistency | None = None) -> Iterator[Band]:
     """Rows [top, bottom) of a picture from its windows' latents, in bands from the top, float32 in [0, 1].
 
     The rows are the same whichever are asked for. The wavelet fix works on them as on the whole picture; AdaIN on each
     decoded window, so that neighbouring windows agree in the colours of the LR picture. fidelity: see `VARSR.decode`.
+    consistency: how near to the LR picture the result is brought at last, by `Projection`; None: as it is.
     """
     bottom = picture.height if bottom is None else bottom
     fidelity = model.config.generation.fidelity if fidelity is None else fidelity
@@ -145,11 +149,18 @@ def render(model: VARSR, picture: TiledPicture, latents: LatentStore, color_fix:
     def fix(rows: Tensor, start: int) -> Tensor:
         return wavelet_color_fix(rows, picture.guide(start, 0, rows.shape[1], picture.width))
     restored = finished if whole else decoded
-    if color_fix == "wavelet":
-        def coming(first: int, last: int) -> Iterator[Band]:
-            return ahead(restored(first, last), model.device, 1)
-        return filtered(coming, fix, WAVELET_REACH, top, bottom, picture.height)
-    return restored(top, bottom)
+
+    def coming(first: int, last: int) -> Iterator[Band]:
+        return ahead(restored(first, last), model.device, 1)
+
+    def fixed(first: int, last: int) -> Iterator[Band]:
+        if color_fix == "wavelet":
+            return filtered(coming, fix, WAVELET_REACH, first, last, picture.height)
+        return restored(first, last)
+    if consistency is None:
+        return fixed(top, bottom)
+    project = Projection(picture, consistency, model.device)
+    return filtered(fixed, project, project.reach, top, bottom, picture.height, PART)
 
 
 def filtered(bands: Callable[[int, int], Iterator[Band]], apply: Callable[[Tensor, int], Tensor], reach: int,

@@ -46,6 +46,8 @@ class FileRecord:
     generate_seconds: float = 0.0
     render_seconds: float = 0.0
     write_seconds: float = 0.0
+    lr_residual: float | None = None  # largest and mean, in levels, where --lr_consistency has it measured
+    lr_residual_mean: float | None = None
 
 
 @dataclass

@@ -30,5 +30,6 @@ def restore(model: VARSR, lr: Tensor, settings: RestoreSettings, progress: Progr
                            settings.overlap)
     batch = batch_size_for(model, settings)
     generate_windows(model, [(picture, window) for window in picture.grid], settings, batch, progress)
-    bands = render(model, picture, picture.finished, settings.color_fix, batch, fidelity=settings.generation.fidelity)
+    bands = render(model, picture, picture.finished, settings.color_fix, batch, fidelity=settings.generation.fidelity,
+                   consistency=settings.lr_consistency)
     return torch.cat([rows for _, rows in bands], dim=1)

@@ -20,6 +20,7 @@ from pictures.sheets import comparison_sheet, evenly, labels_of
 from utils.errors import describe, visible
 from utils.ranks import Ranks
 
+from .consistency import note_residual
 from .generate import Progress, batch_size_for, generate_windows
 from .jobs import Job, SizeRequest, is_there
 from .large import WorkFolder, restore_large
@@ -213,6 +214,7 @@ class Runner:
             start = time.monotonic()
             self._render(started, started.tiled.finished, started.result)
             rendered = time.monotonic()
+            note_residual(started, self.settings.lr_consistency)
             started.result.finish()
             started.record.render_seconds = rendered - start
             started.record.write_seconds = time.monotonic() - rendered
@@ -229,7 +231,7 @@ class Runner:
 
     def _render(self, started: Started, latents: LatentStore, result: ResultFile) -> None:
         for top, rows in render(self.model, started.tiled, latents, self.settings.color_fix, self.batch,
-                                fidelity=self.settings.generation.fidelity):
+                                fidelity=self.settings.generation.fidelity, consistency=self.settings.lr_consistency):
             result.write_rows(top, rows)
 
     def _run_large(self, job: Job) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .jobs import Found, Job
     from .report import Report
     from .runner import RunOptions
-    from .settings import ModelDescription, RestoreSettings
+    from .settings import LRConsistency, ModelDescription, RestoreSettings
 
     Adjust = Callable[[VARSR, RestoreSettings, RunOptions], tuple[RestoreSettings, RunOptions]]
 
@@ -81,6 +81,12 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
     add("--fidelity", type=bounded(float, 0, 1),
         help="between the sharpest picture, 0, and the most faithful, 1, for models with a detail branch (default: the "
              "model's own)")
+    add("--lr_consistency", type=bounded(float, 0, 255), metavar="EPS",
+        help="keep the result, reduced to the LR picture's size, within EPS 8-bit levels of it (default: no such "
+             "promise; docs/consistency.md)")
+    add("--lr_noise", type=bounded(float, 0, 255), metavar="SIGMA",
+        help="deviation of the LR picture's noise in levels, which --lr_consistency then does not reproduce (default: "
+             "0)")
     add("--color_fix", choices=("adain", "wavelet", "none"), default="wavelet",
         help="colours after the LR picture (default: %(default)s)")
 
@@ -206,6 +212,8 @@ def _check_flags(args: argparse.Namespace) -> None:
     """What can be found wrong before anything is read or loaded."""
     from utils.ranks import started_processes
     _check_sizes(args)
+    if args.lr_noise is not None and args.lr_consistency is None:
+        raise UserError("--lr_noise says what --lr_consistency is measured against: give both, or leave it out")
     for flag, path in (("--log", args.log), ("--sheet", args.sheet)):
         if path is not None and path.is_dir():
             raise UserError(f"{flag} {path} is a folder: name a file")
@@ -232,7 +240,11 @@ def making_of(settings: RestoreSettings, description: ModelDescription) -> tuple
     generation = " ".join(f"{name}={value}" for name, value in dataclasses.asdict(settings.generation).items())
     return (("Software", f"VARSR {VERSION}"),
             ("VARSR", f"{description.identity}; seed={settings.seed} {generation} color_fix={settings.color_fix} "
-                      f"overlap={settings.overlap:g}"))
+                      f"overlap={settings.overlap:g}{_promise(settings.lr_consistency)}"))
+
+
+def _promise(consistency: LRConsistency | None) -> str:
+    return "" if consistency is None else f" lr_consistency={consistency.epsilon:g} lr_noise={consistency.noise:g}"
 
 
 def _run_options(args: argparse.Namespace, settings: RestoreSettings, description: ModelDescription) -> RunOptions:

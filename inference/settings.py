@@ -34,6 +34,7 @@ GUIDED_SCALES = 1  # the last one alone
 REFINER_STEPS = 4
 DROP_RATIOS = (0.4, 0.6, 0.6)  # of the last scales
 UNPRUNED_SHARE = 8  # one block in so many, from the first on, computes every token
+MAX_LEVELS = 255  # of --lr_consistency and --lr_noise
 KEPT_CELLS = 16  # of the last scale's tokens, one in so many stays in any case
 
 
@@ -108,6 +109,25 @@ class UncertaintySettings:
 
 
 @dataclass(frozen=True)
+class LRConsistency:
+    """The promise that a result, reduced to its LR picture's size, is within `epsilon` 8-bit levels of it; `noise`: the
+    deviation of the LR picture's noise in levels, which is taken off it first (`consistency.target_region`)."""
+
+    epsilon: float
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        for flag, value in (("--lr_consistency", self.epsilon), ("--lr_noise", self.noise)):
+            if not 0 <= value <= MAX_LEVELS:
+                raise UserError(f"{flag} {value:g} is out of range: must be 0 to {MAX_LEVELS} levels")
+
+    @classmethod
+    def of_flags(cls, args: argparse.Namespace) -> LRConsistency | None:
+        """None without --lr_consistency."""
+        return None if args.lr_consistency is None else cls(args.lr_consistency, args.lr_noise or 0.0)
+
+
+@dataclass(frozen=True)
 class RestoreSettings:
     """How pictures are restored, beyond the model's own sampling settings."""
 
@@ -118,6 +138,7 @@ class RestoreSettings:
     overlap: float = MIN_OVERLAP  # of neighbouring windows
     fastvar: FastVARConfig | None = None  # token pruning
     uncertainty: UncertaintySettings | None = None  # estimate errors too
+    lr_consistency: LRConsistency | None = None
 
     def for_picture(self, windows: int) -> GenerationConfig:
         """The sampling settings for a picture of so many windows: one of several has a guidance of its own where the
@@ -155,7 +176,8 @@ def restore_settings(args: argparse.Namespace, model: VARSR) -> RestoreSettings:
     generation = generation_options(args, model)
     return RestoreSettings(generation, seed=args.seed, color_fix=args.color_fix,
                            batch_size=None if args.batch_size == "auto" else args.batch_size,
-                           overlap=args.tile_overlap, fastvar=fast_pruning(model.config) if args.fast else None)
+                           overlap=args.tile_overlap, fastvar=fast_pruning(model.config) if args.fast else None,
+                           lr_consistency=LRConsistency.of_flags(args))
 
 
 def fastvar_config(args: argparse.Namespace, model: VARSR) -> FastVARConfig | None:

@@ -1,9 +1,9 @@
 """One generation, scale by scale: what it holds while it runs, and copies of it that go on with noise of their own."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -59,13 +59,25 @@ class Branches:
     keep: Callable[[Tensor], None]
 
 
+class Rechoose(Protocol):
+    """What may choose other codes than the sampler did, at the scales (0-based) that it names."""
+
+    scales: Collection[int]
+
+    def __call__(self, scale: int, logits: Tensor, codes: Tensor, f_hat: Tensor) -> Tensor:
+        """Codes (B, n_k^2) in place of `codes`, given guided logits (B, n_k^2, V) and the latent (B, c, N, N) of the
+        scales before."""
+        ...
+
+
 class Generation:
     """The state of one generation of B rows, all on the device; `step` must be called for every scale in its turn."""
 
     def __init__(self, model: VARSR, labels: Tensor, prefix: Tensor | None, options: GenerationConfig, noise: Noise,
-                 fastvar: FastVARConfig | None = None) -> None:
+                 fastvar: FastVARConfig | None = None, rechoose: Rechoose | None = None) -> None:
         """labels: (B,). prefix: LR tokens (B, N^2, C) for super-resolution."""
         self.model, self.options, self.noise, self.prefix = model, options, noise, prefix
+        self.rechoose = rechoose
         self.scales, self.batch = model.config.vqvae.scales, len(labels)
         self.first_guided = options.cfg_from_scale if options.cfg > 0 else len(self.scales)
         self.labels = labels
@@ -94,6 +106,8 @@ class Generation:
         self.strength = strength if guided else None
         logits = guide(logits[:self.batch], logits[self.batch:] if guided else None, strength)
         codes = sample_codes(logits, self.options.top_k, self.options.top_p, self.noise)
+        if self.rechoose is not None and k in self.rechoose.scales and not self.options.more_smooth:
+            codes = self.rechoose(k, logits, codes, self.f_hat)
         if self.options.more_smooth:
             weights = gumbel_mixture(logits, self.model.progress(k), self.noise)
             self.embedding = (weights @ quantizer.codebook.weight.float()).transpose(1, 2).unflatten(2, (side, side))

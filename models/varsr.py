@@ -14,7 +14,7 @@ from utils.errors import UserError
 
 from .config import FULL_PRECISION, HIGH_QUALITY, GenerationConfig, LossConfig, VARSRConfig
 from .fastvar import FastVARConfig
-from .generation import Branches, Generation, RefinerNoise, ScaleStep
+from .generation import Branches, Generation, Rechoose, RefinerNoise, ScaleStep
 from .refiner import DiffusionRefiner
 from .sampling import Noise, to_device
 from .transformer import VARTransformer
@@ -171,9 +171,11 @@ class VARSR(nn.Module):
     def generate_latent(self, lr: Tensor | None = None, labels: Tensor | None = None,
                         options: GenerationConfig | None = None, seed: int | Sequence[int] = 0,
                         on_scale: Callable[[ScaleStep], None] | None = None, refiner_noise: RefinerNoise | None = None,
-                        fastvar: FastVARConfig | None = None, branches: Branches | None = None) -> Tensor:
+                        fastvar: FastVARConfig | None = None, rechoose: Rechoose | None = None,
+                        branches: Branches | None = None) -> Tensor:
         """As `generate`, without the decoder: the refined latent (B, c, N, N) float32.
 
+        rechoose: corrects the sampler's choice; `more_smooth`, which chooses no codes, asks nobody.
         branches: further results, which go on from what the coarse scales decided.
         """
         options = options or self.config.generation
@@ -188,22 +190,22 @@ class VARSR(nn.Module):
             inputs["fresh"] = to_device(refiner_noise.fresh, self.device)
 
         def generate(given: dict[str, Tensor], noise: Noise) -> Tensor:
-            return self._generate(given, noise, options, on_scale, fastvar, branches)
-        if self.graphs is None or on_scale is not None or branches is not None:
+            return self._generate(given, noise, options, on_scale, fastvar, rechoose, branches)
+        if self.graphs is None or not (on_scale is None and rechoose is None and branches is None):
             return generate(inputs, Noise(seeds, self.device))
         kind = (options, None if fastvar is None else fastvar.key)
         return self.graphs.generate(kind, generate, inputs, seeds, self.device)
 
     def _generate(self, inputs: dict[str, Tensor], noise: Noise, options: GenerationConfig,
                   on_scale: Callable[[ScaleStep], None] | None, fastvar: FastVARConfig | None,
-                  branches: Branches | None = None) -> Tensor:
+                  rechoose: Rechoose | None = None, branches: Branches | None = None) -> Tensor:
         """The generation itself, from what lies on the device and nothing else, so that it can be recorded.
 
         inputs: labels (B,); lr (B, 3, S, S) in [-1, 1] for super-resolution; initial and fresh of `RefinerNoise` where
         the caller decides it.
         """
         prefix = self.transformer.prefix_encoder(inputs["lr"]) if "lr" in inputs else None
-        generation = Generation(self, inputs["labels"], prefix, options, noise, fastvar)
+        generation = Generation(self, inputs["labels"], prefix, options, noise, fastvar, rechoose)
         fork, count = None, len(self.config.vqvae.scales)
         for k in range(count):
             if branches is not None and k == branches.scale:

@@ -21,9 +21,9 @@ from utils.files import no_links, replacing, temporary_beside
 
 from .exif import LONG8, SHORT, Entry, Layout, directory_bytes
 from .file_reader import Metadata
-from .file_writer import Labels, encode
+from .file_writer import SETTINGS, Labels, encode
 from .formats import FORMATS, INTERPRETATIONS, KINDS, WRITABLE, ImageError, reason, vips
-from .icc import from_srgb, is_srgb
+from .icc import from_srgb, is_srgb, to_srgb
 from .picture import Picture
 from .rgb import BT601
 
@@ -115,6 +115,15 @@ class PixelStore:
         self._require_file()
         count = int(np.prod(self.shape))
         return np.fromfile(self.path, self.dtype, count, offset=PIXELS_START).reshape(self.shape)
+
+    def rows(self, top: int, bottom: int) -> np.ndarray:
+        """Rows [top, bottom), (n, width, channels)."""
+        if self._memory is not None:
+            return self._memory[top:bottom]
+        self._require_file()
+        count = (bottom - top) * self.shape[1] * self.shape[2]
+        start = PIXELS_START + top * self.row_bytes
+        return np.fromfile(self.path, self.dtype, count, offset=start).reshape(bottom - top, *self.shape[1:])
 
     def picture(self):
         """All pixels as a libvips picture, which reads them as they are needed."""
@@ -256,6 +265,25 @@ class ResultFile:
         if self.has_alpha:
             pixels = np.concatenate((pixels, _levels(alpha, top, self.dtype)[:, :, None]), axis=2)
         return pixels
+
+    @property
+    def lies_on_white(self) -> bool:
+        """Whether the picture is transparent and the file cannot be."""
+        return self.picture.alpha is not None and not self.has_alpha
+
+    def region(self, top: int, left: int, height: int, width: int) -> Tensor:
+        """Colours (3, height, width), float32 sRGB in [0, 1], as the file will hold them (lossy kinds: before they are
+        encoded): with this a result is a `PictureSource`."""
+        pixels = self.store.rows(top, top + height)[:, left:left + width, :1 if self.picture.is_gray else 3]
+        if self.profile is not None:
+            pixels = to_srgb(np.ascontiguousarray(pixels), self.profile)
+        values = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32)) / np.iinfo(pixels.dtype).max
+        return values.expand(3, -1, -1)
+
+    def say(self, words: str) -> None:
+        """Add to the line of the settings that the file will hold, where it holds one."""
+        text = tuple((key, f"{line} {words}" if key == SETTINGS else line) for key, line in self.options.text)
+        self.options = replace(self.options, text=text)
 
     def finish(self) -> None:
         """Encode, rename, and remove what was temporary. Raises ImageError; a given `spool` stays then."""

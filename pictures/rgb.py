@@ -1,7 +1,7 @@
-"""Pictures as plain tensors: a file in as RGB over white, a tensor out, whole or not at all, and bicubic enlargement.
+"""Pictures as plain tensors: a file in as RGB over white, a tensor out, whole or not at all, and bicubic resizing.
 
 Files with all they hold are read by `picture.py` and written by `result_file.py`. Any part of a picture is enlarged
-to what that part of the whole picture's enlargement is.
+or reduced to what that part of the whole picture's enlargement or reduction is.
 """
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ LEVELS_8 = 255.0
 BT601 = (0.299, 0.587, 0.114)  # luma of R, G and B (ITU-R BT.601)
 JPEG_QUALITY = 95
 MAX_SCALE = 16.0
-REACH = 4  # LR pixels beside a region that its bicubic samples can touch, with room to spare
+REACH = 4  # pixels beside a region, in the coarser grid, that its bicubic samples can touch, with room to spare
+BICUBIC_A = -0.5  # of the cubic kernel (Keys, 1981), as Pillow has it
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
@@ -96,21 +97,44 @@ class TensorSource:
 
 def _span(first: int, count: int, ratio: float, length: int) -> tuple[int, int, float, float]:
     """Source pixels [low, high) behind `count` results from `first` on, and the exact place in them."""
-    low = max(math.floor(first * ratio) - REACH, 0)
-    high = min(math.ceil((first + count) * ratio) + REACH, length)
+    reach = math.ceil(REACH * max(ratio, 1.0))
+    low = max(math.floor(first * ratio) - reach, 0)
+    high = min(math.ceil((first + count) * ratio) + reach, length)
     return low, high, max(first * ratio - low, 0.0), min((first + count) * ratio - low, high - low)
 
 
 def upsample_region(source: PictureSource, size: tuple[int, int], top: int, left: int, height: int,
                     width: int) -> Tensor:
     """Part (3, height, width) at (top, left) of `source` resized to `size` (H, W) by Pillow's bicubic, in [0, 1]."""
+    return _resized_region(source, size, top, left, height, width).clamp_(0, 1)
+
+
+def reduce_region(source: PictureSource, size: tuple[int, int], top: int, left: int, height: int,
+                  width: int) -> Tensor:
+    """Part (3, height, width) at (top, left) of `source` reduced to `size` (h, w), not clamped.
+
+    By Pillow's bicubic on single-precision channels: each side by itself, the kernel widened by the ratio, so that it
+    does not alias; at the edges of the picture its weights are those of the pixels there are, scaled to sum to one.
+    """
+    return _resized_region(source, size, top, left, height, width)
+
+
+def bicubic(x: np.ndarray) -> np.ndarray:
+    """The kernel that both use, at distances in pixels of the coarser grid."""
+    x, a = np.abs(x), BICUBIC_A
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    return np.where(x < 1, near, np.where(x < 2, (((x - 5) * x + 8) * x - 4) * a, 0.0))
+
+
+def _resized_region(source: PictureSource, size: tuple[int, int], top: int, left: int, height: int,
+                    width: int) -> Tensor:
     y0, y1, box_top, box_bottom = _span(top, height, source.height / size[0], source.height)
     x0, x1, box_left, box_right = _span(left, width, source.width / size[1], source.width)
     crop = source.region(y0, x0, y1 - y0, x1 - x0).numpy()
     box = (box_left, box_top, box_right, box_bottom)
     channels = [np.asarray(Image.fromarray(np.ascontiguousarray(channel)).resize((width, height), Image.BICUBIC, box))
                 for channel in crop]
-    return torch.from_numpy(np.stack(channels)).clamp_(0, 1)
+    return torch.from_numpy(np.stack(channels))
 
 
 def upsample(lr: Tensor, scale: float) -> Tensor:

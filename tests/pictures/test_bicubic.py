@@ -1,14 +1,16 @@
 """Enlarging parts of a picture: against PyTorch's resize, and against the whole."""
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from inference.jobs import SizeRequest
-from pictures.rgb import TensorSource, upsample, upsample_region
+from pictures.rgb import TensorSource, reduce_region, upsample, upsample_region
 
 
 @pytest.mark.parametrize("size, scale", [((9, 14), 4.0), ((1, 1), 4.0), ((30, 7), 2.5), ((5, 40), 1.0), ((4, 4), 16.0)])
@@ -45,3 +47,15 @@ def test_requested_sizes(request_: SizeRequest, size: tuple[int, int]) -> None:
 def test_sizes_out_of_range_are_refused(request_: SizeRequest) -> None:
     with pytest.raises(ValueError, match="from 1 to 16"):
         request_.size(TensorSource(torch.zeros(3, 10, 20)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(h=st.integers(1, 12), w=st.integers(1, 12), scale=st.floats(1, 16), data=st.data())
+def test_a_reduced_part_is_that_part_of_pillows_reduction(h: int, w: int, scale: float, data: st.DataObject) -> None:
+    channel = torch.rand(round(h * scale), round(w * scale))
+    top, left = data.draw(st.integers(0, h - 1)), data.draw(st.integers(0, w - 1))
+    rows, columns = data.draw(st.integers(1, h - top)), data.draw(st.integers(1, w - left))
+    whole = torch.from_numpy(np.array(Image.fromarray(channel.numpy()).resize((w, h), Image.BICUBIC)))
+    part = reduce_region(TensorSource(channel.expand(3, -1, -1)), (h, w), top, left, rows, columns)
+    expected = whole[top:top + rows, left:left + columns].expand(3, -1, -1)
+    torch.testing.assert_close(part, expected, atol=1e-5, rtol=0)
