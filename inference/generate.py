@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.config import GenerationConfig
-from models.varsr import VARSR, RefinerNoise, ScaleStep
+from models.varsr import VARSR, GivenTokens, RefinerNoise, ScaleStep
 
 from .settings import RestoreSettings
 from .windows import TiledPicture, Window, place_seed, refiner_noise
@@ -156,9 +156,13 @@ def _inputs(model: VARSR, work: Work, options: GenerationConfig, settings: Resto
 def _generate(model: VARSR, part: Sequence[WindowInput], options: GenerationConfig, settings: RestoreSettings,
               on_scale: OnScale | None) -> None:
     work = [(each.picture, each.window) for each in part]
-    watched = on_scale is not None or any(set(picture.latents) - {picture.config.vqvae.side} for picture, _ in work)
+    keeps_codes, codes = any(picture.codes is not None for picture, _ in work), []
+    watched = on_scale is not None or keeps_codes \
+        or any(set(picture.latents) - {picture.config.vqvae.side} for picture, _ in work)
 
     def keep(step: ScaleStep) -> None:
+        if keeps_codes:
+            codes.append(step.codes.cpu())
         for (picture, window), latent in zip(work, step.f_hat, strict=True):
             if step.side in picture.latents and step.side != picture.config.vqvae.side:
                 picture.latents[step.side][window.index] = latent.cpu()
@@ -168,9 +172,23 @@ def _generate(model: VARSR, part: Sequence[WindowInput], options: GenerationConf
                          torch.cat([each.noise.fresh for each in part], dim=1))
     latents = model.generate_latent(torch.stack([each.guide for each in part]), options=options,
                                     seed=[each.seed for each in part], refiner_noise=noise,
-                                    on_scale=keep if watched else None, fastvar=settings.fastvar).float().cpu()
+                                    on_scale=keep if watched else None, fastvar=settings.fastvar,
+                                    given=_given_tokens(work, model.config.vqvae.scales)).float().cpu()
+    for row, (picture, window) in enumerate(work):
+        if picture.codes is not None:  # before the latent, with which a window counts as done
+            picture.codes[window.index] = torch.cat([each[row] for each in codes])
     for (picture, window), latent in zip(work, latents, strict=True):
         picture.finished[window.index] = latent
+
+
+def _given_tokens(work: Work, scales: Sequence[int]) -> GivenTokens | None:
+    """The codes that a batch is given, if any of its pictures has such."""
+    if all(picture.given is None for picture, _ in work):
+        return None
+    counts = [side * side for side in scales]
+    nothing = torch.zeros(sum(counts), dtype=torch.long), torch.zeros(sum(counts), dtype=torch.bool)
+    pairs = [nothing if picture.given is None else picture.given(window) for picture, window in work]
+    return GivenTokens(*(torch.stack(each).split(counts, dim=1) for each in zip(*pairs, strict=True)))
 
 
 def batch_size_for(model: VARSR, settings: RestoreSettings) -> BatchSize:

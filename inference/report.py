@@ -7,7 +7,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from utils.errors import UserError, describe, exit_code
 from utils.files import cell, replacing, text_of_cell
 
 from .jobs import Job, left_out_lines
+from .tokens import TokenState
 from .windows import LatentStore, TiledPicture
 
 log = logging.getLogger(__name__)
@@ -164,6 +165,13 @@ class Started:
     tiled: TiledPicture
     result: ResultFile
     record: FileRecord
+    tokens: TokenState | None = None  # are written beside the result
+
+    def finish(self) -> None:
+        """Write what belongs to the picture: its file and, whole or not at all, its tokens. Raises ImageError,
+        OSError."""
+        with nullcontext() if self.tokens is None else self.tokens.written_to(self.job.tokens, self.tiled.config):
+            self.result.finish()
 
 
 class Judge:

@@ -45,6 +45,29 @@ class RefinerNoise:
     fresh: Tensor
 
 
+@dataclass(frozen=True)
+class GivenTokens:
+    """Codes that stand in place of those that would be drawn: a tensor (B, n_k^2) a scale, and which of them count."""
+
+    codes: Sequence[Tensor]
+    keep: Sequence[Tensor]  # bool
+
+    def check(self, scales: Sequence[int], batch: int) -> None:
+        """Raise UserError for other shapes than those of a batch."""
+        for name, maps in (("codes", self.codes), ("keep", self.keep)):
+            shapes, expected = [tuple(each.shape) for each in maps], [(batch, side * side) for side in scales]
+            if shapes != expected:
+                raise UserError(f"{name} of given tokens must have the shapes {expected}; got {shapes}")
+
+    def to(self, device: torch.device) -> GivenTokens:
+        """The same on a device."""
+        return GivenTokens(*([to_device(each, device) for each in maps] for maps in (self.codes, self.keep)))
+
+    def put_in(self, drawn: Tensor, scale: int) -> Tensor:
+        """Codes (B, n_k^2) of a scale: the given ones where they count, else the drawn ones."""
+        return torch.where(self.keep[scale], self.codes[scale].to(drawn.dtype), drawn)
+
+
 class Losses(NamedTuple):  # a tuple, because FSDP looks for tensors in those alone
     """Training losses, and the share of codes predicted right; logits (B, tokens, V) come along for metrics."""
 
@@ -193,11 +216,19 @@ class VARSR(nn.Module):
     def generate_latent(self, lr: Tensor | None = None, labels: Tensor | None = None,
                         options: GenerationConfig | None = None, seed: int | Sequence[int] = 0,
                         on_scale: Callable[[ScaleStep], None] | None = None, refiner_noise: RefinerNoise | None = None,
-                        fastvar: FastVARConfig | None = None) -> Tensor:
-        """As `generate`, without the decoder: the refined latent (B, c, N, N) float32."""
+                        fastvar: FastVARConfig | None = None, given: GivenTokens | None = None) -> Tensor:
+        """As `generate`, without the decoder: the refined latent (B, c, N, N) float32.
+
+        given: codes that are not drawn but kept; everything after them depends on them as if they had been drawn.
+        """
         options = options or self.config.generation
         self.config.check_options(options)
         labels = self._labels(lr, labels)
+        if given is not None:
+            given.check(self.config.vqvae.scales, len(labels))
+            if options.more_smooth:
+                raise UserError("with more_smooth codes do not say what was drawn: tokens cannot be given")
+            given = given.to(self.device)
         seeds = self._seeds(seed, len(labels))
         inputs = {"labels": labels}
         if lr is not None:
@@ -206,15 +237,16 @@ class VARSR(nn.Module):
             inputs["initial"] = to_device(refiner_noise.initial, self.device)
             inputs["fresh"] = to_device(refiner_noise.fresh, self.device)
 
-        def generate(given: dict[str, Tensor], noise: Noise) -> Tensor:
-            return self._generate(given, noise, options, on_scale, fastvar)
-        if self.graphs is None or on_scale is not None:
+        def generate(operands: dict[str, Tensor], noise: Noise) -> Tensor:
+            return self._generate(operands, noise, options, on_scale, fastvar, given)
+        if self.graphs is None or on_scale is not None or given is not None:
             return generate(inputs, Noise(seeds, self.device))
         kind = (options, None if fastvar is None else fastvar.key)
         return self.graphs.generate(kind, generate, inputs, seeds, self.device)
 
     def _generate(self, inputs: dict[str, Tensor], noise: Noise, options: GenerationConfig,
-                  on_scale: Callable[[ScaleStep], None] | None, fastvar: FastVARConfig | None) -> Tensor:
+                  on_scale: Callable[[ScaleStep], None] | None, fastvar: FastVARConfig | None,
+                  given: GivenTokens | None = None) -> Tensor:
         """The generation itself, from what lies on the device and nothing else, so that it can be recorded.
 
         inputs: labels (B,); lr (B, 3, S, S) in [-1, 1] for super-resolution; initial and fresh of `RefinerNoise` where
@@ -249,6 +281,8 @@ class VARSR(nn.Module):
             strength = self.guidance(options.cfg, k)
             logits = guide(logits[:batch], logits[batch:] if guided else None, strength)
             codes = sample_codes(logits, options.top_k, options.top_p, noise)
+            if given is not None:
+                codes = given.put_in(codes, k)
             if options.more_smooth:
                 weights = gumbel_mixture(logits, self.progress(k), noise)
                 embedding = (weights @ quantizer.codebook.weight.float()).transpose(1, 2).unflatten(2, (side, side))
