@@ -28,7 +28,7 @@ from pictures.formats import ImageError
 from pictures.picture import MAX_PIXELS, Picture, read_header, read_making, read_picture
 from pictures.result_file import ResultFile, StoredRows
 from pictures.rgb import BT601, MAX_SCALE, PictureSource, TensorSource
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 from .generate import BatchSize, Progress, batch_size_for, generate_windows
 from .jobs import Job, SizeRequest, is_there
@@ -43,15 +43,16 @@ from .tokens import (
     digest,
     model_digest,
     read_tokens,
+    require_codes,
     require_fit,
 )
 from .windows import LatentStore, TiledPicture, Window
 
 log = logging.getLogger(__name__)
 
-# Models that take the likeliest code draw the same with every seed: parts are then drawn from so many codes and so
-# much mass (docs/redo.md shows others).
-REDO_TOP_K, REDO_TOP_P = 100, 0.95
+# Models that take the likeliest code draw the same with every seed: parts are then drawn from so many of the likeliest
+# (docs/redo.md has the others that were tried).
+REDO_TOP_K, REDO_TOP_P = 500, 1.0
 FEATHER = 8  # pixels from the mask's border inwards, on which the new picture comes in
 COVERED = 0.5  # share of a coarse cell that the mask covers, from which on its code is drawn anew
 WHITE = 0.5  # of a mask's gray values: from here on
@@ -219,7 +220,7 @@ def redo_with_tokens(model: VARSR, lr: Tensor, state: TokenState, mask: Tensor, 
     for top, rows in render(model, picture, picture.finished, settings.color_fix, batch, region.first, region.last,
                             settings.generation.fidelity):
         old, weight = result[:, top:top + rows.shape[1]], torch.from_numpy(region.weights(top, rows.shape[1]))
-        old += weight * (rows - old)
+        old.copy_(torch.lerp(old, rows, weight))
     return result, TokenState(state.making, picture.codes, picture.finished, len(picture.grid))
 
 
@@ -270,6 +271,9 @@ class Redo:
         state = read_tokens(tokens_file) if is_there(tokens_file) else None
         making = state.making if state is not None else making_by_line(line, size, digest(source), result)
         _require_source(making, source, job.source, tokens_file)
+        require_codes(making.generation)
+        if making.color_fix not in COLOR_FIXES:
+            raise UserError(f"{tokens_file}: is damaged (colour fix {making.color_fix!r}): {REMEDY}")
         require_size(result, size, str(tokens_file), making.size)
         if line is not None and making.line != line:
             raise UserError(f"{tokens_file}: is of another result than {result}, which was made later or before: "
@@ -351,7 +355,6 @@ def making_by_line(line: str | None, size: tuple[int, int], source: str, result:
         raise ImageError(f"{result}: has no {Job(result, result).tokens.name} beside it and {why}: {REMEDY}")
     try:
         values = {name: ast.literal_eval(value) for name, value in (each.split("=") for each in found[2].split())}
-        generation = GenerationConfig(**values)
+        return Making(size, source, float(found[4]), int(found[1]), GenerationConfig(**values), found[3], line)
     except (ValueError, TypeError, SyntaxError) as error:
-        raise ImageError(f"{result}: its settings cannot be read ({error}): {REMEDY}") from error
-    return Making(size, source, float(found[4]), int(found[1]), generation, found[3], line)
+        raise ImageError(f"{result}: its settings cannot be read ({first_line(error)}): {REMEDY}") from error
