@@ -64,6 +64,17 @@ def border_ratio(model: VARSR, picture: Tensor, shifted: Tensor, overlap: float)
     return sum(_gradient(cut, d, inner) / _gradient(shifted, d, inner) for d in (1, 2)) / 2
 
 
+def redone_border_ratio(redone: Tensor, original: Tensor, box: tuple[int, int, int, int]) -> float:
+    """Steps across the border of a part (top, left, bottom, right) that was drawn anew, over the steps in the same
+    places of the original picture, which has no border there."""
+    top, left, bottom, right = box
+
+    def steps(picture: Tensor) -> float:
+        return _gradient(picture[:, :, left:right], 1, [top, bottom]) \
+            + _gradient(picture[:, top:bottom], 2, [left, right])
+    return steps(redone) / steps(original)
+
+
 def _gradient(picture: Tensor, axis: int, borders: list[int]) -> float:
     """Mean absolute step of (3, H, W) across these pixel borders along an axis."""
     steps = picture.diff(dim=axis).abs().mean(dim=[other for other in range(3) if other != axis])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.config import GenerationConfig
-from models.generation import Branches, RefinerNoise, ScaleStep
+from models.generation import Branches, GivenTokens, RefinerNoise, ScaleStep
 from models.varsr import VARSR
 
 from .evidence import first_varied, sample_seed, token_evidence, varied
@@ -159,16 +159,19 @@ def _inputs(model: VARSR, work: Work, options: GenerationConfig, settings: Resto
 def _generate(model: VARSR, part: Sequence[WindowInput], options: GenerationConfig, settings: RestoreSettings,
               on_scale: OnScale | None) -> None:
     work = [(each.picture, each.window) for each in part]
-    watched = on_scale is not None or any(
-        set(picture.latents) - {picture.config.vqvae.side} or picture.evidence is not None for picture, _ in work)
-    evidence: list[Tensor] = []
+    keeps_codes, codes = any(picture.codes is not None for picture, _ in work), []
+    keeps_evidence, evidence = any(picture.evidence is not None for picture, _ in work), []
+    watched = on_scale is not None or keeps_codes or keeps_evidence \
+        or any(set(picture.latents) - {picture.config.vqvae.side} for picture, _ in work)
 
     def keep(step: ScaleStep) -> None:
+        if keeps_codes:
+            codes.append(step.codes.cpu())
         for (picture, window), latent in zip(work, step.f_hat, strict=True):
             if step.side in picture.latents and step.side != picture.config.vqvae.side:
                 picture.latents[step.side][window.index] = latent.cpu()
-        if any(picture.evidence is not None for picture, _ in work):
-            evidence.append(token_evidence(step, model.config.vqvae.side))
+        if keeps_evidence:
+            evidence.append(token_evidence(step, model.config.vqvae.side).cpu())
         if on_scale is not None:
             on_scale(work, step)
     noise = RefinerNoise(torch.cat([each.noise.initial for each in part]),
@@ -179,11 +182,13 @@ def _generate(model: VARSR, part: Sequence[WindowInput], options: GenerationConf
     latents = model.generate_latent(guides, options=options,
                                     seed=[each.seed for each in part], refiner_noise=noise,
                                     on_scale=keep if watched else None, fastvar=settings.fastvar,
-                                    rechoose=rechoose, branches=_branches(model, work, options, settings.seed)
-                                    ).float().cpu()
-    for (picture, window), maps in zip(work, torch.cat(evidence, dim=1).cpu() if evidence else (), strict=False):
+                                    given=_given_tokens(work, model.config.vqvae.scales), rechoose=rechoose,
+                                    branches=_branches(model, work, options, settings.seed)).float().cpu()
+    for row, (picture, window) in enumerate(work):  # before the latent, with which a window counts as done
+        if picture.codes is not None:
+            picture.codes[window.index] = torch.cat([each[row] for each in codes])
         if picture.evidence is not None:
-            picture.evidence[window.index] = maps
+            picture.evidence[window.index] = torch.cat([each[row] for each in evidence])
     for (picture, window), latent in zip(work, latents, strict=True):
         picture.finished[window.index] = latent
 
@@ -205,6 +210,16 @@ def _branches(model: VARSR, work: Work, options: GenerationConfig, seed: int) ->
                     [place_seed(each, window.top, window.left) for _, window in work for each in seeds],
                     RefinerNoise(torch.cat([each.initial for each in noise]),
                                  torch.cat([each.fresh for each in noise], dim=1)), keep)
+
+
+def _given_tokens(work: Work, scales: Sequence[int]) -> GivenTokens | None:
+    """The codes that a batch is given, if any of its pictures has such."""
+    if all(picture.given is None for picture, _ in work):
+        return None
+    counts = [side * side for side in scales]
+    nothing = torch.zeros(sum(counts), dtype=torch.long), torch.zeros(sum(counts), dtype=torch.bool)
+    pairs = [nothing if picture.given is None else picture.given(window) for picture, window in work]
+    return GivenTokens(*(torch.stack(each).split(counts, dim=1) for each in zip(*pairs, strict=True)))
 
 
 def batch_size_for(model: VARSR, settings: RestoreSettings) -> BatchSize:

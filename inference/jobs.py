@@ -28,6 +28,8 @@ from pictures.rgb import MAX_SCALE, PictureSource, result_size
 from utils.errors import UserError, visible
 from utils.files import require_folder
 
+from .tokens import is_token_file
+
 AUTO = "auto"
 # What `--ext auto` writes for a source of a kind; kinds that are not listed become PNG.
 SAME_KIND = {"png": ".png", "jpg": ".jpg", "jpeg": ".jpg", "jfif": ".jpg", "jpe": ".jpg", "webp": ".webp",
@@ -48,6 +50,11 @@ class Job:
     def scales_folder(self) -> Path:
         """Where the picture after each scale goes, if it is asked for."""
         return self.output.with_name(f"{self.output.stem}_scales")
+
+    @property
+    def tokens(self) -> Path:
+        """Where what the picture was drawn as goes, if it is asked for."""
+        return self.output.with_name(f"{self.output.stem}_tokens.safetensors")
 
 
 @dataclass
@@ -163,25 +170,29 @@ def _names_a_picture(path: Path) -> bool:
 
 
 def settled(jobs: Iterable[Job], files: Mapping[str, Path | None] | None = None, scales: bool = False,
-            overwrites: bool = True) -> tuple[list[Job], int]:
+            overwrites: bool = True, tokens: bool = False) -> tuple[list[Job], int]:
     """The jobs, checked once all names are known, without those whose source is another one's earlier result; and how
     many those are.
 
-    files: what else will be written, by its flag. scales: the pictures after each scale are written too. overwrites:
-    results that are there are replaced. Raises InputError where two things would get one name, or a result that of a
-    file beside the sources that is not a result of ours.
+    files: what else will be written, by its flag. scales, tokens: the pictures after each scale, the tokens are written
+    too. overwrites: results that are there are replaced. Raises InputError where two things would get one name, a
+    result that of a file beside the sources that is not a result of ours, or tokens that of another file.
     """
     jobs = list(jobs)
-    _require_different_names(jobs, files or {}, scales)
+    _require_different_names(jobs, files or {}, scales, tokens)
     earlier = _earlier_results(jobs, overwrites)
     kept = [job for job in jobs if job.source.resolve() not in earlier]
     return kept, len(jobs) - len(kept)
 
 
-def _require_different_names(jobs: list[Job], files: Mapping[str, Path | None], scales: bool) -> None:
+def _require_different_names(jobs: list[Job], files: Mapping[str, Path | None], scales: bool, tokens: bool) -> None:
     taken: dict[Path, str] = {}
     for job in jobs:
-        places = {job.output: str(job.source), **({job.scales_folder: f"the scales of {job.source}"} if scales else {})}
+        places = {job.output: str(job.source), **({job.scales_folder: f"the scales of {job.source}"} if scales else {}),
+                  **({job.tokens: f"the tokens of {job.source}"} if tokens else {})}
+        if tokens and is_there(job.tokens) and not is_token_file(job.tokens):
+            raise InputError(f"{job.source}: its tokens would overwrite {job.tokens}, which are no tokens of this "
+                             "program: choose another --output, or a --suffix")
         for place, what in places.items():
             if (other := taken.get(place.absolute())) is not None:
                 raise InputError(f"{what} and {other} would both be written to {place}: rename one or process them "

@@ -5,6 +5,7 @@ Its half-done state is kept beside its result until that is whole.
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import time
@@ -22,7 +23,6 @@ from utils.errors import UserError
 from utils.files import create, name_beside, no_links, private_folder, replacing, temporary_beside
 from utils.ranks import Ranks
 
-from .consistency import note_residual
 from .generate import BatchSize, Progress, generate_windows
 from .render import render
 from .report import Started
@@ -107,10 +107,11 @@ def _started(process: int) -> int:
 
 
 class FileLatents:
-    """Latents in a file of equal records; read and written in place, never mapped, so that memory stays flat."""
+    """Latents, or codes, in a file of equal records; read and written in place, never mapped, so that memory stays
+    flat."""
 
-    def __init__(self, path: Path, count: int, shape: tuple[int, int, int]) -> None:
-        self.shape, self.record = shape, 4 * shape[0] * shape[1] * shape[2]
+    def __init__(self, path: Path, count: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
+        self.shape, self.dtype, self.record = shape, dtype, dtype.itemsize * math.prod(shape)
         self.done = Flags(path.with_name(f"{path.name}.done"), count)
         self.file = no_links(path, os.O_RDWR | os.O_CREAT)
 
@@ -121,10 +122,10 @@ class FileLatents:
         if index not in self:
             raise FileNotFoundError(f"window {index} is missing in the work folder: was it removed while it was used?")
         data = os.pread(self.file, self.record, index * self.record)
-        return torch.frombuffer(bytearray(data), dtype=torch.float32).view(self.shape)
+        return torch.frombuffer(bytearray(data), dtype=self.dtype).view(self.shape)
 
     def __setitem__(self, index: int, latent: Tensor) -> None:
-        data = latent.detach().float().cpu().contiguous().numpy().tobytes()
+        data = latent.detach().to("cpu", self.dtype).contiguous().numpy().tobytes()
         written = os.pwrite(self.file, data, index * self.record)
         if written != self.record:
             raise OSError(f"only {written} of {self.record} bytes written: is the disk full?")
@@ -211,6 +212,12 @@ class WorkFolder:
         self.open_files.append(store)
         return store
 
+    def codes(self, windows: int, tokens: int, dtype: torch.dtype) -> FileLatents:
+        """Store of the windows' codes of all scales."""
+        store = FileLatents(self.path / "codes", windows, (tokens,), dtype)
+        self.open_files.append(store)
+        return store
+
     def finished_rows(self, rows: int) -> Flags:
         """Which rows of windows have all their pixels in the raw file."""
         flags = Flags(self.path / "rows.done", rows)
@@ -266,30 +273,28 @@ def restore_large(model: VARSR, started: Started, folder: WorkFolder, settings: 
     rendered = time.monotonic()
     if flags.missing():
         raise FileNotFoundError("rows are missing in the work folder: was it removed while it was used?")
-    ranks.together(lambda: ranks.rank or _finish(started, settings))
+    ranks.together(lambda: ranks.rank or started.finish(settings.lr_consistency))
     record.generate_seconds, record.render_seconds = generated - begun, rendered - generated
     record.write_seconds = time.monotonic() - rendered
 
 
-def _finish(started: Started, settings: RestoreSettings) -> None:
-    """Measure what the settings promise, write the file."""
-    note_residual(started, settings.lr_consistency)
-    started.result.finish()
-
-
 def _render_rows(model: VARSR, started: Started, settings: RestoreSettings, batch: BatchSize, flags: Flags,
                  rows: list[int]) -> None:
-    """Render these rows of decoded windows, each up to where the next one starts, and flag what is written."""
-    tiled = started.tiled
+    """Render these rows of decoded windows, each up to where the next one starts, and flag what is written. What the
+    result takes from an earlier one is not rendered."""
+    tiled, result = started.tiled, started.result
     edges = [start * tiled.factor for start in tiled.decoding.rows.starts] + [tiled.height]
     for first, last in _runs(rows):
         open_rows = list(range(first, last + 1))
-        for top, pixels in render(model, tiled, tiled.finished, settings.color_fix, batch, edges[first],
-                                  min(edges[last + 1], tiled.height), settings.generation.fidelity,
-                                  settings.lr_consistency):
-            started.result.write_rows(top, pixels)
+        begin, end = max(edges[first], result.first), min(edges[last + 1], result.last)
+        bands = render(model, tiled, tiled.finished, settings.color_fix, batch, begin, end,
+                       settings.generation.fidelity, settings.lr_consistency) if begin < end else ()
+        for top, pixels in bands:
+            result.write_rows(top, pixels)
             while open_rows and edges[open_rows[0] + 1] <= top + pixels.shape[1]:
                 flags.set(open_rows.pop(0))
+        for row in open_rows:  # of an earlier result
+            flags.set(row)
 
 
 def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:

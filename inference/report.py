@@ -7,7 +7,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,10 @@ from pictures.rgb import MAX_SCALE, enlarged, read_image
 from utils.errors import UserError, describe, exit_code
 from utils.files import cell, replacing, text_of_cell
 
+from .consistency import note_residual
 from .jobs import Job, left_out_lines
+from .settings import LRConsistency
+from .tokens import TokenState
 from .windows import LatentStore, TiledPicture
 
 log = logging.getLogger(__name__)
@@ -166,6 +169,14 @@ class Started:
     tiled: TiledPicture
     result: ResultFile
     record: FileRecord
+    tokens: TokenState | None = None  # are written beside the result
+
+    def finish(self, consistency: LRConsistency | None = None) -> None:
+        """Write what belongs to the picture: its file and, whole or not at all, its tokens. Raises ImageError,
+        OSError. consistency: what the settings promise, which is measured and told."""
+        note_residual(self, consistency)
+        with nullcontext() if self.tokens is None else self.tokens.written_to(self.job.tokens, self.tiled.config):
+            self.result.finish()
 
 
 class Judge:

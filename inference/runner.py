@@ -13,20 +13,21 @@ from tqdm import tqdm
 
 from models.varsr import VARSR
 from pictures.formats import ImageError
-from pictures.picture import MAX_PIXELS, Header, Picture, read_header, read_picture
+from pictures.picture import MAX_PIXELS, SETTINGS, Header, Picture, read_header, read_picture
 from pictures.result_file import ResultFile, ResultOptions
 from pictures.rgb import save_picture
 from pictures.sheets import comparison_sheet, evenly, labels_of
 from utils.errors import describe, visible
 from utils.ranks import Ranks
 
-from .consistency import note_residual
 from .generate import Progress, batch_size_for, generate_windows
 from .jobs import Job, SizeRequest, is_there
 from .large import WorkFolder, restore_large
+from .redo import Redo
 from .render import render
 from .report import Extra, FileRecord, Judge, Report, Started, append_log
 from .settings import RestoreSettings
+from .tokens import Making, TokenState, code_type, digest, token_count
 from .windows import LatentStore, TiledPicture
 
 LARGE_WINDOWS = 256  # from here on a picture is worked on alone, by all ranks, and can be continued after a stop
@@ -45,6 +46,8 @@ class RunOptions:
     log: Path | None = None
     export_max: int = 0  # write the picture after each scale up to this side, and after the last one; 0: none
     label: str = "VARSR"
+    save_tokens: bool = False  # write what each picture was drawn as beside it
+    redo: Redo | None = None  # draw a part of an earlier result of the one picture anew
     extra: Extra | None = None  # pictures are then worked on one by one, so that their times are their own
 
 
@@ -184,9 +187,31 @@ class Runner:
         if folder is not None:
             shape = (self.model.config.vqvae.latent_channels, tiled.grid.window, tiled.grid.window)
             tiled.latents = {side: folder.latents(side, len(tiled.grid), shape) for side in tiled.latents}
+        if self.options.save_tokens:
+            config = self.model.config
+            tiled.codes = {} if folder is None else folder.codes(len(tiled.grid), token_count(config),
+                                                                 code_type(config))
         result = ResultFile(job.output, picture, *size, self.options.result, folder and folder.pixels)
         (record.height, record.width), record.windows = size, len(tiled.grid)
-        return Started(job, picture, tiled, result, record)
+        try:
+            if self.options.redo is not None:
+                self.options.redo.apply(self.model, tiled, result, self.settings, self.batch)
+            return Started(job, picture, tiled, result, record, self._tokens(tiled))
+        except BaseException:
+            result.discard()
+            raise
+
+    def _tokens(self, tiled: TiledPicture) -> TokenState | None:
+        """What is to be kept of a picture's drawing; of a redone one it is the earlier result's, but for the tokens."""
+        if not self.options.save_tokens:
+            return None
+        settings, line = self.settings, dict(self.options.result.text).get(SETTINGS, "")
+        if self.options.redo is not None:
+            making = dataclasses.replace(self.options.redo.making, line=line)
+        else:
+            making = Making((tiled.height, tiled.width), digest(tiled.source), settings.overlap, settings.seed,
+                            settings.generation, settings.color_fix, line)
+        return TokenState(making, tiled.codes, tiled.finished, len(tiled.grid))
 
     def _finish_wave(self, wave: list[Started]) -> None:
         """Generate what windows are missing, then write the pictures; if that fails for several, one by one."""
@@ -214,8 +239,7 @@ class Runner:
             start = time.monotonic()
             self._render(started, started.tiled.finished, started.result)
             rendered = time.monotonic()
-            note_residual(started, self.settings.lr_consistency)
-            started.result.finish()
+            started.finish(self.settings.lr_consistency)
             started.record.render_seconds = rendered - start
             started.record.write_seconds = time.monotonic() - rendered
         except Exception as error:  # whatever happens to one picture, the others go on
@@ -230,8 +254,8 @@ class Runner:
             self._close(started.record, "restored")
 
     def _render(self, started: Started, latents: LatentStore, result: ResultFile) -> None:
-        for top, rows in render(self.model, started.tiled, latents, self.settings.color_fix, self.batch,
-                                fidelity=self.settings.generation.fidelity, consistency=self.settings.lr_consistency):
+        for top, rows in render(self.model, started.tiled, latents, self.settings.color_fix, self.batch, result.first,
+                                result.last, self.settings.generation.fidelity, self.settings.lr_consistency):
             result.write_rows(top, rows)
 
     def _run_large(self, job: Job) -> None:
@@ -273,7 +297,8 @@ class Runner:
         settings = dataclasses.replace(self.settings, batch_size=None)
         return {"source": [str(job.source.resolve()), source.st_size, source.st_mtime_ns, job.frame], "size": size,
                 "model": self.model.config.to_json(), "dtype": str(self.model.dtype), "settings": repr(settings),
-                "options": repr(self.options.result), "windows": LARGE_WINDOWS}
+                "options": repr(self.options.result), "windows": LARGE_WINDOWS, "tokens": self.options.save_tokens,
+                "redo": None if self.options.redo is None else self.options.redo.plan()}
 
     def _progress(self, job: Job, windows: int) -> Progress:
         done = 0

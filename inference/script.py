@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from utils.ranks import Ranks
 
     from .jobs import Found, Job
+    from .redo import Redo
     from .report import Report
     from .runner import RunOptions
     from .settings import LRConsistency, ModelDescription, RestoreSettings
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VERSION = "0.1.0"
+MAKING = "VARSR"  # what a result's file says of its making is called so
 PIPE = "-"  # in place of a file: standard input or output
 SHEET_KINDS = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -104,6 +106,11 @@ def add_restoration_flags(parser: argparse.ArgumentParser, ext: str = "png") -> 
     add("--longest", type=pixels, help="longest side of the result in pixels, instead of --scale")
     add("--sheet", type=Path, help="write a comparison sheet to this PNG")
     add("--sheet_pictures", type=bounded(int, 1), metavar="N", help="N of the pictures on it, evenly chosen (all)")
+    add("--save_tokens", action="store_true", help="write NAME_tokens.safetensors beside each result, from which parts "
+                                                   "of it can be drawn anew")
+    add("--resume_from", type=Path, metavar="RESULT", help="draw a part of this earlier result of --input anew, and "
+                                                           "keep all the rest")
+    add("--mask", type=Path, help="which part: a picture of the result's size, white where it is drawn anew")
     add("--log", "--log_file", type=Path, help="append a JSON line per picture (status, size, seconds) to this file; "
                                                "under torchrun --log_file, for torchrun takes --log for its own")
 
@@ -153,12 +160,16 @@ def run_restoration(args: argparse.Namespace, script: Path, adjust: Adjust | Non
             stack.enter_context(redirect_stdout(sys.stderr))
         args, hand_on = stack.enter_context(_piped(args))
         jobs, found = _jobs(args, script.resolve().parent / "testset")
+        redo = _redo(args, jobs)
         from .settings import load_model, restore_settings
         model, description = load_model(args)
         settings = restore_settings(args, model)
-        options = _run_options(args, settings, description)
+        if redo is not None:
+            settings = redo.settings(args, model, settings)
+        options = _run_options(args, settings, redo)
         if adjust is not None:
             settings, options = adjust(model, settings, options)
+        options = _with_making(options, settings, description)
         from utils.ranks import Ranks
         ranks = Ranks.from_environment()
         stack.callback(ranks.close)
@@ -225,6 +236,16 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise UserError("--output - is one picture: name it with --input, leave out --skip_existing and --frames")
     if PIPE in (args.input, args.output) and started_processes() > 1:
         raise UserError("-: standard input and output are for one process, start it without torchrun")
+    if args.save_tokens and args.output == PIPE:
+        raise UserError("--save_tokens: standard output is for the picture alone, name a file with --output")
+    if (args.resume_from is None) != (args.mask is None):
+        given, other = ("--mask", "--resume_from") if args.resume_from is None else ("--resume_from", "--mask")
+        raise UserError(f"{given} goes with {other}: one names the result, the other what of it is drawn anew")
+    if args.mask is not None and args.input is None:
+        raise UserError("--mask is for one picture: name it with --input")
+    for flag in ("compare", "export_intermediate"):
+        if args.mask is not None and getattr(args, flag, False):
+            raise UserError(f"--{flag} is for whole pictures: leave it out with --mask")
 
 
 def _check_sizes(args: argparse.Namespace) -> None:
@@ -239,15 +260,38 @@ def making_of(settings: RestoreSettings, description: ModelDescription) -> tuple
     """What a result's file says of its making, for `ResultOptions.text`."""
     generation = " ".join(f"{name}={value}" for name, value in dataclasses.asdict(settings.generation).items())
     return (("Software", f"VARSR {VERSION}"),
-            ("VARSR", f"{description.identity}; seed={settings.seed} {generation} color_fix={settings.color_fix} "
-                      f"overlap={settings.overlap:g}{_promise(settings.lr_consistency)}"))
+            (MAKING, f"{description.identity}; seed={settings.seed} {generation} color_fix={settings.color_fix} "
+                     f"overlap={settings.overlap:g}{'' if settings.fastvar is None else ' fastvar'}"
+                     f"{_promise(settings.lr_consistency)}"))
 
 
 def _promise(consistency: LRConsistency | None) -> str:
     return "" if consistency is None else f" lr_consistency={consistency.epsilon:g} lr_noise={consistency.noise:g}"
 
 
-def _run_options(args: argparse.Namespace, settings: RestoreSettings, description: ModelDescription) -> RunOptions:
+def _redo(args: argparse.Namespace, jobs: list[Job]) -> Redo | None:
+    """What is redone, if that is asked for, checked before the model is loaded."""
+    if args.resume_from is None:
+        return None
+    from models.weights.load import identity
+
+    from .redo import Redo
+    from .settings import model_source
+    return Redo.of_flags(args, jobs, identity(model_source(args)))
+
+
+def _with_making(options: RunOptions, settings: RestoreSettings, description: ModelDescription) -> RunOptions:
+    """The options with what results say of their making, once all settings are known."""
+    from .tokens import require_codes
+    if options.save_tokens:
+        require_codes(settings.generation)
+    text = dict(making_of(settings, description))
+    if options.redo is not None:
+        text[MAKING] = options.redo.line(settings)
+    return dataclasses.replace(options, result=dataclasses.replace(options.result, text=tuple(text.items())))
+
+
+def _run_options(args: argparse.Namespace, settings: RestoreSettings, redo: Redo | None) -> RunOptions:
     from pictures.picture import MAX_PIXELS
     from pictures.result_file import ResultOptions
     from utils.ranks import is_restart
@@ -255,11 +299,11 @@ def _run_options(args: argparse.Namespace, settings: RestoreSettings, descriptio
     from .jobs import SizeRequest
     from .runner import RunOptions
     return RunOptions(
-        size=SizeRequest(settings.generation.scale, args.width, args.height, args.longest),
-        result=ResultOptions(strip_metadata=args.strip_metadata, quality=args.quality,
-                             text=making_of(settings, description)),
+        size=SizeRequest(settings.generation.scale, args.width, args.height, args.longest) if redo is None
+        else redo.size(),
+        result=ResultOptions(strip_metadata=args.strip_metadata, quality=args.quality),
         skip_existing=args.skip_existing or is_restart(), max_pixels=args.max_pixels or MAX_PIXELS, sheet=args.sheet,
-        sheet_pictures=args.sheet_pictures, log=args.log)
+        sheet_pictures=args.sheet_pictures, log=args.log, save_tokens=args.save_tokens, redo=redo)
 
 
 def _jobs(args: argparse.Namespace, testsets: Path) -> tuple[list[Job], Found]:
@@ -283,7 +327,8 @@ def _jobs(args: argparse.Namespace, testsets: Path) -> tuple[list[Job], Found]:
     if args.frames:
         jobs = _frames(jobs, args.max_pixels or MAX_PIXELS)
     jobs, earlier = settled(jobs, {"--sheet": args.sheet, "--log": args.log},
-                            getattr(args, "export_intermediate", False), not (args.skip_existing or is_restart()))
+                            getattr(args, "export_intermediate", False), not (args.skip_existing or is_restart()),
+                            args.save_tokens)
     if earlier:
         found.left_out[EARLIER_RESULTS] += earlier
     _tell_unmatched(jobs)

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -64,7 +65,7 @@ def load_model(args: argparse.Namespace, super_resolution: bool = True) -> tuple
     if device.type == "cpu":
         keep_freed_memory()
     published, embedded = PUBLISHED[super_resolution], EMBEDDED[super_resolution]
-    source = args.model or (published if published.is_file() else embedded)
+    source = model_source(args, super_resolution)
     model = VARSR.from_pretrained(source, device=device, dtype=dtype)
     require_kind(model.config, super_resolution, source)
     prepare(model, eight_bit, getattr(args, "compile", False))
@@ -73,6 +74,12 @@ def load_model(args: argparse.Namespace, super_resolution: bool = True) -> tuple
         "checkpoints/ for the full one)"
     return model, ModelDescription(f"model {source}, {device}, {precision}{note}",
                                    f"model {identity(source)}, {device}, {precision}")
+
+
+def model_source(args: argparse.Namespace, super_resolution: bool = True) -> str | Path:
+    """Where the model comes from."""
+    published = PUBLISHED[super_resolution]
+    return args.model or (published if published.is_file() else EMBEDDED[super_resolution])
 
 
 def check_eight_bit(device: torch.device, eight_bit: str | None) -> None:
@@ -147,9 +154,9 @@ class RestoreSettings:
         return self.generation if windows == 1 or tiled is None else dataclasses.replace(self.generation, cfg=tiled)
 
 
-def fast_generation(config: VARSRConfig) -> GenerationConfig:
-    """The model's own sampling with late guidance and fewer refiner steps."""
-    return dataclasses.replace(config.generation, cfg_from_scale=len(config.vqvae.scales) - GUIDED_SCALES,
+def fast_generation(config: VARSRConfig, options: GenerationConfig | None = None) -> GenerationConfig:
+    """The model's own sampling, or another, with late guidance and fewer refiner steps."""
+    return dataclasses.replace(options or config.generation, cfg_from_scale=len(config.vqvae.scales) - GUIDED_SCALES,
                                refiner_steps=min(REFINER_STEPS, config.refiner.sampling_steps))
 
 
@@ -161,9 +168,11 @@ def fast_pruning(config: VARSRConfig, ratios: Sequence[float] = DROP_RATIOS) -> 
         min_keep=max(config.vqvae.side ** 2 // KEPT_CELLS, 1))
 
 
-def generation_options(args: argparse.Namespace, model: VARSR) -> GenerationConfig:
-    """The model's own sampling settings, or the fast ones, overridden by the flags that were given."""
-    options = fast_generation(model.config) if getattr(args, "fast", False) else model.config.generation
+def generation_options(args: argparse.Namespace, model: VARSR, own: GenerationConfig | None = None) -> GenerationConfig:
+    """The model's own sampling settings, or those in their place, or the fast ones, overridden by the flags that were
+    given."""
+    own = own or model.config.generation
+    options = fast_generation(model.config, own) if getattr(args, "fast", False) else own
     names = [field.name for field in dataclasses.fields(options)]
     given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
     options = dataclasses.replace(options, **given).with_cfg(args.cfg)

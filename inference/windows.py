@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -123,7 +123,7 @@ class WindowGrid:
 
 
 class LatentStore(Protocol):
-    """Latents (c, N, N) float32 by window number."""
+    """Latents (c, N, N) float32, or codes (tokens,), by window number."""
 
     def __contains__(self, index: int) -> bool: ...
 
@@ -139,8 +139,10 @@ class TiledPicture:
     picture is smaller; the guide repeats its edge pixels there. `decoding` is the grid of the windows that the merged
     latent is decoded in: denser, since a decoded window depends on its surroundings, most of all at its edges, and
     decoding costs a fraction of generating. `latents[side]`: the windows' latents after the scale
-    of that side; the last one's are the finished ones. `evidence`: how decided their tokens were, (2K, N, N) a window,
-    where that is asked for; `samples`: the finished latents of further results.
+    of that side; the last one's are the finished ones. `codes`: where the windows' codes are kept, (tokens,) each, the
+    scales behind each other; None: nowhere. `given`: codes of a window and which of them are not drawn anew, both
+    (tokens,); None: all are drawn. `evidence`: how decided their tokens were, (2K, N, N) a window; None: it is not
+    kept. `samples`: the finished latents of further results.
     """
 
     def __init__(self, source: PictureSource, size: tuple[int, int], config: VARSRConfig,
@@ -153,6 +155,8 @@ class TiledPicture:
         self.grid = WindowGrid(*cells, side, overlap)
         self.decoding = WindowGrid(*cells, side, DECODING_OVERLAP, round(DECODING_EDGE * side))
         self.latents = latents if latents is not None else {config.vqvae.side: {}}
+        self.codes: LatentStore | None = None
+        self.given: Callable[[Window], tuple[Tensor, Tensor]] | None = None
         self.evidence: LatentStore | None = None
         self.samples: list[LatentStore] = []
 

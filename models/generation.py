@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from utils.errors import UserError
+
 from .config import GenerationConfig
 from .fastvar import FastVARConfig, TokenPruner
 from .sampling import Noise, guide, gumbel_mixture, sample_codes, to_device
@@ -59,6 +61,29 @@ class Branches:
     keep: Callable[[Tensor], None]
 
 
+@dataclass(frozen=True)
+class GivenTokens:
+    """Codes that stand in place of those that would be drawn: a tensor (B, n_k^2) a scale, and which of them count."""
+
+    codes: Sequence[Tensor]
+    keep: Sequence[Tensor]  # bool
+
+    def check(self, scales: Sequence[int], batch: int) -> None:
+        """Raise UserError for other shapes than those of a batch."""
+        for name, maps in (("codes", self.codes), ("keep", self.keep)):
+            shapes, expected = [tuple(each.shape) for each in maps], [(batch, side * side) for side in scales]
+            if shapes != expected:
+                raise UserError(f"{name} of given tokens must have the shapes {expected}; got {shapes}")
+
+    def to(self, device: torch.device) -> GivenTokens:
+        """The same on a device."""
+        return GivenTokens(*([to_device(each, device) for each in maps] for maps in (self.codes, self.keep)))
+
+    def put_in(self, drawn: Tensor, scale: int) -> Tensor:
+        """Codes (B, n_k^2) of a scale: the given ones where they count, else the drawn ones."""
+        return torch.where(self.keep[scale], self.codes[scale].to(drawn.dtype), drawn)
+
+
 class Rechoose(Protocol):
     """What may choose other codes than the sampler did, at the scales (0-based) that it names."""
 
@@ -74,10 +99,11 @@ class Generation:
     """The state of one generation of B rows, all on the device; `step` must be called for every scale in its turn."""
 
     def __init__(self, model: VARSR, labels: Tensor, prefix: Tensor | None, options: GenerationConfig, noise: Noise,
-                 fastvar: FastVARConfig | None = None, rechoose: Rechoose | None = None) -> None:
+                 fastvar: FastVARConfig | None = None, given: GivenTokens | None = None,
+                 rechoose: Rechoose | None = None) -> None:
         """labels: (B,). prefix: LR tokens (B, N^2, C) for super-resolution."""
         self.model, self.options, self.noise, self.prefix = model, options, noise, prefix
-        self.rechoose = rechoose
+        self.given, self.rechoose = given, rechoose
         self.scales, self.batch = model.config.vqvae.scales, len(labels)
         self.first_guided = options.cfg_from_scale if options.cfg > 0 else len(self.scales)
         self.labels = labels
@@ -108,6 +134,8 @@ class Generation:
         codes = sample_codes(logits, self.options.top_k, self.options.top_p, self.noise)
         if self.rechoose is not None and k in self.rechoose.scales and not self.options.more_smooth:
             codes = self.rechoose(k, logits, codes, self.f_hat)
+        if self.given is not None:  # what is kept is kept, whatever would be chosen
+            codes = self.given.put_in(codes, k)
         if self.options.more_smooth:
             weights = gumbel_mixture(logits, self.model.progress(k), self.noise)
             self.embedding = (weights @ quantizer.codebook.weight.float()).transpose(1, 2).unflatten(2, (side, side))

@@ -14,7 +14,7 @@ from utils.errors import UserError
 
 from .config import FULL_PRECISION, HIGH_QUALITY, GenerationConfig, LossConfig, VARSRConfig
 from .fastvar import FastVARConfig
-from .generation import Branches, Generation, Rechoose, RefinerNoise, ScaleStep
+from .generation import Branches, Generation, GivenTokens, Rechoose, RefinerNoise, ScaleStep
 from .refiner import DiffusionRefiner
 from .sampling import Noise, to_device
 from .transformer import VARTransformer
@@ -171,16 +171,22 @@ class VARSR(nn.Module):
     def generate_latent(self, lr: Tensor | None = None, labels: Tensor | None = None,
                         options: GenerationConfig | None = None, seed: int | Sequence[int] = 0,
                         on_scale: Callable[[ScaleStep], None] | None = None, refiner_noise: RefinerNoise | None = None,
-                        fastvar: FastVARConfig | None = None, rechoose: Rechoose | None = None,
-                        branches: Branches | None = None) -> Tensor:
+                        fastvar: FastVARConfig | None = None, given: GivenTokens | None = None,
+                        rechoose: Rechoose | None = None, branches: Branches | None = None) -> Tensor:
         """As `generate`, without the decoder: the refined latent (B, c, N, N) float32.
 
+        given: codes that are not drawn but kept; everything after them depends on them as if they had been drawn.
         rechoose: corrects the sampler's choice; `more_smooth`, which chooses no codes, asks nobody.
         branches: further results, which go on from what the coarse scales decided.
         """
         options = options or self.config.generation
         self.config.check_options(options)
         labels = self._labels(lr, labels)
+        if given is not None:
+            given.check(self.config.vqvae.scales, len(labels))
+            if options.more_smooth:
+                raise UserError("with more_smooth codes do not say what was drawn: tokens cannot be given")
+            given = given.to(self.device)
         seeds = self._seeds(seed, len(labels))
         inputs = {"labels": labels}
         if lr is not None:
@@ -189,23 +195,24 @@ class VARSR(nn.Module):
             inputs["initial"] = to_device(refiner_noise.initial, self.device)
             inputs["fresh"] = to_device(refiner_noise.fresh, self.device)
 
-        def generate(given: dict[str, Tensor], noise: Noise) -> Tensor:
-            return self._generate(given, noise, options, on_scale, fastvar, rechoose, branches)
-        if self.graphs is None or not (on_scale is None and rechoose is None and branches is None):
+        def generate(operands: dict[str, Tensor], noise: Noise) -> Tensor:
+            return self._generate(operands, noise, options, on_scale, fastvar, given, rechoose, branches)
+        if self.graphs is None or any(each is not None for each in (on_scale, given, rechoose, branches)):
             return generate(inputs, Noise(seeds, self.device))
         kind = (options, None if fastvar is None else fastvar.key)
         return self.graphs.generate(kind, generate, inputs, seeds, self.device)
 
     def _generate(self, inputs: dict[str, Tensor], noise: Noise, options: GenerationConfig,
                   on_scale: Callable[[ScaleStep], None] | None, fastvar: FastVARConfig | None,
-                  rechoose: Rechoose | None = None, branches: Branches | None = None) -> Tensor:
+                  given: GivenTokens | None = None, rechoose: Rechoose | None = None,
+                  branches: Branches | None = None) -> Tensor:
         """The generation itself, from what lies on the device and nothing else, so that it can be recorded.
 
         inputs: labels (B,); lr (B, 3, S, S) in [-1, 1] for super-resolution; initial and fresh of `RefinerNoise` where
         the caller decides it.
         """
         prefix = self.transformer.prefix_encoder(inputs["lr"]) if "lr" in inputs else None
-        generation = Generation(self, inputs["labels"], prefix, options, noise, fastvar, rechoose)
+        generation = Generation(self, inputs["labels"], prefix, options, noise, fastvar, given, rechoose)
         fork, count = None, len(self.config.vqvae.scales)
         for k in range(count):
             if branches is not None and k == branches.scale:

@@ -22,11 +22,11 @@ from PIL import Image
 from . import exif as exif_block
 from .file_reader import IPTC_RESOURCE, JFIF_MILLIMETRES, Metadata
 from .formats import AVIF, JPEG, PNG_CHUNK_HEAD, TIFF, png_structure, register_plugins, vips
-from .picture import IPTC_KEYWORDS, METRE, PNG_RESOLUTION, PNG_TEXTS, XMP_KEYWORD, png_text
+from .picture import IPTC_KEYWORDS, METRE, PNG_RESOLUTION, PNG_TEXTS, SETTINGS, XMP_KEYWORD, png_text
 
 log = logging.getLogger(__name__)
 
-SOFTWARE, SETTINGS, COMMENT = "Software", "VARSR", "Comment"  # keywords of the text in PNG files
+SOFTWARE, COMMENT = "Software", "Comment"  # keywords of the text in PNG files, beside `SETTINGS`
 # Texts of PNG files that EXIF has fields for.
 TEXT_FIELDS = {"Description": exif_block.DESCRIPTION, "Author": exif_block.ARTIST, "Copyright": exif_block.COPYRIGHT}
 PNG_COMPRESSION, PNG_FILTER = 2, "sub"

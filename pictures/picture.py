@@ -1,6 +1,7 @@
 """One picture of a file, whatever its kind: upright sRGB pixels of the file's depth, alpha, and its metadata."""
 from __future__ import annotations
 
+import json
 import logging
 import re
 import struct
@@ -53,7 +54,7 @@ PROFILE_KEYWORDS = (*IPTC_KEYWORDS,
 IIM_START = b"\x1c"  # of a record of captions and keywords
 HEAD_BYTES = 2 ** 16  # of an AVIF or HEIC file, that hold its colour codes
 NCLX = re.compile(rb"colrnclx(.{4})", re.DOTALL)
-PNG_SOFTWARE = "Software"  # keyword of PNG text
+PNG_SOFTWARE, SETTINGS = "Software", "VARSR"  # keywords of PNG text
 
 # All that Pillow and its plugins raise for one damaged file or another
 DAMAGED_FILE = (OSError, SyntaxError, EOFError, ValueError, RuntimeError, LookupError, TypeError, ArithmeticError,
@@ -213,6 +214,24 @@ def software_of(path: str | Path) -> str | None:
     except ImageError:
         return None
     return said if isinstance(said, str) else None
+
+
+def read_making(path: str | Path) -> str | None:
+    """What a result's file says of its making (see `ResultOptions.text`); None where it says nothing or cannot be
+    read."""
+    path = Path(path)
+    try:
+        with _one_line_errors(path):
+            if (jxl := jxl_head(path)) is not None:
+                said = exif_block.text_of(jxl.exif, exif_block.USER_COMMENT)
+            elif starts_as_tiff(path):
+                said = exif_block.text_of(exif_block.of_tiff(path), exif_block.USER_COMMENT)
+            else:
+                with open_picture(path, sys.maxsize) as file:  # results may be larger than sources
+                    said = file.info.get(SETTINGS) or exif_block.text_of(exif_of(file), exif_block.USER_COMMENT)
+            return str(json.loads(said)[SETTINGS])
+    except ImageError:  # what is no JSON included
+        return None
 
 
 def _side_data(decoded: Decoded, path: Path) -> tuple[Metadata, Colors | None]:

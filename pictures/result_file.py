@@ -5,7 +5,7 @@ import logging
 import os
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil, floor
@@ -20,16 +20,17 @@ from utils.errors import UserError
 from utils.files import no_links, replacing, temporary_beside
 
 from .exif import LONG8, SHORT, Entry, Layout, directory_bytes
-from .file_reader import Metadata
+from .file_reader import Metadata, check_size, decode, vips_picture
 from .file_writer import SETTINGS, Labels, encode
 from .formats import FORMATS, INTERPRETATIONS, KINDS, WRITABLE, ImageError, reason, vips
 from .icc import from_srgb, is_srgb, to_srgb
-from .picture import Picture
+from .picture import Picture, read_header
 from .rgb import BT601
 
 log = logging.getLogger(__name__)
 
 SPOOL = ".spool"
+PROFILE_FIELD = "icc-profile-data"  # of libvips
 MEMORY_BYTES = 128 * 2 ** 20  # of pixels that wait in memory; more wait in a file
 STRIP_BYTES = 4 * 2 ** 20
 LAYOUT = Layout("<" if sys.byteorder == "little" else ">", big=True)
@@ -154,6 +155,50 @@ class PixelStore:
             self.path.unlink(missing_ok=True)
 
 
+class StoredRows:
+    """The samples of a result as its file holds them: `shape` (height, width, channels) of `dtype`, in the colours of
+    the profile `icc`. Those of PNG and TIFF files are read in pieces from the top, others as a whole.
+
+    Raises ImageError for what cannot be read.
+    """
+
+    def __init__(self, path: str | Path, max_pixels: int) -> None:
+        self.path = Path(path)
+        header = read_header(self.path, 0, max_pixels)
+        check_size(self.path, header.width, header.height, max_pixels)
+        self._streamed, self._next, self._region, self._pixels = header.kind in ("png", "tif"), 0, None, None
+        if self._streamed:
+            picture = self._open()
+            self.shape = picture.height, picture.width, picture.bands
+            self.dtype = next((dtype for dtype, name in FORMATS.items() if name == picture.format), None)
+            self.icc = picture.get(PROFILE_FIELD) if picture.get_typeof(PROFILE_FIELD) else None
+        else:
+            decoded = decode(self.path, max_pixels)
+            self._pixels, self.icc = decoded.pixels, decoded.metadata.icc
+            self.shape, self.dtype = decoded.pixels.shape, decoded.pixels.dtype
+
+    def _open(self):
+        try:
+            picture = vips_picture(self.path, access="sequential")
+        except vips().Error as error:
+            raise ImageError(f"{self.path}: cannot be read ({reason(error)})") from error
+        self._region, self._next = vips().Region.new(picture), 0
+        return picture
+
+    def __call__(self, top: int, count: int) -> np.ndarray:
+        """Rows (count, width, channels) from `top` on; quickest in growing order. Raises ImageError."""
+        if not self._streamed:
+            return self._pixels[top:top + count]
+        if top < self._next:
+            self._open()
+        try:
+            data = self._region.fetch(0, top, self.shape[1], count)
+        except vips().Error as error:
+            raise ImageError(f"{self.path}: cannot be read ({reason(error)})") from error
+        self._next = top + count
+        return np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
+
+
 @dataclass(frozen=True)
 class ResultOptions:
     """How results are written.
@@ -185,6 +230,8 @@ class ResultFile:
         self.options, self.suffix = options, self.path.suffix.lower()
         self.shared = spool is not None
         self.store: PixelStore | None = None
+        self.first, self.last = 0, height  # the rows that are to be written
+        self._earlier: StoredRows | None = None
         self._check_kind()
         kind = KINDS[self.suffix]
         self.metadata = Metadata() if options.strip_metadata else picture.metadata
@@ -220,6 +267,33 @@ class ResultFile:
         if not os.access(self.path.parent, os.W_OK | os.X_OK):
             raise PermissionError(f"no permission to write into {self.path.parent}")
 
+    def lay_over(self, earlier: StoredRows, first: int, last: int,
+                 weights: Callable[[int, int], np.ndarray]) -> None:
+        """Keep the samples of an earlier result but in rows [first, last), which alone are to be written: each of those
+        is mixed into the earlier one by `weights(top, rows)` (rows, width) in [0, 1]. Where that is 0, and in all other
+        rows, samples stay exactly as they are.
+
+        Raises ImageError for a result with other samples than this one gets.
+        """
+        if earlier.shape != self.store.shape or earlier.dtype != self.store.dtype or earlier.icc != self.metadata.icc:
+            raise ImageError(f"{earlier.path}: {_samples(earlier.shape, earlier.dtype, earlier.icc)}, but {self.path} "
+                             f"gets {_samples(self.store.shape, self.store.dtype, self.metadata.icc)}: give it the "
+                             "same kind of file (--ext), and --strip_metadata to both or neither")
+        self._earlier, self._weights, self.first, self.last = earlier, weights, first, last
+
+    def _mixed(self, top: int, pixels: np.ndarray) -> np.ndarray:
+        """Converted rows from `top` on, mixed into those of the earlier result."""
+        old = self._earlier(top, len(pixels))
+        weight = self._weights(top, len(pixels))[:, :, None].astype(np.float32)
+        mixed = old + weight * (pixels.astype(np.float32) - old)
+        return np.where(weight > 0, mixed.round().astype(self.dtype), old)
+
+    def _copy_earlier(self) -> None:
+        """The rows that were not to be written."""
+        for start, end in ((0, self.first), (self.last, self.height)):
+            for top in range(start, end, BLOCK_ROWS):
+                self.store.write(top, self._earlier(top, min(BLOCK_ROWS, end - top)))
+
     def write_rows(self, top: int, restored: Tensor) -> None:
         """Store rows from `top` on: `restored` (3, rows, width), float, sRGB in [0, 1] (clamped). Raises ImageError."""
         rows = restored.shape[1]
@@ -234,7 +308,8 @@ class ResultFile:
                 alpha = None
                 if self.picture.alpha is not None:
                     alpha = self._alpha(block)[first - block:last - block]
-                self.store.write(first, self._converted(part, alpha))
+                pixels = self._converted(part, alpha)
+                self.store.write(first, pixels if self._earlier is None else self._mixed(first, pixels))
 
     def _alpha(self, top: int) -> np.ndarray:
         """Alpha (rows, width) in [0, 1] of the block that starts at row `top`: Lanczos from the picture's."""
@@ -289,6 +364,8 @@ class ResultFile:
         """Encode, rename, and remove what was temporary. Raises ImageError; a given `spool` stays then."""
         labels = Labels.of(self.metadata, () if self.options.strip_metadata else self.options.text, self.path)
         with self._one_line_errors(), replacing(self.path) as temporary:
+            if self._earlier is not None:
+                self._copy_earlier()
             encode(self.store, temporary, self.suffix, labels, self.options.quality)
         self.store.remove()
 
@@ -304,6 +381,9 @@ class ResultFile:
     def _one_line_errors(self) -> Iterator[None]:
         try:
             yield
+        except ImageError:  # of an earlier result
+            self._give_up()
+            raise
         except (OSError, ValueError) as error:
             self._give_up()
             text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -317,6 +397,13 @@ class ResultFile:
         """After a failure: a spool that was given holds the work of others and is left to them."""
         if not self.shared and self.store is not None:
             self.store.remove()
+
+
+def _samples(shape: tuple[int, int, int], dtype: np.dtype | None, icc: bytes | None) -> str:
+    """What a file's samples are, in words."""
+    bits = "samples of another kind" if dtype is None else f"{8 * dtype.itemsize} bits"
+    colors = {1: "gray", 2: "gray with alpha", 3: "RGB", 4: "RGB with alpha"}.get(shape[2], f"{shape[2]} channels")
+    return f"{shape[1]}x{shape[0]} pixels, {bits}, {colors}, {'no profile' if icc is None else 'a colour profile'}"
 
 
 def _levels(values: np.ndarray, top: int, dtype: np.dtype) -> np.ndarray:
