@@ -28,8 +28,6 @@ from pictures.rgb import MAX_SCALE, PictureSource, result_size
 from utils.errors import UserError, visible
 from utils.files import require_folder
 
-from .tokens import is_token_file
-
 AUTO = "auto"
 # What `--ext auto` writes for a source of a kind; kinds that are not listed become PNG.
 SAME_KIND = {"png": ".png", "jpg": ".jpg", "jpeg": ".jpg", "jfif": ".jpg", "jpe": ".jpg", "webp": ".webp",
@@ -50,6 +48,11 @@ class Job:
     def scales_folder(self) -> Path:
         """Where the picture after each scale goes, if it is asked for."""
         return self.output.with_name(f"{self.output.stem}_scales")
+
+    @property
+    def error_map(self) -> Path:
+        """Where the map of expected errors goes, if it is asked for."""
+        return self.output.with_name(f"{self.output.stem}_uncertainty.png")
 
     @property
     def tokens(self) -> Path:
@@ -170,29 +173,28 @@ def _names_a_picture(path: Path) -> bool:
 
 
 def settled(jobs: Iterable[Job], files: Mapping[str, Path | None] | None = None, scales: bool = False,
-            overwrites: bool = True, tokens: bool = False) -> tuple[list[Job], int]:
+            overwrites: bool = True, tokens: bool = False, errors: bool = False) -> tuple[list[Job], int]:
     """The jobs, checked once all names are known, without those whose source is another one's earlier result; and how
     many those are.
 
-    files: what else will be written, by its flag. scales, tokens: the pictures after each scale, the tokens are written
-    too. overwrites: results that are there are replaced. Raises InputError where two things would get one name, a
+    files: what else will be written, by its flag. scales, tokens, errors: the pictures after each scale, the tokens, the
+    maps of errors are written too. overwrites: results that are there are replaced. Raises InputError where two things would get one name, a
     result that of a file beside the sources that is not a result of ours, or tokens that of another file.
     """
     jobs = list(jobs)
-    _require_different_names(jobs, files or {}, scales, tokens)
+    _require_different_names(jobs, files or {}, scales, tokens, errors)
     earlier = _earlier_results(jobs, overwrites)
     kept = [job for job in jobs if job.source.resolve() not in earlier]
     return kept, len(jobs) - len(kept)
 
 
-def _require_different_names(jobs: list[Job], files: Mapping[str, Path | None], scales: bool, tokens: bool) -> None:
+def _require_different_names(jobs: list[Job], files: Mapping[str, Path | None], scales: bool, tokens: bool,
+                             errors: bool) -> None:
     taken: dict[Path, str] = {}
     for job in jobs:
         places = {job.output: str(job.source), **({job.scales_folder: f"the scales of {job.source}"} if scales else {}),
-                  **({job.tokens: f"the tokens of {job.source}"} if tokens else {})}
-        if tokens and is_there(job.tokens) and not is_token_file(job.tokens):
-            raise InputError(f"{job.source}: its tokens would overwrite {job.tokens}, which are no tokens of this "
-                             "program: choose another --output, or a --suffix")
+                  **({job.tokens: f"the tokens of {job.source}"} if tokens else {}),
+                  **({job.error_map: f"the map of errors of {job.source}"} if errors else {})}
         for place, what in places.items():
             if (other := taken.get(place.absolute())) is not None:
                 raise InputError(f"{what} and {other} would both be written to {place}: rename one or process them "
@@ -209,10 +211,11 @@ def _earlier_results(jobs: list[Job], overwrites: bool) -> set[Path]:
     for job in jobs:
         if job.output.parent.resolve() not in folders or not is_there(job.output) or job.output.samefile(job.source):
             continue
-        if overwrites and not is_own_result(job.output):
-            raise InputError(f"{job.source}: its result would overwrite {job.output}, which is no result of this "
-                             "program: choose another --output, or a --suffix")
-        earlier.add(job.output.resolve())
+        for place in filter(is_there, (job.output, job.error_map)):
+            if overwrites and not is_own_result(place):
+                raise InputError(f"{job.source}: its result would overwrite {place}, which is no result of this "
+                                 "program: choose another --output, or a --suffix")
+            earlier.add(place.resolve())
     return earlier
 
 

@@ -24,7 +24,7 @@ from utils.files import create, name_beside, no_links, private_folder, replacing
 from utils.ranks import Ranks
 
 from .generate import BatchSize, Progress, generate_windows
-from .render import render
+from .products import write_rows
 from .report import Started
 from .settings import RestoreSettings
 
@@ -208,7 +208,11 @@ class WorkFolder:
 
     def latents(self, side: int, windows: int, shape: tuple[int, int, int]) -> FileLatents:
         """Store of the windows' latents after the scale of a side."""
-        store = FileLatents(self.path / f"side{side}", windows, shape)
+        return self.maps(f"side{side}", windows, shape)
+
+    def maps(self, name: str, windows: int, shape: tuple[int, int, int]) -> FileLatents:
+        """Store of the windows' maps of a name."""
+        store = FileLatents(self.path / name, windows, shape)
         self.open_files.append(store)
         return store
 
@@ -228,6 +232,11 @@ class WorkFolder:
     def pixels(self) -> Path:
         """The raw pixels of the result."""
         return self.path / "pixels.raw"
+
+    @property
+    def errors(self) -> Path:
+        """The raw pixels of the map of its errors."""
+        return self.path / "errors.raw"
 
     def close(self) -> None:
         """Let go of the files; the folder stays, and stays this run's."""
@@ -273,6 +282,8 @@ def restore_large(model: VARSR, started: Started, folder: WorkFolder, settings: 
     rendered = time.monotonic()
     if flags.missing():
         raise FileNotFoundError("rows are missing in the work folder: was it removed while it was used?")
+    if started.error is not None:
+        started.error.map.merge(ranks.gather((started.error.map.total, started.error.map.pixels)))
     ranks.together(lambda: ranks.rank or started.finish(settings.lr_consistency))
     record.generate_seconds, record.render_seconds = generated - begun, rendered - generated
     record.write_seconds = time.monotonic() - rendered
@@ -287,11 +298,9 @@ def _render_rows(model: VARSR, started: Started, settings: RestoreSettings, batc
     for first, last in _runs(rows):
         open_rows = list(range(first, last + 1))
         begin, end = max(edges[first], result.first), min(edges[last + 1], result.last)
-        bands = render(model, tiled, tiled.finished, settings.color_fix, batch, begin, end,
-                       settings.generation.fidelity, settings.lr_consistency) if begin < end else ()
-        for top, pixels in bands:
-            result.write_rows(top, pixels)
-            while open_rows and edges[open_rows[0] + 1] <= top + pixels.shape[1]:
+        written = write_rows(model, tiled, settings, batch, result, started.error, begin, end) if begin < end else ()
+        for until in written:
+            while open_rows and edges[open_rows[0] + 1] <= until:
                 flags.set(open_rows.pop(0))
         for row in open_rows:  # of an earlier result
             flags.set(row)

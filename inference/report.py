@@ -17,13 +17,15 @@ from torch import Tensor
 from evaluation.metrics.full_reference import SSIM_SIDE, psnr_y, ssim_y
 from evaluation.metrics.learned import LearnedMetrics
 from pictures.picture import Picture, read_header, read_picture
-from pictures.result_file import ResultFile, ResultOptions
+from pictures.result_file import TOP_16, ResultFile, ResultOptions
 from pictures.rgb import MAX_SCALE, enlarged, read_image
+from pictures.sheets import error_picture
 from utils.errors import UserError, describe, exit_code
 from utils.files import cell, replacing, text_of_cell
 
 from .consistency import note_residual
 from .jobs import Job, left_out_lines
+from .products import STEPS, ErrorProduct
 from .settings import LRConsistency
 from .tokens import TokenState
 from .windows import LatentStore, TiledPicture
@@ -170,6 +172,7 @@ class Started:
     result: ResultFile
     record: FileRecord
     tokens: TokenState | None = None  # are written beside the result
+    error: ErrorProduct | None = None  # the same
 
     def finish(self, consistency: LRConsistency | None = None) -> None:
         """Write what belongs to the picture: its file and, whole or not at all, its tokens. Raises ImageError,
@@ -177,6 +180,21 @@ class Started:
         note_residual(self, consistency)
         with nullcontext() if self.tokens is None else self.tokens.written_to(self.job.tokens, self.tiled.config):
             self.result.finish()
+        if self.error is not None:
+            self.error.finish()
+
+    def close(self) -> None:
+        """Let go of the files for another process to finish (`ResultFile.close`)."""
+        for file in self._files():
+            file.close()
+
+    def discard(self) -> None:
+        """Remove what was temporary."""
+        for file in self._files():
+            file.discard()
+
+    def _files(self) -> list[ResultFile]:
+        return [self.result, *([self.error.file] if self.error is not None else [])]
 
 
 class Judge:
@@ -200,6 +218,8 @@ class Judge:
                 self._export(started)
             extra = self.extra(started) if self.extra else {}
             on_sheet = self.on_sheet and tiled.height * tiled.width <= SHEET_PIXELS
+            if on_sheet and started.error is not None:
+                extra = {**extra, "expected error": error_picture(read_image(job.error_map)[0] * (TOP_16 / STEPS))}
             if job.reference is not None or on_sheet:
                 self._look(job, tiled.guide(0, 0, tiled.height, tiled.width), on_sheet, extra)
 

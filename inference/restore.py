@@ -1,6 +1,8 @@
 """Restoring a picture in memory: the engine of the scripts, from tensor to tensor."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -8,10 +10,12 @@ from models.varsr import VARSR
 from pictures.rgb import TensorSource, result_size
 from utils.errors import UserError
 
-from .generate import Progress, batch_size_for, generate_windows
-from .render import COLOR_FIXES, render
-from .settings import RestoreSettings
+from .generate import BatchSize, Progress, batch_size_for, generate_windows
+from .products import keep_evidence, rendered, rows_with_errors
+from .render import COLOR_FIXES
+from .settings import RestoreSettings, UncertaintySettings
 from .tokens import Making, TokenState, digest, require_codes
+from .uncertainty import ErrorMap
 from .windows import TiledPicture
 
 
@@ -38,17 +42,38 @@ def restore_with_tokens(model: VARSR, lr: Tensor, settings: RestoreSettings, pro
     return restored, TokenState(making, picture.codes, picture.finished, len(picture.grid))
 
 
+def restore_with_errors(model: VARSR, lr: Tensor, settings: RestoreSettings, progress: Progress | None = None,
+                        size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor, ErrorMap]:
+    """As `restore`, and how far it may be from the truth: (H, W), the expected absolute error of luma in levels of 0 to
+    255; and the map that it is of, which knows what its numbers are (`description`, `strangeness`). The settings say
+    how it is made (`uncertainty`; without, from one generation and uncalibrated)."""
+    if settings.uncertainty is None:
+        settings = replace(settings, uncertainty=UncertaintySettings())
+    picture, batch = generated(model, lr, settings, progress, size, False)
+    error, bands = ErrorMap(picture, settings.uncertainty), []
+    errors = rows_with_errors(model, picture, settings, batch, error, lambda _, rows: bands.append(rows))
+    levels = torch.cat([rows for _, rows in errors], dim=1)[0]  # the picture's rows come on the way
+    return torch.cat(bands, dim=1), levels, error
+
+
 def _restored(model: VARSR, lr: Tensor, settings: RestoreSettings, progress: Progress | None,
               size: tuple[int, int] | None, keep_codes: bool) -> tuple[Tensor, TiledPicture]:
     """The restored picture and its windows."""
+    picture, batch = generated(model, lr, replace(settings, uncertainty=None), progress, size, keep_codes)
+    bands = rendered(model, picture, settings, batch, picture.finished)
+    return torch.cat([rows for _, rows in bands], dim=1), picture
+
+
+def generated(model: VARSR, lr: Tensor, settings: RestoreSettings, progress: Progress | None = None,
+              size: tuple[int, int] | None = None, keep_codes: bool = False) -> tuple[TiledPicture, BatchSize]:
+    """The picture, not rendered yet, with all that its windows were generated as and that the settings keep."""
     if settings.color_fix not in COLOR_FIXES:
         raise UserError(f"unknown colour fix {settings.color_fix!r}: choose one of {', '.join(COLOR_FIXES)}")
     source = TensorSource(lr)
     picture = TiledPicture(source, size or result_size(source, settings.generation.scale), model.config,
                            settings.overlap)
     picture.codes = {} if keep_codes else None
+    keep_evidence(picture, settings, lambda name, channels: {})
     batch = batch_size_for(model, settings)
     generate_windows(model, [(picture, window) for window in picture.grid], settings, batch, progress)
-    bands = render(model, picture, picture.finished, settings.color_fix, batch, fidelity=settings.generation.fidelity,
-                   consistency=settings.lr_consistency)
-    return torch.cat([rows for _, rows in bands], dim=1), picture
+    return picture, batch

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +24,8 @@ from utils.ranks import Ranks
 from .generate import Progress, batch_size_for, generate_windows
 from .jobs import Job, SizeRequest, is_there
 from .large import WorkFolder, restore_large
+from .products import ErrorProduct, keep_evidence, rendered, write_rows
 from .redo import Redo
-from .render import render
 from .report import Extra, FileRecord, Judge, Report, Started, append_log
 from .settings import RestoreSettings
 from .tokens import Making, TokenState, code_type, digest, token_count
@@ -146,7 +147,7 @@ class Runner:
                 self._finish_wave(wave)
         except BaseException:  # stopped: nothing half-written stays
             for started in wave:
-                started.result.discard()
+                started.discard()
             raise
 
     def _start(self, job: Job) -> Started | None:
@@ -163,7 +164,8 @@ class Runner:
             return None
 
     def _is_done(self, job: Job) -> bool:
-        return self.options.skip_existing and is_there(job.output)
+        return self.options.skip_existing and is_there(job.output) and (
+            self.settings.uncertainty is None or is_there(job.error_map))
 
     def _read(self, job: Job, record: FileRecord) -> tuple[Picture, tuple[int, int]]:
         """The picture and the size of its result."""
@@ -191,12 +193,17 @@ class Runner:
             config = self.model.config
             tiled.codes = {} if folder is None else folder.codes(len(tiled.grid), token_count(config),
                                                                  code_type(config))
+        side = tiled.grid.window
+        keep_evidence(tiled, self.settings, lambda name, channels: {} if folder is None else folder.maps(
+            name, len(tiled.grid), (channels, side, side)))
         result = ResultFile(job.output, picture, *size, self.options.result, folder and folder.pixels)
         (record.height, record.width), record.windows = size, len(tiled.grid)
         try:
             if self.options.redo is not None:
                 self.options.redo.apply(self.model, tiled, result, self.settings, self.batch)
-            return Started(job, picture, tiled, result, record, self._tokens(tiled))
+            error = ErrorProduct.beside(job.error_map, tiled, self.settings, self.options.result,
+                                        folder and folder.errors)
+            return Started(job, picture, tiled, result, record, self._tokens(tiled), error)
         except BaseException:
             result.discard()
             raise
@@ -225,7 +232,7 @@ class Runner:
                 for started in wave:
                     self._finish_wave([started])
                 return
-            wave[0].result.discard()
+            wave[0].discard()
             self._fail(wave[0].record, wave[0].job.source, error)
             return
         seconds = (time.monotonic() - start) / max(len(work), 1)
@@ -237,7 +244,8 @@ class Runner:
         """Render, write, measure."""
         try:
             start = time.monotonic()
-            self._render(started, started.tiled.finished, started.result)
+            deque(write_rows(self.model, started.tiled, self.settings, self.batch, started.result, started.error,
+                             started.result.first, started.result.last), maxlen=0)
             rendered = time.monotonic()
             started.finish(self.settings.lr_consistency)
             started.record.render_seconds = rendered - start
@@ -247,15 +255,15 @@ class Runner:
             self._fail(started.record, started.job.source, error)
             return
         finally:
-            started.result.discard()
+            started.discard()
         try:
             self.judge(started)
         finally:  # the picture is there, even if someone stops the run now
             self._close(started.record, "restored")
 
     def _render(self, started: Started, latents: LatentStore, result: ResultFile) -> None:
-        for top, rows in render(self.model, started.tiled, latents, self.settings.color_fix, self.batch, result.first,
-                                result.last, self.settings.generation.fidelity, self.settings.lr_consistency):
+        for top, rows in rendered(self.model, started.tiled, self.settings, self.batch, latents, result.first,
+                                  result.last):
             result.write_rows(top, rows)
 
     def _run_large(self, job: Job) -> None:
@@ -276,16 +284,16 @@ class Runner:
             ranks.together(lambda: ranks.rank or self.judge(started))
         except KeyboardInterrupt:
             if started is not None:
-                started.result.close()
+                started.close()
             folder.leave()
             raise
         except Exception as error:  # whatever happens to one picture, the others go on
             self._recover()
             if started is not None:
-                started.result.discard()
+                started.discard()
             self._fail(record, job.source, error, once=True)
         else:
-            started.result.close()
+            started.close()
             self._close(record, "restored", once=True)
         folder.close()
         ranks.gather(None)  # nobody uses the folder any more

@@ -89,6 +89,11 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
     add("--lr_noise", type=bounded(float, 0, 255), metavar="SIGMA",
         help="deviation of the LR picture's noise in levels, which --lr_consistency then does not reproduce (default: "
              "0)")
+    add("--uncertainty", action="store_true",
+        help="write NAME_uncertainty.png too: how far each pixel may be from the truth, 16-bit gray, 256 steps a level "
+             "(docs/uncertainty.md)")
+    add("--uncertainty_samples", type=bounded(int, 1, 64), metavar="N",
+        help="look at the spread of N further results for it, each for the time of the fine scales")
     add("--color_fix", choices=("adain", "wavelet", "none"), default="wavelet",
         help="colours after the LR picture (default: %(default)s)")
 
@@ -223,6 +228,12 @@ def _check_flags(args: argparse.Namespace) -> None:
     """What can be found wrong before anything is read or loaded."""
     from utils.ranks import started_processes
     _check_sizes(args)
+    if args.uncertainty_samples is not None and not args.uncertainty:
+        raise UserError("--uncertainty_samples is for --uncertainty: give both, or leave it out")
+    if args.uncertainty and args.mask is not None:
+        raise UserError("--uncertainty is for whole pictures: leave it out with --mask")
+    if args.uncertainty and args.output == PIPE:
+        raise UserError("--uncertainty: standard output is for the picture alone, name a file with --output")
     if args.lr_noise is not None and args.lr_consistency is None:
         raise UserError("--lr_noise says what --lr_consistency is measured against: give both, or leave it out")
     for flag, path in (("--log", args.log), ("--sheet", args.sheet)):
@@ -328,7 +339,7 @@ def _jobs(args: argparse.Namespace, testsets: Path) -> tuple[list[Job], Found]:
         jobs = _frames(jobs, args.max_pixels or MAX_PIXELS)
     jobs, earlier = settled(jobs, {"--sheet": args.sheet, "--log": args.log},
                             getattr(args, "export_intermediate", False), not (args.skip_existing or is_restart()),
-                            args.save_tokens)
+                            args.save_tokens, args.uncertainty)
     if earlier:
         found.left_out[EARLIER_RESULTS] += earlier
     _tell_unmatched(jobs)

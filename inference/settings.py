@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from models.error_model import Calibration
     from models.fastvar import PrunedScale
     from models.varsr import VARSR
+
+log = logging.getLogger(__name__)
 
 # What is used without --model, by super-resolution or not: the published file if it is there, else our own model.
 PUBLISHED = {True: CHECKPOINTS / "VARSR.pth", False: CHECKPOINTS / "VARSR_C2I.pth"}
@@ -186,7 +189,29 @@ def restore_settings(args: argparse.Namespace, model: VARSR) -> RestoreSettings:
     return RestoreSettings(generation, seed=args.seed, color_fix=args.color_fix,
                            batch_size=None if args.batch_size == "auto" else args.batch_size,
                            overlap=args.tile_overlap, fastvar=fast_pruning(model.config) if args.fast else None,
-                           lr_consistency=LRConsistency.of_flags(args))
+                           lr_consistency=LRConsistency.of_flags(args), uncertainty=_uncertainty(args, model))
+
+
+def _uncertainty(args: argparse.Namespace, model: VARSR) -> UncertaintySettings | None:
+    """How errors are estimated, if that is asked for."""
+    if not args.uncertainty:
+        return None
+    return UncertaintySettings(args.uncertainty_samples or 0, calibration_of(model_source(args), model.config))
+
+
+def calibration_of(source: str | Path, config: VARSRConfig) -> Calibration | None:
+    """The calibration beside a model's weights; without one a line in the log says how to get it. Raises UserError for
+    one that does not belong to it."""
+    from models.error_model import calibration_file, load_calibration
+    from models.weights.load import identity, located
+
+    from .uncertainty import input_names
+    path = calibration_file(located(source))
+    if not path.is_file():
+        log.warning("%s is not there: maps of expected errors are uncalibrated guesses (python -m calibration makes it)",
+                    path)
+        return None
+    return load_calibration(path, identity(source), input_names(config))
 
 
 def fastvar_config(args: argparse.Namespace, model: VARSR) -> FastVARConfig | None:

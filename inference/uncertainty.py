@@ -7,7 +7,7 @@ those are apart. The map is made at half the result's resolution, for errors are
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +56,8 @@ class ErrorMap:
         error of luma in levels (1, n, W). The first and last `reach` rows are only right at the picture's edges."""
         above = top % CELL  # whole cells; the rows above are context that nobody sees
         inputs = self.inputs_of(rows, top, above)
+        self.total += inputs.flatten(1).sum(1)
+        self.pixels += inputs[0].numel()
         errors = self.head(inputs) if self.head is not None else uncalibrated(inputs, self.picture.config)
         fine = F.interpolate(errors[None, None], scale_factor=CELL, mode="bilinear")[0]
         return fine[:, above:above + rows.shape[1], :rows.shape[2]]
@@ -73,11 +75,6 @@ class ErrorMap:
             inputs += [_log(_mean(spread, radius)) for radius in RADII[:2]]
         return torch.cat(inputs)
 
-    def remember(self, inputs: Tensor) -> None:
-        """Count inputs (F, h, w) among those of the picture."""
-        self.total += inputs.flatten(1).sum(1)
-        self.pixels += inputs[0].numel()
-
     def _cells(self, top: int, height: int, width: int) -> Tensor:
         """What the tokens say, (2K, height, width) from row `top` of the result on."""
         factor, grid = self.picture.factor, self.picture.grid
@@ -90,12 +87,27 @@ class ErrorMap:
         inside = fine[:, start:start + height, :width]
         return F.pad(inside[None], (0, width - inside.shape[2], 0, height - inside.shape[1]), mode="replicate")[0]
 
+    def merge(self, others: Iterable[tuple[Tensor, int]]) -> None:
+        """Take the sums of inputs, and numbers of pixels, of all parts of the picture in place of the own ones."""
+        self.total, self.pixels = (sum(each) for each in zip(*others, strict=True))
+
     @property
     def strangeness(self) -> float | None:
         """How far the picture is from those of the calibration; above 1: outside. None where that cannot be told."""
         if self.head is None or not self.pixels:
             return None
         return self.head.strangeness(self.total / self.pixels)
+
+    @property
+    def description(self) -> str:
+        """What the map's numbers are, in words."""
+        what = "expected absolute error of luma in levels of 0 to 255"
+        if self.head is None:
+            return f"a guess at the {what}: uncalibrated"
+        fitted, strangeness = self.settings.calibration.fitted, self.strangeness
+        unlike = "" if strangeness is None or strangeness <= 1 else "; unlike the pictures of the calibration"
+        return (f"{what}; {fitted.coverage:.0%} of pixels are within {float(self.head.band):.3g} times it; calibrated "
+                f"on {fitted.crops} crops of {fitted.data}{unlike}")
 
 
 def _luma(image: Tensor) -> Tensor:

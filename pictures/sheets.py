@@ -6,17 +6,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from utils.errors import escaped
 
-from .rgb import to_pillow
+from .rgb import LEVELS_8, to_pillow
 
 BACKGROUND, INK, FRAME = "white", "black", "red"
 LABEL_HEIGHT, GAP, FONT_SIZE, THUMBNAIL = 22, 4, 14, 192  # pixels of the contact sheet
 SHEET_ROWS = 64  # classes on it at most
+ERROR_TOP = 24  # levels that are white in a map of errors
+ERROR_STOPS = ((0.0, 0.0, 0.02), (0.3, 0.05, 0.45), (0.75, 0.15, 0.3), (0.98, 0.65, 0.1), (1.0, 1.0, 0.85))
+LEGEND_SHARE = (2, 14)  # of its width and height, that the legend takes
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,30 @@ def comparison_sheet(rows: Mapping[str, Mapping[str, Tensor]], layout: SheetLayo
             pen.text((x + i * (layout.column + layout.gap) + 4, y + 2), text, fill=INK, font=font)
         sheet.paste(entry, (x, y + layout.label))
     return sheet
+
+
+def error_picture(levels: Tensor) -> Tensor:
+    """Expected errors (H, W) in levels in colours, (3, H, W) in [0, 1], with a legend in the lower left corner: black,
+    violet, red, yellow, white for 0 to `ERROR_TOP` and more."""
+    picture = to_pillow(_error_colours(levels))
+    width, height = (max(side // share, 1) for side, share in zip(picture.size, LEGEND_SHARE, strict=True))
+    bar = _error_colours(torch.linspace(0, ERROR_TOP, width).expand(height, width))
+    box = (0, picture.height - 2 * height, width, picture.height)
+    pen = ImageDraw.Draw(picture)
+    pen.rectangle(box, fill="black")
+    picture.paste(to_pillow(bar), (0, picture.height - height))
+    font = ImageFont.load_default(size=max(height - 2, 6))
+    pen.text((1, box[1]), "0", fill="white", font=font)
+    pen.text((width - 1, box[1]), f"{ERROR_TOP} levels", fill="white", font=font, anchor="ra")
+    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).float() / LEVELS_8
+
+
+def _error_colours(levels: Tensor) -> Tensor:
+    """Levels (H, W) to colours (3, H, W) in [0, 1], linear between the stops."""
+    stops = torch.tensor(ERROR_STOPS).T
+    place = (levels.float() / ERROR_TOP).clamp(0, 1) * (stops.shape[1] - 1)
+    low = place.floor().clamp(max=stops.shape[1] - 2).long()
+    return torch.lerp(stops[:, low], stops[:, low + 1], place - low)
 
 
 def labels_of(paths: Iterable[Path]) -> dict[Path, str]:

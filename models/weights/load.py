@@ -147,13 +147,18 @@ def _locate(source: str | PathLike, revision: str | None, cache_dir: str | PathL
     return download_model(*hub_id, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only)
 
 
+def located(source: str | PathLike) -> Path:
+    """Where a model that is here lies: its folder, or its published file."""
+    return _locate(source, None, None, local_files_only=True)
+
+
 def identity(source: str | PathLike) -> str:
     """What a result says of its model, which is here: its name and the first digits of its weights' SHA-256, no path.
 
     source: as for `load_pretrained`. Of files above 256 MB, which would take seconds, the hash is that of their size
     and of evenly spread parts ("sampled").
     """
-    path = _locate(source, None, None, local_files_only=True)
+    path = located(source)
     name = path.resolve().name if Path(source).exists() else str(source)
     weights = path / WEIGHTS_FILE if path.is_dir() else path
     size = weights.stat().st_size

@@ -1,0 +1,1 @@
+"""Fitting what a model's results are off by (`python -m calibration`)."""
