@@ -119,8 +119,8 @@ class TokenState:
 def require_codes(generation: GenerationConfig) -> None:
     """Raise UserError for a sampling that codes do not say everything of."""
     if generation.more_smooth:
-        raise UserError("with more_smooth codes are mixed, so tokens do not say what was drawn: leave --save_tokens and "
-                        "--mask out")
+        raise UserError("with more_smooth codes are mixed, so tokens do not say what was drawn: leave --save_tokens "
+                        "and --mask out")
 
 
 def token_count(config: VARSRConfig) -> int:
