@@ -142,7 +142,7 @@ def is_token_file(path: Path) -> bool:
     """Whether a file is one of ours, of whichever version."""
     try:
         return _metadata(path).get("format") == FORMAT
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: of a header that is nested too deep
         return False
 
 

@@ -455,6 +455,11 @@ def test_damaged_tokens_and_other_samples_cost_the_picture(run, restored, tmp_pa
     assert run(*redone, "-o", tmp_path / "c.png") == 1
     assert "damaged" in capsys.readouterr().out and not (tmp_path / "c.png").exists()
     tokens.write_bytes(whole)
+    picture = result.read_bytes()
+    result.write_bytes(picture[:len(picture) * 2 // 3])
+    assert run(*redone, "-o", tmp_path / "c.png") == 1
+    assert str(result) in capsys.readouterr().out and not (tmp_path / "c.png").exists()
+    result.write_bytes(picture)
     Image.open(result).convert("L").save(result)
     assert run(*redone, "-o", tmp_path / "c.png") == 1
     assert "gray" in capsys.readouterr().out and not (tmp_path / "c.png").exists()
