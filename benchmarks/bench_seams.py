@@ -2,7 +2,8 @@
 
 Restores a mosaic of the sample pictures (512x512 LR pixels) on two grids of windows and from two seeds, and prints the
 steps across window borders as a ratio to steps in the same places of the other grid, where windows have no border, and
-how far the results agree. docs/large_images.md explains the figures.
+how far the results agree; and the steps across the border of a part that is drawn anew. docs/large_images.md and
+docs/redo.md explain the figures.
 """
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -18,9 +20,11 @@ import torch
 from torch import Tensor
 
 from evaluation.metrics.full_reference import psnr_y
-from inference.restore import restore
+from inference.redo import redo, redo_sampling
+from inference.restore import restore, restore_with_tokens
 from inference.settings import RestoreSettings
 from inference.windows import WindowAxis
+from models.config import GenerationConfig
 from models.varsr import VARSR
 from pictures.rgb import read_image
 
@@ -30,6 +34,7 @@ LR_SIDE, TILE = 512, 128  # LR pixels of the mosaic and of each picture in it
 # LR pixels by overlap: half a step of the windows, so that the borders of one grid lie amid the other's windows
 SHIFT = {0.25: 12, 0.0: 16}
 MARGIN = 128  # pixels at the picture's own edges that are not judged
+REDONE_LR, REDONE_BOX = 48, (40, 36, 150, 155)  # LR pixels of a picture, of whose result this part is drawn anew
 
 
 def mosaic() -> Tensor:
@@ -75,6 +80,21 @@ def redone_border_ratio(redone: Tensor, original: Tensor, box: tuple[int, int, i
     return steps(redone) / steps(original)
 
 
+def redone_ratios(model: VARSR, lr: Tensor, options: GenerationConfig, seeds: Sequence[int] = (1, 2)) -> list[float]:
+    """`redone_border_ratio` of the pictures in the mosaic's first row, each with these seeds."""
+    top, left, bottom, right = REDONE_BOX
+    start, ratios = (TILE - REDONE_LR) // 2, []
+    for column in range(start, LR_SIDE, TILE):
+        part = lr[:, start:start + REDONE_LR, column:column + REDONE_LR]
+        original, state = restore_with_tokens(model, part, RestoreSettings(options))
+        mask = torch.zeros(original.shape[1:], dtype=torch.bool)
+        mask[top:bottom, left:right] = True
+        redone = (redo(model, part, state, mask, RestoreSettings(redo_sampling(options), seed=seed), original)
+                  for seed in seeds)
+        ratios += [redone_border_ratio(each, original, REDONE_BOX) for each in redone]
+    return ratios
+
+
 def _gradient(picture: Tensor, axis: int, borders: list[int]) -> float:
     """Mean absolute step of (3, H, W) across these pixel borders along an axis."""
     steps = picture.diff(dim=axis).abs().mean(dim=[other for other in range(3) if other != axis])
@@ -100,6 +120,7 @@ def measure(model: VARSR, fidelity: float | None = None) -> dict[str, float]:
     hard, hard_shifted = both_grids(model, lr[:, :LR_SIDE // 2, :LR_SIDE // 2], plain)
     return {"border_ratio": border_ratio(model, picture, shifted, settings.overlap),
             "border_ratio_without_overlap": border_ratio(model, hard, hard_shifted, plain.overlap),
+            "redone_border_ratio": sum(redone := redone_ratios(model, lr, options)) / len(redone),
             "shifted_grid_db": agreement(picture, shifted, settings.overlap),
             "other_seed_db": psnr_y(picture, other_seed)}
 

@@ -100,7 +100,7 @@ class Mask:
     @property
     def share(self) -> float:
         """Of all pixels."""
-        return self.pixels.float().mean().item()
+        return int(self.pixels.count_nonzero()) / self.pixels.numel()
 
     def coverage(self, picture: TiledPicture) -> Tensor:
         """Share (h, w) of each latent cell of a picture that the mask covers; past the picture's edges it goes on."""
@@ -304,7 +304,7 @@ class Redo:
         """What a half-done redo must have in common with this one to be continued."""
         files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)
                  for path in (self.result, self.tokens_file) if is_there(path)]
-        return [files, hashlib.sha256(self.mask.pixels.numpy().tobytes()).hexdigest()]
+        return [files, hashlib.sha256(self.mask.pixels.numpy()).hexdigest()]
 
     def apply(self, model: VARSR, tiled: TiledPicture, result: ResultFile, settings: RestoreSettings,
               batch: BatchSize) -> None:

@@ -119,8 +119,8 @@ class TokenState:
 def require_codes(generation: GenerationConfig) -> None:
     """Raise UserError for a sampling that codes do not say everything of."""
     if generation.more_smooth:
-        raise UserError("with more_smooth codes are mixed, so tokens do not say what was drawn: leave --save_tokens and "
-                        "--mask out")
+        raise UserError("with more_smooth codes are mixed, so tokens do not say what was drawn: leave --save_tokens "
+                        "and --mask out")
 
 
 def token_count(config: VARSRConfig) -> int:
@@ -142,7 +142,7 @@ def is_token_file(path: Path) -> bool:
     """Whether a file is one of ours, of whichever version."""
     try:
         return _metadata(path).get("format") == FORMAT
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: of a header that is nested too deep
         return False
 
 

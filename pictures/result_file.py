@@ -166,6 +166,7 @@ class StoredRows:
         self.path = Path(path)
         header = read_header(self.path, 0, max_pixels)
         check_size(self.path, header.width, header.height, max_pixels)
+        self._options = {"fail_on": "error"} if header.kind == "tif" else {"fail_on": "error", "unlimited": True}
         self._streamed, self._next, self._region, self._pixels = header.kind in ("png", "tif"), 0, None, None
         if self._streamed:
             picture = self._open()
@@ -179,7 +180,7 @@ class StoredRows:
 
     def _open(self):
         try:
-            picture = vips_picture(self.path, access="sequential")
+            picture = vips_picture(self.path, access="sequential", **self._options)
         except vips().Error as error:
             raise ImageError(f"{self.path}: cannot be read ({reason(error)})") from error
         self._region, self._next = vips().Region.new(picture), 0

@@ -18,7 +18,16 @@ import inference.runner
 import inference.settings
 import test_tile as script
 from benchmarks.bench_seams import redone_border_ratio
-from inference.redo import FEATHER, Mask, kept_codes, redo, redo_sampling, redo_with_tokens
+from inference.redo import (
+    FEATHER,
+    REDO_TOP_K,
+    REDO_TOP_P,
+    Mask,
+    kept_codes,
+    redo,
+    redo_sampling,
+    redo_with_tokens,
+)
 from inference.restore import restore, restore_with_tokens
 from inference.settings import RestoreSettings, prepare
 from inference.tokens import Making, TokenState, code_type, read_tokens
@@ -268,7 +277,8 @@ def test_seeds_batches_and_what_the_file_says(run, restored, tmp_path: Path) -> 
         pictures.append(samples(tmp_path / f"{seed}_{batch}.png").astype(int))
     assert np.abs(pictures[0] - pictures[1]).max() <= 1 < np.abs(pictures[0] - pictures[2]).max()
     line = read_making(tmp_path / "2_4.png")
-    assert line.startswith(read_making(result)) and "redone seed=2" in line and "share=0.15" in line
+    assert line.startswith(read_making(result)) and "share=0.15" in line
+    assert f"; redone seed=2 top_k={REDO_TOP_K} top_p={REDO_TOP_P:g} " in line  # the model's own is the likeliest
     assert run(*redone, "-o", tmp_path / "greedy.png", "--seed", 2, "--top_k", 1) == 0
     assert "redone seed=2 top_k=1 " in read_making(tmp_path / "greedy.png")
 
@@ -445,6 +455,11 @@ def test_damaged_tokens_and_other_samples_cost_the_picture(run, restored, tmp_pa
     assert run(*redone, "-o", tmp_path / "c.png") == 1
     assert "damaged" in capsys.readouterr().out and not (tmp_path / "c.png").exists()
     tokens.write_bytes(whole)
+    picture = result.read_bytes()
+    result.write_bytes(picture[:len(picture) * 2 // 3])
+    assert run(*redone, "-o", tmp_path / "c.png") == 1
+    assert str(result) in capsys.readouterr().out and not (tmp_path / "c.png").exists()
+    result.write_bytes(picture)
     Image.open(result).convert("L").save(result)
     assert run(*redone, "-o", tmp_path / "c.png") == 1
     assert "gray" in capsys.readouterr().out and not (tmp_path / "c.png").exists()
