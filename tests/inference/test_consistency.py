@@ -352,7 +352,9 @@ def test_weight_0_leaves_the_codes(model: VARSR) -> None:
 
 def test_a_windows_codes_do_not_depend_on_the_batch(model: VARSR) -> None:
     lr = torch.tensor(smooth((14, 19))).permute(2, 0, 1) / 255
-    promise = dataclasses.replace(PLAIN, lr_consistency=LRConsistency(1.0))
+    promise = dataclasses.replace(PLAIN, lr_consistency=LRConsistency(1.0, rechoose=True))
+    assert not restore(model, lr, promise).equal(restore(model, lr, dataclasses.replace(
+        PLAIN, lr_consistency=LRConsistency(1.0))))
     one, many = (restore(model, lr, dataclasses.replace(promise, batch_size=n)) for n in (1, 5))
     torch.testing.assert_close(one, many, atol=1e-3, rtol=0)
 
@@ -365,6 +367,6 @@ def test_recorded_generations_are_not_rechosen() -> None:
         def generate(self, *_: object) -> torch.Tensor:
             raise AssertionError("recorded")
     model.graphs = Refusing()
-    restore(model, torch.rand(3, 8, 8), dataclasses.replace(PLAIN, lr_consistency=LRConsistency(1.0)))
+    restore(model, torch.rand(3, 8, 8), dataclasses.replace(PLAIN, lr_consistency=LRConsistency(1.0, rechoose=True)))
     with pytest.raises(AssertionError, match="recorded"):
         restore(model, torch.rand(3, 8, 8), PLAIN)
