@@ -65,10 +65,12 @@ def main(argv: list[str] | None = None) -> int:
     device = torch.device(args.device)
     model = prepare(VARSR.from_pretrained(args.model, dtype=choose_dtype(args.dtype, device), device=device))
     learned = LearnedMetrics(torch.device("cpu"), (ST_LPIPS,))
-    report = {"model": args.model, "dtype": args.dtype, "machine": describe(device), "results": {}}
+    report = {"model": args.model, "dtype": args.dtype, "machine": describe(device), "pictures": {},
+              "results": {}}
     sample = sample_set()
     for pictures, count in zip((sample, reduced_set(sample)), args.count, strict=True):
         print(f"\n{pictures.name}")
+        report["pictures"][pictures.name] = len(pictures.lr[:count])
         report["results"][pictures.name] = curve(model, pictures, learned, count)
         if args.output:
             Path(args.output).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
