@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model", default="checkpoints/varsr-tiny", help="model folder, published file or hub id")
     add("--device", default="cpu")
     add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32")
-    add("--count", type=int, help="pictures of each set (all)")
+    add("--count", type=int, nargs=2, default=(10, 5), help="pictures of each set (default: %(default)s)")
     add("--output", help="JSON file for the results")
     add("--plot", nargs=2, metavar="FILE", help="draw instead of measuring: the PNG, then the results to draw")
     return parser
@@ -65,11 +65,13 @@ def main(argv: list[str] | None = None) -> int:
     device = torch.device(args.device)
     model = prepare(VARSR.from_pretrained(args.model, dtype=choose_dtype(args.dtype, device), device=device))
     learned = LearnedMetrics(torch.device("cpu"), (ST_LPIPS,))
-    report = {"model": args.model, "dtype": args.dtype, "machine": describe(device), "results": {}}
+    report = {"model": args.model, "dtype": args.dtype, "machine": describe(device), "pictures": {},
+              "results": {}}
     sample = sample_set()
-    for pictures in (sample, reduced_set(sample)):
+    for pictures, count in zip((sample, reduced_set(sample)), args.count, strict=True):
         print(f"\n{pictures.name}")
-        report["results"][pictures.name] = curve(model, pictures, learned, args.count)
+        report["pictures"][pictures.name] = len(pictures.lr[:count])
+        report["results"][pictures.name] = curve(model, pictures, learned, count)
         if args.output:
             Path(args.output).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0
@@ -86,7 +88,7 @@ def reduced_set(sample: Set) -> Set:
     return Set("reduced originals", lr, sample.references)
 
 
-def curve(model: VARSR, pictures: Set, learned: LearnedMetrics, count: int | None) -> dict[str, dict[str, float]]:
+def curve(model: VARSR, pictures: Set, learned: LearnedMetrics, count: int) -> dict[str, dict[str, float]]:
     """Means over the pictures by setting; of the largest error the largest."""
     rows: dict[str, list[dict[str, float]]] = {}
     for lr, original in list(zip(pictures.lr, pictures.references, strict=True))[:count]:
@@ -101,19 +103,18 @@ def curve(model: VARSR, pictures: Set, learned: LearnedMetrics, count: int | Non
 
 
 def measured(model: VARSR, lr: Tensor, original: Tensor, learned: LearnedMetrics) -> dict[str, dict[str, float]]:
-    """All settings of one picture. Its codes are the same for every epsilon: it is generated twice, without and with
-    codes rechosen."""
+    """All settings of one picture: pixels projected alone (the epsilon), and codes rechosen too. Codes are the same for
+    every epsilon, so that it is generated twice."""
     from evaluation.metrics.full_reference import psnr_y, ssim_y
     from inference.consistency import residual
     from inference.settings import LRConsistency
     from pictures.rgb import TensorSource
-    plain, rechosen = (restored(model, lr, each) for each in (None, LRConsistency(1.0)))
+    plain, rechosen = (restored(model, lr, each) for each in (None, LRConsistency(1.0, rechoose=True)))
     results = {"none": plain, "codes alone": rechosen}
     for epsilon in EPSILONS:
-        for kind, before in (("", rechosen), ("pixels alone, ", plain)):
+        for kind, before in (("", plain), ("codes too, ", rechosen)):
             results[f"{kind}{epsilon:g}"] = projected(model, lr, before, LRConsistency(epsilon))
-    denoised = LRConsistency(1.0, NOISE)
-    results[f"1, noise {NOISE:g}"] = projected(model, lr, restored(model, lr, denoised), denoised)
+    results[f"1, noise {NOISE:g}"] = projected(model, lr, plain, LRConsistency(1.0, NOISE))
     rows = {}
     for name, (pixels, seconds) in results.items():
         written = (pixels * 255).round() / 255

@@ -33,7 +33,7 @@ STEPS = 24  # saturated text and checks need them, photographs a third
 STEP_SIZE = 1.25  # of 1 / |D|^2; with the momentum below, anything under 1.38 converges
 MOMENTUM, MOMENTUM_START = 0.8, 3.0  # k / (k + start), at most the first
 SUPPORT = 2.0  # LR pixels that the kernel reaches to each side
-ROUNDING = 1.1  # levels / ratio by which rounding to 8 bits moves a reduced pixel: five deviations (see `aim`)
+ROUNDING = 0.55  # levels by which rounding to 8 bits moves a reduced pixel, at most but for rare cases (see `aim`)
 WIENER_SIDE = 5  # LR pixels of the window for local mean and variance; odd
 BLOCK = 32  # LR pixels that one small matrix reduces to
 PART = 1024  # columns projected at a time, so that memory does not grow with the picture
@@ -107,14 +107,13 @@ def target_region(source: PictureSource, noise: float, top: int, left: int, heig
     return (mean + share * (padded[0, :, reach:-reach, reach:-reach] - mean)).clamp(0, 1).float()
 
 
-def aim(epsilon: float, ratio: float) -> float:
+def aim(epsilon: float) -> float:
     """How many levels the projection leaves, so that what is rounded to 8 bits keeps within epsilon.
 
-    Rounding errors of the pixels (deviation 0.29 levels) are independent, and D averages them: on each side over
-    ratio / 0.75 pixels, so that 0.29 * 0.75 / ratio remains. Where no room is left for five times that, half of epsilon
-    is aimed at.
+    In texture D averages the pixels' rounding errors; in flat places they are all the same, up to half a level. Where
+    no room is left for that, half of epsilon is aimed at.
     """
-    return epsilon - min(ROUNDING / ratio, epsilon / 2)
+    return epsilon - min(ROUNDING, epsilon / 2)
 
 
 class Projection:
@@ -130,7 +129,7 @@ class Projection:
         if min(ratios) < 1:
             raise UserError(f"a result of {picture.width}x{picture.height} pixels is smaller than its LR picture of "
                             f"{source.width}x{source.height}: --lr_consistency is for larger ones, choose another size")
-        self.epsilon = aim(consistency.epsilon, math.sqrt(ratios[0] * ratios[1])) / LEVELS_8
+        self.epsilon = aim(consistency.epsilon) / LEVELS_8
         # A step of a pixel reaches over the whole support of the LR pixels in whose support it lies.
         self.reach, self.side_reach = (STEPS * (math.ceil(2 * SUPPORT * ratio) + 1) for ratio in ratios)
 

@@ -178,7 +178,7 @@ def _generate(model: VARSR, part: Sequence[WindowInput], options: GenerationConf
                          torch.cat([each.noise.fresh for each in part], dim=1))
     guides = torch.stack([each.guide for each in part])
     promise = settings.lr_consistency
-    rechoose = None if promise is None else Rechooser(model, work, guides, promise)
+    rechoose = Rechooser(model, work, guides, promise) if promise is not None and promise.rechoose else None
     latents = model.generate_latent(guides, options=options,
                                     seed=[each.seed for each in part], refiner_noise=noise,
                                     on_scale=keep if watched else None, fastvar=settings.fastvar,

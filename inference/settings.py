@@ -121,10 +121,15 @@ class UncertaintySettings:
 @dataclass(frozen=True)
 class LRConsistency:
     """The promise that a result, reduced to its LR picture's size, is within `epsilon` 8-bit levels of it; `noise`: the
-    deviation of the LR picture's noise in levels, which is taken off it first (`consistency.target_region`)."""
+    deviation of the LR picture's noise in levels, which is taken off it first (`consistency.target_region`).
+
+    Pixels are projected for it. rechoose: codes are chosen for it too (`rechoose.py`), in twice the time; what that
+    brings, and why no flag asks for it, is in docs/consistency.md.
+    """
 
     epsilon: float
     noise: float = 0.0
+    rechoose: bool = False
 
     def __post_init__(self) -> None:
         for flag, value in (("--lr_consistency", self.epsilon), ("--lr_noise", self.noise)):

@@ -111,6 +111,17 @@ def test_what_lies_on_white_is_not_measured(run, tmp_path: Path) -> None:
     assert json.loads(log.read_text())["lr_residual"] is None
 
 
+def test_noise_is_not_reproduced(run, tmp_path: Path) -> None:
+    lr = (smooth() + 6 * np.random.default_rng(1).standard_normal((*SIZE, 3))).round().clip(0, 255).astype(np.uint8)
+    Image.fromarray(lr).save(tmp_path / "a.png")
+    flags = ("--lr_consistency", 1, "--lr_noise", 6)
+    assert run("-i", tmp_path / "a.png", "-o", tmp_path / "b.png", *flags) == 0
+    filtered = target_region(TensorSource(torch.tensor(lr).permute(2, 0, 1) / 255), 6.0, 0, 0, *SIZE)
+    found, words = error(tmp_path / "b.png", filtered.permute(1, 2, 0).numpy() * 255.0), said(tmp_path / "b.png")
+    assert found.max() <= 1 < error(tmp_path / "b.png", lr.astype(float)).max()
+    assert words["lr_noise"] == 6 and words["lr_residual"] == pytest.approx(found.max(), abs=0.006)
+
+
 def test_a_large_picture_keeps_it(run, tmp_path: Path) -> None:
     lr = smooth(LARGE)
     Image.fromarray(lr).save(tmp_path / "a.png")
@@ -316,6 +327,21 @@ def test_the_gradient_is_that_of_the_energy(model: VARSR) -> None:
     torch.testing.assert_close((ahead - behind) / 2, predicted, rtol=2e-2, atol=0)
 
 
+def test_codes_that_fit_worse_together_are_dropped(model: VARSR) -> None:
+    """A large weight changes so many codes that the estimate of first order is wrong about their sum."""
+    rechoose, guides = rechooser(model, 10.0)
+    model.generate_latent(guides, options=PLAIN.generation, seed=[0, 1], rechoose=rechoose)
+    dropped = 0
+    for scale, logits, codes, f_hat, chosen in rechoose.asked:
+        for i in range(2):
+            rash = rechoose._likely(logits[i], codes[i], rechoose.gradient(i, scale, codes[i], f_hat[i])[1])
+            before, after = (rechoose.energy(i, scale, model.vqvae.quantizer.lookup(each[None], scale), f_hat[i])
+                             for each in (codes[i], rash))
+            dropped += bool(after >= before)
+            assert chosen[i].equal(codes[i] if after >= before else rash)
+    assert dropped
+
+
 def test_weight_0_leaves_the_codes(model: VARSR) -> None:
     options = dataclasses.replace(PLAIN.generation, top_k=8)
     rechoose, guides = rechooser(model, 0.0)
@@ -326,7 +352,9 @@ def test_weight_0_leaves_the_codes(model: VARSR) -> None:
 
 def test_a_windows_codes_do_not_depend_on_the_batch(model: VARSR) -> None:
     lr = torch.tensor(smooth((14, 19))).permute(2, 0, 1) / 255
-    promise = dataclasses.replace(PLAIN, lr_consistency=LRConsistency(1.0))
+    promise = dataclasses.replace(PLAIN, lr_consistency=LRConsistency(1.0, rechoose=True))
+    assert not restore(model, lr, promise).equal(restore(model, lr, dataclasses.replace(
+        PLAIN, lr_consistency=LRConsistency(1.0))))
     one, many = (restore(model, lr, dataclasses.replace(promise, batch_size=n)) for n in (1, 5))
     torch.testing.assert_close(one, many, atol=1e-3, rtol=0)
 
@@ -339,6 +367,6 @@ def test_recorded_generations_are_not_rechosen() -> None:
         def generate(self, *_: object) -> torch.Tensor:
             raise AssertionError("recorded")
     model.graphs = Refusing()
-    restore(model, torch.rand(3, 8, 8), dataclasses.replace(PLAIN, lr_consistency=LRConsistency(1.0)))
+    restore(model, torch.rand(3, 8, 8), dataclasses.replace(PLAIN, lr_consistency=LRConsistency(1.0, rechoose=True)))
     with pytest.raises(AssertionError, match="recorded"):
         restore(model, torch.rand(3, 8, 8), PLAIN)
