@@ -177,9 +177,10 @@ def settled(jobs: Iterable[Job], files: Mapping[str, Path | None] | None = None,
     """The jobs, checked once all names are known, without those whose source is another one's earlier result; and how
     many those are.
 
-    files: what else will be written, by its flag. scales, tokens, errors: the pictures after each scale, the tokens, the
-    maps of errors are written too. overwrites: results that are there are replaced. Raises InputError where two things would get one name, a
-    result that of a file beside the sources that is not a result of ours, or tokens that of another file.
+    files: what else will be written, by its flag. scales, tokens, errors: the pictures after each scale, the tokens,
+    the maps of errors are written too. overwrites: results that are there are replaced. Raises InputError where two
+    things would get one name, a result that of a file beside the sources that is not a result of ours, or tokens that
+    of another file.
     """
     jobs = list(jobs)
     _require_different_names(jobs, files or {}, scales, tokens, errors)

@@ -88,8 +88,8 @@ class ErrorProduct:
         self.file.finish()
         strangeness = self.map.strangeness
         if strangeness is not None and strangeness > 1:
-            log.warning("%s: the picture is unlike those that the map was calibrated on (%.1f times as far off as 99 %% "
-                        "of them): do not rely on its numbers", self.file.path, strangeness)
+            log.warning("%s: the picture is unlike those that the map was calibrated on (%.1f times as far off as "
+                        "99 %% of them): do not rely on its numbers", self.file.path, strangeness)
 
 
 def write_rows(model: VARSR, tiled: TiledPicture, settings: RestoreSettings, batch: BatchSize, result: ResultFile,

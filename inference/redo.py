@@ -58,7 +58,7 @@ COVERED = 0.5  # share of a coarse cell that the mask covers, from which on its 
 WHITE = 0.5  # of a mask's gray values: from here on
 RECOMPUTED_WINDOWS = 256  # of a picture whose tokens nobody kept: its windows are held in memory
 CELL_ROWS = 64  # of a mask, averaged at a time
-SAID = re.compile(r"; seed=(\d+) (.+) color_fix=(\w+) overlap=([\d.e-]+)$")
+SAID = re.compile(r"; seed=(\d+) (.+) color_fix=(\w+) overlap=([\d.e-]+)(?: lr_\w+=\S+)*$")
 
 
 def redo_sampling(generation: GenerationConfig) -> GenerationConfig:

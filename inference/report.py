@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from evaluation.metrics.full_reference import SSIM_SIDE, psnr_y, ssim_y
 from evaluation.metrics.learned import LearnedMetrics
+from pictures.file_writer import SETTINGS
 from pictures.picture import Picture, read_header, read_picture
 from pictures.result_file import TOP_16, ResultFile, ResultOptions
 from pictures.rgb import MAX_SCALE, enlarged, read_image
@@ -178,6 +179,9 @@ class Started:
         """Write what belongs to the picture: its file and, whole or not at all, its tokens. Raises ImageError,
         OSError. consistency: what the settings promise, which is measured and told."""
         note_residual(self, consistency)
+        if self.tokens is not None:  # the same words as in the result's file, by which they know each other
+            line = dict(self.result.options.text).get(SETTINGS, "")
+            self.tokens = replace(self.tokens, making=replace(self.tokens.making, line=line))
         with nullcontext() if self.tokens is None else self.tokens.written_to(self.job.tokens, self.tiled.config):
             self.result.finish()
         if self.error is not None:

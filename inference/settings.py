@@ -213,8 +213,8 @@ def calibration_of(source: str | Path, config: VARSRConfig) -> Calibration | Non
     from .uncertainty import input_names
     path = calibration_file(located(source))
     if not path.is_file():
-        log.warning("%s is not there: maps of expected errors are uncalibrated guesses (python -m calibration makes it)",
-                    path)
+        log.warning("%s is not there: maps of expected errors are uncalibrated guesses (python -m calibration makes "
+                    "it)", path)
         return None
     return load_calibration(path, identity(source), input_names(config))
 
