@@ -150,5 +150,5 @@ def _fitted(text: str, path: Path) -> Fitted:
         values = json.loads(text)
         return Fitted(str(values["model"]), tuple(map(str, values["inputs"])), int(values["crops"]),
                       str(values["data"]), float(values["coverage"]))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: a damaged calibration: fit it again with python -m calibration") from error
