@@ -6,6 +6,7 @@ inputs are is decided by `inference/uncertainty.py`.
 """
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -93,6 +94,15 @@ class Calibration:
     def head(self, samples: int) -> ErrorHead:
         """The one for so many further results."""
         return self.heads["several" if samples else "one"]
+
+    @property
+    def digest(self) -> str:
+        """Tells calibrations with other numbers apart."""
+        found = hashlib.sha256()
+        for head in self.heads.values():
+            for value in head.state_dict().values():
+                found.update(value.contiguous().numpy().tobytes())
+        return found.hexdigest()
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
