@@ -124,6 +124,47 @@ def test_rows_do_not_depend_on_how_they_are_cut(model: VARSR, monkeypatch: pytes
             torch.testing.assert_close(seen, rows[:3, top:bottom], atol=1e-5, rtol=0)
 
 
+def test_every_input_is_what_its_name_says(model: VARSR) -> None:
+    wanted, size = settings(2), (32, 32)
+    picture, _ = generated(model, lr_picture(size), wanted, size=size)
+    rows = torch.rand(4, *size, generator=torch.Generator().manual_seed(2))
+    rows[3] *= 9
+    found = dict(zip(NAMES["several"], ErrorMap(picture, wanted.uncertainty).inputs_of(rows, 0), strict=True))
+    tokens = torch.nn.functional.interpolate(picture.evidence[0][None], scale_factor=4, mode="bilinear")[0]
+    for i, name in enumerate(NAMES["several"][:6]):  # of one window: as they are, at their place
+        torch.testing.assert_close(found[name], tokens[i])
+    sr, lr = luma(rows[:3]).double().numpy(), luma(picture.guide(0, 0, *size)).double().numpy()
+    y, x = 6, 9  # on the coarser grid
+
+    def around(plane: np.ndarray, radius: int) -> np.ndarray:
+        """The pixels of the cells around; radius 7 reaches over the edge and is left to the edge's repetition."""
+        return plane[2 * (y - radius):2 * (y + radius + 1), 2 * (x - radius):2 * (x + radius + 1)]
+
+    def log(level: float) -> float:
+        return float(np.log(level + 0.5))
+    for radius in (1, 3):
+        expected = {"contrast of LR": around(lr, radius).std(), "contrast of SR": around(sr, radius).std(),
+                    "change": np.abs(around(sr - lr, radius)).mean(), "spread": around(rows[3].numpy(), radius).mean()}
+        for name, level in expected.items():
+            assert abs(float(found[f"{name} within {radius}"][y, x]) - log(level)) < 2e-3, (name, radius)
+    share = around(lr, 0).mean() / 255  # of the LR picture
+    assert abs(float(found["luma"][y, x]) - share) < 1e-5
+    assert abs(float(found["distance of luma from the middle"][y, x]) - (share - 0.5) ** 2) < 1e-5
+
+
+def test_parts_of_a_picture_are_judged_together(model: VARSR) -> None:
+    wanted = settings()
+    picture, _ = generated(model, lr_picture((32, 32)), wanted, size=(32, 32))
+    rows = torch.rand(3, 32, 32)
+    whole, upper, lower = (ErrorMap(picture, wanted.uncertainty) for _ in range(3))
+    assert whole.strangeness is None
+    whole(rows, 0)
+    upper(rows[:, :16], 0), lower(rows[:, 16:], 16)
+    lower.merge([(each.total, each.pixels) for each in (upper, lower)])
+    assert lower.pixels == whole.pixels == 256 and abs(lower.strangeness / whole.strangeness - 1) < 0.05
+    assert lower.strangeness != upper.strangeness
+
+
 def test_rows_come_before_their_errors(model: VARSR) -> None:
     """A large picture's rows count as done once their errors are written."""
     wanted, until = settings(), 0
@@ -173,11 +214,24 @@ def test_the_spread_is_that_of_separate_pictures(model: VARSR) -> None:
     assert all(torch.allclose(fewer.samples[0][i], picture.samples[0][i], atol=1e-4) for i in range(len(picture.grid)))
 
 
+def test_every_seed_has_further_results_of_its_own(model: VARSR, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    original = VARSR.generate_latent
+
+    def watched(self: VARSR, lr: Tensor, **options: object) -> Tensor:
+        seeds.extend(options["branches"].seeds)
+        return original(self, lr, **options)
+    monkeypatch.setattr(VARSR, "generate_latent", watched)
+    for seed in (0, 1):
+        generated(model, lr_picture((40, 40)), settings(2, seed=seed), size=(40, 40))
+    assert len(seeds) == len(set(seeds)) == 2 * 2 * 4
+
+
 def test_pictures_that_share_a_batch_keep_their_own(model: VARSR) -> None:
-    wanted, made = settings(1), []
+    wanted, made = settings(2), []
     for seed in (1, 2):
         lr = lr_picture((40, 52), seed)
-        alone, _ = generated(model, lr, wanted, size=(40, 52))
+        alone, _ = generated(model, lr, dataclasses.replace(wanted, batch_size=1), size=(40, 52))
         together = TiledPicture(alone.source, (40, 52), model.config)
         keep_evidence(together, wanted, lambda name, channels: {})
         made.append((alone, together))
@@ -186,7 +240,8 @@ def test_pictures_that_share_a_batch_keep_their_own(model: VARSR) -> None:
     for alone, together in made:
         for i in range(len(alone.grid)):
             torch.testing.assert_close(together.evidence[i], alone.evidence[i], atol=1e-4, rtol=0)
-            torch.testing.assert_close(together.samples[0][i], alone.samples[0][i], atol=1e-4, rtol=1e-4)
+            for some, one in zip(together.samples, alone.samples, strict=True):
+                torch.testing.assert_close(some[i], one[i], atol=1e-4, rtol=1e-4)
             assert together.evidence[i].shape == (2 * len(model.config.vqvae.scales), 4, 4)
 
 
