@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.errors import UserError, guarded
+from utils.files import require_folder
 from utils.flags import OneLineParser, bounded
 
 if TYPE_CHECKING:
@@ -58,6 +59,10 @@ def _run(args: argparse.Namespace) -> int:
     from .fit import FitConfig, fitted_head
     if not args.data.exists():
         raise UserError(f"--data {args.data}: no such folder or file")
+    if args.output is not None and args.output.is_dir():
+        raise UserError(f"--output {args.output} is a folder: name a file")
+    if args.output is not None:
+        require_folder("--output", args.output.parent)
     model, description = load_model(args)
     source = model_source(args)
     print(description)

@@ -184,7 +184,7 @@ def settled(jobs: Iterable[Job], files: Mapping[str, Path | None] | None = None,
     """
     jobs = list(jobs)
     _require_different_names(jobs, files or {}, scales, tokens, errors)
-    earlier = _earlier_results(jobs, overwrites)
+    earlier = _earlier_results(jobs, overwrites, errors)
     kept = [job for job in jobs if job.source.resolve() not in earlier]
     return kept, len(jobs) - len(kept)
 
@@ -206,17 +206,23 @@ def _require_different_names(jobs: list[Job], files: Mapping[str, Path | None], 
             raise InputError(f"{flag} {path} is the result of {taken[path.absolute()]}: choose another name")
 
 
-def _earlier_results(jobs: list[Job], overwrites: bool) -> set[Path]:
-    """Results that are there already, in folders that hold sources."""
+def _earlier_results(jobs: list[Job], overwrites: bool, errors: bool) -> set[Path]:
+    """Results and maps of errors that are there already, in folders that hold sources."""
     folders, earlier = {job.source.parent.resolve() for job in jobs}, set()
     for job in jobs:
-        if job.output.parent.resolve() not in folders or not is_there(job.output) or job.output.samefile(job.source):
+        if job.output.parent.resolve() not in folders:
             continue
-        for place in filter(is_there, (job.output, job.error_map)):
-            if overwrites and not is_own_result(place):
+        # a result without its map is made again with it
+        written = overwrites or (errors and not (is_there(job.output) and is_there(job.error_map)))
+        for place, replaced in ((job.output, written), (job.error_map, errors and written)):
+            if not is_there(place) or place.samefile(job.source):
+                continue
+            own = is_own_result(place)
+            if replaced and not own:
                 raise InputError(f"{job.source}: its result would overwrite {place}, which is no result of this "
                                  "program: choose another --output, or a --suffix")
-            earlier.add(place.resolve())
+            if own or place == job.output:
+                earlier.add(place.resolve())
     return earlier
 
 

@@ -303,9 +303,11 @@ class Runner:
         """What a half-done picture must have in common with this run to be continued."""
         source = job.source.stat()
         settings = dataclasses.replace(self.settings, batch_size=None)
+        calibration = settings.uncertainty and settings.uncertainty.calibration
         return {"source": [str(job.source.resolve()), source.st_size, source.st_mtime_ns, job.frame], "size": size,
                 "model": self.model.config.to_json(), "dtype": str(self.model.dtype), "settings": repr(settings),
                 "options": repr(self.options.result), "windows": LARGE_WINDOWS, "tokens": self.options.save_tokens,
+                "calibration": calibration and calibration.digest,
                 "redo": None if self.options.redo is None else self.options.redo.plan()}
 
     def _progress(self, job: Job, windows: int) -> Progress:

@@ -210,7 +210,7 @@ def calibration_of(source: str | Path, config: VARSRConfig) -> Calibration | Non
     from models.error_model import calibration_file, load_calibration
     from models.weights.load import identity, located
 
-    from .uncertainty import input_names
+    from .evidence import input_names
     path = calibration_file(located(source))
     if not path.is_file():
         log.warning("%s is not there: maps of expected errors are uncalibrated guesses (python -m calibration makes "

@@ -17,26 +17,16 @@ from models.config import VARSRConfig
 from models.error_model import ErrorHead
 from pictures.rgb import BT601
 
+from .evidence import RADII, input_names
 from .render import Band, merged_cells
 from .settings import UncertaintySettings
 from .windows import TiledPicture
 
 LEVELS = 255.0
 CELL = 2  # pixels of a result to a pixel of the grid that errors are estimated on
-RADII = (1, 3, 7)  # of neighbourhoods on that grid
 LAG = 2  # radius of the blur within which result and LR picture ought to agree
 REACH = CELL * (max(RADII) + LAG + 1)  # pixels to each side that a pixel of the map depends on
 QUIET = 0.5  # levels: contrasts below are all alike
-LUMA_INPUTS = ("luma", "distance of luma from the middle")
-
-
-def input_names(config: VARSRConfig) -> dict[str, tuple[str, ...]]:
-    """Names of the inputs of a model's heads, in their order."""
-    of_scales = [f"{what} of {side}x{side}" for side in config.vqvae.scales for what in ("entropy", "margin")]
-    contrasts = [f"contrast of {what} within {radius}" for what in ("LR", "SR") for radius in RADII]
-    changes = [*(f"change within {radius}" for radius in RADII[:2]), "change that a blur keeps", "gradient"]
-    one = (*of_scales, *contrasts, *changes, *LUMA_INPUTS)
-    return {"one": one, "several": (*one, *(f"spread within {radius}" for radius in RADII[:2]))}
 
 
 class ErrorMap:

@@ -6,6 +6,7 @@ inputs are is decided by `inference/uncertainty.py`.
 """
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -94,6 +95,15 @@ class Calibration:
         """The one for so many further results."""
         return self.heads["several" if samples else "one"]
 
+    @property
+    def digest(self) -> str:
+        """Tells calibrations with other numbers apart."""
+        found = hashlib.sha256()
+        for head in self.heads.values():
+            for value in head.state_dict().values():
+                found.update(value.contiguous().numpy().tobytes())
+        return found.hexdigest()
+
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
         from safetensors.torch import save_file
@@ -150,5 +160,5 @@ def _fitted(text: str, path: Path) -> Fitted:
         values = json.loads(text)
         return Fitted(str(values["model"]), tuple(map(str, values["inputs"])), int(values["crops"]),
                       str(values["data"]), float(values["coverage"]))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: a damaged calibration: fit it again with python -m calibration") from error

@@ -21,6 +21,7 @@ import tifffile
 from PIL import Image
 
 import inference.large
+import inference.products
 import inference.report
 import inference.runner
 import test_tile as script
@@ -79,7 +80,7 @@ FAULTS = {"ENOSPC": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "MemoryErr
           "UnicodeEncodeError": UnicodeEncodeError("ascii", "ü", 0, 1, "for a test"), "Ctrl-C": KeyboardInterrupt()}
 # The function that a step of the run goes through. Of three pictures the second one's call fails.
 STEPS = {"read": (inference.runner, "read_picture"), "plan": (inference.runner.Runner, "_lay_out"),
-         "generate": (inference.runner, "generate_windows"), "render": (inference.runner, "render"),
+         "generate": (inference.runner, "generate_windows"), "render": (inference.products, "render"),
          "write": (inference.runner.ResultFile, "finish"), "rename": (utils.files.os, "replace"),
          "measure": (inference.report, "psnr_ssim"), "log": (inference.runner, "append_log"), "print": (sys, "stdout")}
 
@@ -295,13 +296,13 @@ def test_locks_of_other_machines_and_of_reused_numbers(tmp_path: Path) -> None:
 
 def test_a_run_whose_store_vanished_fails(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                           capsys: pytest.CaptureFixture) -> None:
-    render = inference.large.render
+    render = inference.products.render
 
     def removed(*args: object):
         yield from render(*args)
         for file in WorkFolder(tmp_path / "out" / "a.png").path.iterdir():
             file.unlink()
-    monkeypatch.setattr(inference.large, "render", removed)
+    monkeypatch.setattr(inference.products, "render", removed)
     assert run("-i", noise(tmp_path / "a.png", LARGE), "-o", tmp_path / "out", "--batch_size", 16) == 1
     assert "removed" in capsys.readouterr().out and not (tmp_path / "out" / "a.png").exists()
 

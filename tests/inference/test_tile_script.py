@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 import inference.large
+import inference.products
 import pictures.result_file
 import test_tile as script
 from inference.large import WorkFolder
@@ -189,13 +190,13 @@ def test_a_stopped_picture_is_continued(run, tmp_path: Path, monkeypatch: pytest
             yield band
             stopping("bands", band)
     monkeypatch.setattr(inference.large, "generate_windows", generate_some)
-    monkeypatch.setattr(inference.large, "render", render_some)
+    monkeypatch.setattr(inference.products, "render", render_some)
     for _ in range(2):  # stopped while generating, then while rendering
         assert run(*flags, "-o", tmp_path / "parts") == 130
         assert not (tmp_path / "parts" / "a.png").exists()
     work = []
     monkeypatch.setattr(inference.large, "generate_windows", lambda model, part, *rest: work.extend(part))
-    monkeypatch.setattr(inference.large, "render", render)
+    monkeypatch.setattr(inference.products, "render", render)
     assert run(*flags, "-o", tmp_path / "parts") == 0
     assert not work  # all windows were there
     assert [p.name for p in (tmp_path / "parts").iterdir()] == ["a.png"]

@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from pictures.sheets import SheetLayout, comparison_sheet, detail_corner, evenly, labels_of
+from pictures.sheets import (
+    ERROR_TOP,
+    SheetLayout,
+    comparison_sheet,
+    detail_corner,
+    error_picture,
+    evenly,
+    labels_of,
+)
 
 SCREEN = 1600, 1200
 
@@ -68,3 +76,36 @@ def test_labels_tell_pictures_apart() -> None:
     assert list(labels_of(paths).values()) == ["x/1", "y/1", "2", "a/z/3", "b/z/3"]
     assert list(labels_of([Path("a", "1.png"), Path("a", "1.jpg")]).values()) == ["a/1.png", "a/1.jpg"]
     assert labels_of([Path("caf\udce9.png")])[Path("caf\udce9.png")] == "caf\\udce9"
+
+
+def test_larger_errors_are_brighter() -> None:
+    levels = torch.linspace(0, 1.2 * ERROR_TOP, 400)
+    picture = error_picture(levels.expand(60, 400))[:, 0]  # above the legend
+    luma = (picture * torch.tensor([0.299, 0.587, 0.114])[:, None]).sum(0)
+    inside = int((levels <= ERROR_TOP).sum())
+    assert float(luma.diff().min()) > -0.004 and float(luma[0]) < 0.02 and float(luma[-1]) > 0.95
+    steps = luma[:inside:30]
+    assert float(steps.diff().min()) > 0.02  # every step is seen
+    assert torch.equal(picture[:, inside], picture[:, -1])  # as bright as it gets
+    below = error_picture(torch.full((8, 8), -5.0))
+    assert torch.equal(below[:, 0, 4:], error_picture(torch.zeros(8, 8))[:, 0, 4:])
+
+
+def test_the_legend_names_the_colours() -> None:
+    flat_errors = torch.full((280, 400), 3.0)
+    picture = error_picture(flat_errors)
+    plain = picture[:, 0, 0]
+    other = (picture != plain[:, None, None]).any(0)
+    assert not other[:280 - 40].any() and not other[:, 201:].any()  # the lower left corner alone
+    bar = picture[:, -20:, :200]
+    assert torch.equal(bar[:, 0], bar[:, -1])
+    colours = error_picture(torch.linspace(0, ERROR_TOP, 200).expand(280, 200))[:, 0]
+    torch.testing.assert_close(bar[:, -1], colours, atol=1 / 255, rtol=0)
+    text = picture[:, -40:-20, :200]
+    assert (text == 1).all(0).any() and float(text.mean()) < 0.3  # white on black
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (2, 3), (13, 7), (300, 20), (20, 900)])
+def test_maps_of_any_size_have_colours(size: tuple[int, int]) -> None:
+    picture = error_picture(torch.rand(size, generator=torch.Generator().manual_seed(0)) * 30)
+    assert picture.shape == (3, *size) and float(picture.min()) >= 0 and float(picture.max()) <= 1
