@@ -63,6 +63,10 @@ class FastVARConfig:
                              f"{len(scales) - 1}, the first scale cannot be pruned")
         return cls(dict(zip(scales[len(scales) - len(ratios):], ratios)), **options)
 
+    def pruner(self, scales: Sequence[int]) -> TokenPruner:
+        """What prunes one generation of a model of these scales."""
+        return TokenPruner(self, scales)
+
     def kept(self, side: int, layer: int) -> int:
         """Tokens that a block computes of the side² of a scale."""
         total = side * side

@@ -11,11 +11,11 @@ from torch import Tensor
 from utils.errors import UserError
 
 from .config import GenerationConfig
-from .fastvar import FastVARConfig, TokenPruner
 from .sampling import Noise, guide, gumbel_mixture, sample_codes, to_device
 
 if TYPE_CHECKING:
     from .attention import KVCache
+    from .fastvar import FastVARConfig, TokenPruner
     from .varsr import VARSR
 
 
@@ -113,7 +113,7 @@ class Generation:
         # once per generation, not per scale
         self.modulations, self.head_modulation = model.transformer.modulations(self.labels)
         self.cache: KVCache | None = model.transformer.new_cache(len(self.labels), model.dtype, model.device)
-        self.pruner = None if fastvar is None else TokenPruner(fastvar, self.scales)
+        self.pruner: TokenPruner | None = None if fastvar is None else fastvar.pruner(self.scales)
         side = model.config.vqvae.side
         self.f_hat = torch.zeros(self.batch, model.config.vqvae.latent_channels, side, side, device=model.device)
         self.hidden = self.embedding = None  # of the last scale so far

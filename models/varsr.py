@@ -4,7 +4,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from os import PathLike
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from utils.errors import UserError
 
 from .config import FULL_PRECISION, HIGH_QUALITY, GenerationConfig, LossConfig, VARSRConfig
-from .fastvar import FastVARConfig
 from .generation import Branches, Generation, GivenTokens, Rechoose, RefinerNoise, ScaleStep
 from .refiner import DiffusionRefiner
 from .sampling import Noise, to_device
 from .transformer import VARTransformer
 from .vqvae import VQVAE
+
+if TYPE_CHECKING:
+    from .fastvar import FastVARConfig
 
 REFINER_LOSS_WEIGHT = 2.0
 

@@ -40,7 +40,7 @@ def test_pruning_is_real_and_forgets_between_generations(model: VARSR, pictures:
             lengths.append((*place, keys.shape[2]))
             return super().append(keys, values)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("models.generation.TokenPruner", Watched)
+        patch.setattr("models.fastvar.TokenPruner", Watched)
         patch.setattr("models.attention.LayerCache", WatchedCache)
         first = model.generate(pictures, options=OPTIONS, fastvar=config)
     assert (4, 0, 16) in lengths and (4, 1, 8) in lengths and (2, 1, 4) in lengths
