@@ -150,8 +150,8 @@ def _restore_tab(shop: Workshop, sources: dict[str, str], own_fidelity: float) -
     settings = [file, model, scale, seed, fidelity, cfg, color_fix, overlap, fast, fastvar, *ratios, kind, errors, dial]
     hidden = (*(gr.update(visible=False),) * 4, *panel.hidden())
     restore = shop.follower(prepared, show, len(outputs), list(sources.values()))
-    file.change(shop.looker(hidden), file, outputs, api_visibility="private", **AT_ONCE)
-    run.click(restore, settings, outputs, api_name="restore", **AT_ONCE)
+    file.change(shop.looker(hidden), file, outputs, api_visibility="private", show_progress_on=status, **AT_ONCE)
+    run.click(restore, settings, outputs, api_name="restore", show_progress_on=status, **AT_ONCE)
     cancel.click(shop.cancel, None, None, queue=False, show_progress="hidden", api_name="cancel")
     panel.connect(outputs, lambda update: (*shown_result(update), *shown_error(None), *panel.shown(update)))
 

@@ -6,19 +6,20 @@ from pathlib import Path
 
 import gradio as gr
 
-from pictures.picture import Picture
 from pictures.rgb import enlarged, read_image, to_pillow
+from utils.errors import UserError
 
 from .fields import whole
 from .jobs import Tell, Update
 from .kept import MAX_REDO_PIXELS
 from .parts import AT_ONCE, Given
 from .preview import fitted
-from .redoing import VARIANTS, chosen, draw_variants, painted_layer, region_of, write_result
+from .redoing import NOTHING, VARIANTS, chosen, draw_variants, region_of, write_result
 from .sessions import Job
 from .workshop import Work, Workshop, status_line
 
 BRUSH, SHOWN_SIDE = "#ff3b30", 384  # of a variant, in pixels
+PAINTED = "painting => painting?.layers?.[0]?.path ?? ''"  # of the editor: the file of its one layer
 HINT = ("Paint over what shall be drawn anew, and a little more, then let four variants be drawn and click on the "
         f"best. For results of up to {MAX_REDO_PIXELS / 1e6:.0f} million pixels.")
 
@@ -35,14 +36,14 @@ class RedoPanel:
                 label="Paint the region", sources=(), transforms=(), layers=False, format="png", height=560,
                 brush=gr.Brush(colors=[BRUSH], default_color=BRUSH, color_mode="fixed"), elem_id="editor", buttons=[])
             self.editor.data_model = Given
-            self.key = gr.Textbox(visible="hidden")
+            self.key, self.layer = gr.Textbox(visible=False), gr.Textbox(visible=False)
             with gr.Row():
                 self.draw = gr.Button("Four variants", elem_id="variants")
                 self.cancel = gr.Button("Cancel", variant="stop", elem_id="cancel_variants")
             self.status = gr.Markdown(elem_id="redo_status", latex_delimiters=[])
-            self.gallery = gr.Gallery(label="Click on one to take it; the first is the result as it was", visible=False,
-                                      columns=VARIANTS + 1, height=260, object_fit="contain", format="png",
-                                      allow_preview=False, interactive=False, elem_id="choices", buttons=[])
+            self.gallery = gr.Gallery(show_label=False, visible=False, columns=VARIANTS + 1, height=190, format="png",
+                                      object_fit="contain", allow_preview=False, interactive=False, elem_id="choices",
+                                      buttons=[])
         self.parts = [panel, self.editor, self.key, self.gallery, self.status]
 
     def hidden(self) -> tuple:
@@ -66,7 +67,9 @@ class RedoPanel:
         places = list(self.sources.values())
         own = [self.status, self.gallery, self.key]
         draw = self.shop.follower(self._drawing, _shown_variants, len(own), places)
-        self.draw.click(draw, [self.editor, self.key], own, api_name="variants", **AT_ONCE)
+        # two steps, and news for the line alone: the editor uploads all that it holds whenever it hears any
+        self.draw.click(None, self.editor, self.layer, js=PAINTED, api_visibility="private").then(
+            draw, [self.layer, self.key], own, api_name="variants", show_progress_on=self.status, **AT_ONCE)
         self.cancel.click(self.shop.cancel, None, None, queue=False, show_progress="hidden", api_visibility="private")
         take = self.shop.follower(self._choosing, lambda update, _: show(update), len(outputs), places,
                                   self.shop.looks)
@@ -74,15 +77,16 @@ class RedoPanel:
         async def choose(event: gr.SelectData, request: gr.Request, key: object) -> AsyncIterator[tuple]:
             async for shown in take(request, event.index, key):
                 yield shown
-        self.gallery.select(choose, self.key, outputs, api_visibility="private", **AT_ONCE)
+        self.gallery.select(choose, self.key, outputs, api_visibility="private", show_progress_on=outputs[0], **AT_ONCE)
 
-    def _drawing(self, session: str, painting: object, key: object) -> Work:
+    def _drawing(self, session: str, layer: object, key: object) -> Work:
         result = self.shop.kept.get(session, key)
-        path = self.shop.uploaded(painted_layer(painting))
+        if not layer:
+            raise UserError(NOTHING)
+        path = self.shop.uploaded({"path": layer})
 
         def work(job: Job, _: Path, tell: Tell) -> None:
-            layer: Picture = self.shop.decoder.read(path, job.check)
-            region = region_of(layer, result.variant.state.making.size)
+            region = region_of(self.shop.decoder.read(path, job.check), result.variant.state.making.size)
             model, _ = self.shop.models.get(result.model)
             self.shop.kept.keep(job, draw_variants(model, result, region, tell), instead_of=result)
         return work

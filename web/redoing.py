@@ -26,14 +26,6 @@ MARGIN, LEAST_SIDE = 0.25, 64  # around the region in what is shown of a variant
 NOTHING = "nothing is painted: paint the region that shall be drawn anew"
 
 
-def painted_layer(value: object) -> object:
-    """The file of what was painted, in the value of gradio's editor. Raises UserError where there is none."""
-    layers = value.get("layers") if isinstance(value, dict) else None
-    if not isinstance(layers, Sequence) or len(layers) != 1 or layers[0] is None:
-        raise UserError(NOTHING)
-    return layers[0]
-
-
 def region_of(layer: Picture, size: tuple[int, int]) -> Tensor:
     """Where (H, W) a layer is painted. Raises UserError where it is nowhere, or the layer has not the result's size."""
     require_size("the painting", (layer.height, layer.width), "the result", size)
