@@ -107,4 +107,5 @@ class RedoPanel:
 def _shown_variants(update: Update, first: bool) -> tuple:
     pictures = [(to_pillow(fitted(picture, SHOWN_SIDE)), f"variant {place}" if place else "as it was")
                 for place, picture in enumerate(update.pictures)]
-    return status_line(update), gr.update(value=pictures, visible=True) if pictures else gr.skip(), gr.skip()
+    shown = gr.update(value=pictures, visible=True, selected_index=None) if pictures else gr.skip()
+    return status_line(update), shown, gr.skip()

@@ -30,7 +30,7 @@ def region_of(layer: Picture, size: tuple[int, int]) -> Tensor:
     """Where (H, W) a layer is painted. Raises UserError where it is nowhere, or the layer has not the result's size."""
     require_size("the painting", (layer.height, layer.width), "the result", size)
     if layer.alpha is None:
-        raise UserError(NOTHING)
+        return torch.ones(size, dtype=torch.bool)
     region = torch.from_numpy(layer.alpha >= OPAQUE * np.iinfo(layer.alpha.dtype).max)
     if not region.any():
         raise UserError(NOTHING)
