@@ -1,11 +1,14 @@
 """What of results is kept for redoing: each session's last one, for that session alone, in bounded memory."""
 from __future__ import annotations
 
+import argparse
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from loops import run
 
 from inference.settings import LRConsistency, RestoreSettings
 from inference.tokens import Making, TokenState
@@ -72,6 +75,18 @@ def test_what_was_made_of_another_result_is_refused(jobs: Sessions) -> None:
     with pytest.raises(UserError) as caught:
         kept.keep(job(jobs, clicked=3), made(), instead_of=old)
     assert str(caught.value) == CHANGED and kept.get("a", new.key) is new
+
+
+def test_a_session_that_ends_is_forgotten(jobs: Sessions, tmp_path: Path) -> None:
+    workshop = pytest.importorskip("web.workshop", reason="NOTICE: no test of the web page without gradio")
+    shop, result = workshop.Workshop(None, None, jobs, Sessions(10, math.inf), tmp_path, None), made()
+    ended = job(jobs)
+    shop.kept.keep(ended, result)
+    run(shop.leave(argparse.Namespace(session_hash="a")))
+    with pytest.raises(UserError, match="restore the picture first"):
+        shop.kept.get("a", result.key)
+    with pytest.raises(Cancelled):  # a job that was about to end
+        shop.kept.keep(ended, result)
 
 
 def test_the_oldest_go_where_there_is_no_room(jobs: Sessions) -> None:
