@@ -35,13 +35,19 @@ def whole(name: str, value: object, low: int, high: int) -> int:
 
 
 def guidance(value: object) -> float | None:
-    """The number in a text field, None for an empty one: gradio's own field for numbers takes empty for 0."""
+    """The model's own for an empty field."""
+    return optional_number("guidance", value, "the model's own")
+
+
+def optional_number(name: str, value: object, otherwise: str) -> float | None:
+    """The number in a text field, None for an empty one, which stands for `otherwise`: gradio's own field for numbers
+    takes empty for 0. Raises UserError."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     try:
-        return float(value) if isinstance(value, str) else number("guidance", value, float("-inf"), float("inf"))
+        return float(value) if isinstance(value, str) else number(name, value, float("-inf"), float("inf"))
     except (ValueError, OverflowError) as error:
-        raise UserError(f"guidance {shown(value)} is no number: give one, or nothing for the model's own") from error
+        raise UserError(f"{name} {shown(value)} is no number: give one, or nothing for {otherwise}") from error
 
 
 def one_of(name: str, value: object, choices: Iterable[str]) -> str:

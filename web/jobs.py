@@ -11,23 +11,31 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from inference.classes import ClassPicture, class_title, draw
 from inference.generate import Work, batch_size_for, generate_windows
 from inference.jobs import AUTO, SAME_KIND, OutputNames, SizeRequest
-from inference.render import COLOR_FIXES, render
+from inference.products import keep_evidence, rendered, rows_with_errors
+from inference.render import COLOR_FIXES
 from inference.script import making_of
 from inference.settings import (
     EMBEDDED,
+    MAX_LEVELS,
     PUBLISHED,
+    LRConsistency,
     ModelDescription,
     RestoreSettings,
+    UncertaintySettings,
     fast_generation,
     fast_pruning,
     load_model,
 )
+from inference.tokens import Making, TokenState, digest
+from inference.uncertainty import ErrorMap
 from inference.windows import TiledPicture
+from models.error_model import Calibration
 from models.fastvar import FastVARConfig
 from models.varsr import VARSR, ScaleStep
 from pictures.picture import Picture, read_picture
@@ -36,7 +44,9 @@ from pictures.rgb import MAX_SCALE, enlarged, read_image, save_picture
 from pictures.sheets import ContactSheet
 from utils.errors import UserError
 
+from .error_view import ErrorView
 from .fields import number, one_of, whole
+from .kept import Result, Variant, can_redo, flat
 from .preview import Preview
 from .sessions import Cancelled
 
@@ -51,7 +61,8 @@ class RestoreRequest:
     """One picture to restore. cfg, fidelity: None for the model's own. kind: a file ending, or "auto" for the source's.
 
     fastvar: drop ratios of the last scales, empty for none. fast: the settings of `--fast`; what is said here wins.
-    Raises ValueError for values out of range.
+    errors: with the map of expected errors. lr_consistency: levels, None for off. Raises ValueError for values out of
+    range.
     """
 
     source: Path
@@ -64,6 +75,8 @@ class RestoreRequest:
     fast: bool = False
     kind: str = AUTO
     fidelity: float | None = None
+    errors: bool = False
+    lr_consistency: float | None = None
 
     def __post_init__(self) -> None:
         number("scale", self.scale, 1, MAX_SCALE)
@@ -75,6 +88,8 @@ class RestoreRequest:
             number("guidance", self.cfg, 0, MAX_GUIDANCE)
         if self.fidelity is not None:
             number("fidelity", self.fidelity, 0, 1)
+        if self.lr_consistency is not None:
+            number("LR consistency", self.lr_consistency, 0, MAX_LEVELS)
         for ratio in self.fastvar:
             number("dropped", ratio, 0, MAX_DROP)
 
@@ -104,7 +119,7 @@ class Update:
     """News of a running job: a line, the share that is done, pictures to show and files to give out.
 
     pictures: (3, h, w) in [0, 1]: a preview; at the end of a restoration the enlarged LR picture and the result; of
-    classes all so far.
+    classes all so far. error: the map of the result's expected errors; result: what parts can be redone of.
     """
 
     message: str
@@ -112,9 +127,12 @@ class Update:
     pictures: tuple[Tensor, ...] = ()
     titles: tuple[str, ...] = ()
     file: Path | None = None
+    error: ErrorView | None = None
+    result: Result | None = None
 
 
 Tell = Callable[[Update], None]
+Keep = Callable[[Picture, RestoreSettings, str, Variant], Result]  # the LR picture, settings, the file's name, the rest
 
 
 async def stream(work: Callable[[Tell], None], check: Callable[[], None]) -> AsyncIterator[Update]:
@@ -197,22 +215,28 @@ def result_size(picture: Picture, request: RestoreRequest, max_pixels: int) -> t
 
 
 def restore_file(model: VARSR, description: ModelDescription, request: RestoreRequest, folder: Path, max_pixels: int,
-                 tell: Tell, read: Callable[[Path, int], Picture] = read_picture) -> None:
+                 tell: Tell, read: Callable[[Path, int], Picture] = read_picture, keep: Keep | None = None,
+                 calibration: Calibration | None = None) -> None:
     """Restore a picture into a file in `folder`, telling every scale, batch of windows and band of rows.
 
-    read: how to read the source, the only thing that is done with it. Raises ImageError or ValueError in one line,
-    Cancelled if `tell` does; nothing half-written is left.
+    read: how to read the source, the only thing that is done with it. keep: called with a result whose parts can be
+    redone. calibration: of the map of errors, None for a guess. Raises ImageError or ValueError in one line, Cancelled
+    if `tell` does; nothing half-written is left.
     """
     picture = read(request.source, max_pixels)
     size = result_size(picture, request, max_pixels)
     tiled = TiledPicture(picture, size, model.config, request.overlap)
-    settings = _settings(model, request)
+    settings = _settings(model, request, calibration)
+    keeps = keep is not None and can_redo(size, settings)
+    tiled.codes = {} if keeps else None
+    keep_evidence(tiled, settings, lambda name, channels: {})
     batch, windows = batch_size_for(model, settings), list(tiled.grid)
     options = ResultOptions(text=making_of(settings, description))
     kind = SAME_KIND.get(picture.format, ".png")[1:] if request.kind == AUTO else request.kind
     name = OutputNames(f"_x{request.scale:g}", kind).name(request.source)
     result = ResultFile(folder / name, picture, *size, options)
     preview, done, sides = Preview(model, tiled), 0, model.config.vqvae.scales
+    bands: list[Tensor] = []
 
     def advance(count: int) -> None:
         nonlocal done
@@ -227,23 +251,38 @@ def restore_file(model: VARSR, description: ModelDescription, request: RestoreRe
         shown = (preview.show(places, step.f_hat),) if preview.affords_scales else ()
         tell(Update(f"window {done + 1} to {done + len(places)} of {len(windows)}, scale {step.scale + 1} of "
                     f"{len(sides)} ({step.side}x{step.side})", share, shown))
+
+    def write(top: int, rows: Tensor) -> None:
+        result.write_rows(top, rows)
+        if keeps:
+            bands.append(rows)
+        tell(Update(f"writing row {top + rows.shape[1]} of {size[0]}", 1.0))
+    error = kept = None
     try:
         cfg = settings.for_picture(len(windows)).cfg
         tell(Update(f"{len(windows)} windows, cfg {cfg:g}", 0.0, (preview.picture.clone(),)))
         generate_windows(model, [(tiled, window) for window in windows], settings, batch, advance, scale_done)
-        for top, rows in render(model, tiled, tiled.finished, request.color_fix, batch,
-                                fidelity=settings.generation.fidelity):
-            result.write_rows(top, rows)
-            tell(Update(f"writing row {top + rows.shape[1]} of {size[0]}", 1.0))
+        if settings.uncertainty is None:
+            for top, rows in rendered(model, tiled, settings, batch, tiled.finished):
+                write(top, rows)
+        else:
+            expected = ErrorMap(tiled, settings.uncertainty)
+            levels = [rows for _, rows in rows_with_errors(model, tiled, settings, batch, expected, write)]
+            error = ErrorView.of(torch.cat(levels, dim=1)[0], expected)
         result.finish()
     finally:
         result.discard()
+    if keeps:
+        making = Making(size, digest(picture), request.overlap, request.seed, settings.generation, request.color_fix)
+        state = flat(TokenState(making, tiled.codes, tiled.finished, len(windows)))
+        plain = dataclasses.replace(settings, uncertainty=None)
+        kept = keep(picture, plain, name, Variant(torch.cat(bands, dim=1), state, options.text))
     note = "" if picture.alpha is None else ", transparency kept" if result.has_alpha else ", laid over white"
     tell(Update(f"{name}: {picture.width}x{picture.height} to {size[1]}x{size[0]}, {len(windows)} windows{note}", 1.0,
-                (enlarged(picture, size), read_image(result.path)), file=result.path))
+                (enlarged(picture, size), read_image(result.path)), file=result.path, error=error, result=kept))
 
 
-def _settings(model: VARSR, request: RestoreRequest) -> RestoreSettings:
+def _settings(model: VARSR, request: RestoreRequest, calibration: Calibration | None) -> RestoreSettings:
     """The model's own settings, or the fast ones, with what the request asks for."""
     own = fast_generation(model.config) if request.fast else model.config.generation
     fidelity = own.fidelity if request.fidelity is None else request.fidelity
@@ -252,8 +291,10 @@ def _settings(model: VARSR, request: RestoreRequest) -> RestoreSettings:
     pruning = fast_pruning(model.config) if request.fast else None
     if request.fastvar:
         pruning = FastVARConfig.for_last(model.config.vqvae.scales, request.fastvar)
+    promise = None if request.lr_consistency is None else LRConsistency(request.lr_consistency)
     return RestoreSettings(generation, request.seed, color_fix=request.color_fix, overlap=request.overlap,
-                           fastvar=pruning)
+                           fastvar=pruning, lr_consistency=promise,
+                           uncertainty=UncertaintySettings(calibration=calibration) if request.errors else None)
 
 
 def draw_classes(model: VARSR, request: ClassRequest, folder: Path, tell: Tell) -> None:

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.data_classes import FileData, GradioRootModel
 
 from inference.classes import class_title
 from inference.render import COLOR_FIXES
+from inference.settings import calibration_of
 from models.config import PRESETS, VARSRConfig
 from models.weights.load import CHECKPOINTS
 from pictures.formats import SUFFIXES
 from pictures.rgb import to_pillow
 
-from .fields import guidance, one_of, switch, whole_numbers
+from .error_view import ErrorView
+from .fields import guidance, one_of, optional_number, switch, whole_numbers
 from .jobs import (
     KINDS,
     MAX_CLASS_PICTURES,
@@ -34,7 +35,11 @@ from .jobs import (
     model_sources,
     restore_file,
 )
+from .kept import Result
+from .messages import as_markdown
+from .parts import AT_ONCE, Given
 from .preview import fitted
+from .redo_panel import RedoPanel
 from .sessions import Job
 from .workshop import READY, Work, Workshop, status_line
 
@@ -46,17 +51,9 @@ os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000000")
 EXAMPLES = CHECKPOINTS.parent / "testset" / "sample" / "LR"
 PUBLISHED_CLASSES = "varsr-d24-c2i"  # preset of the published class-to-image file
 FASTVAR_RATIOS = (0.4, 0.3)  # drop ratios of the last two scales
-# Whose turn it is decides `Sessions`: what waits there has been looked at, and can be cancelled
-AT_ONCE = {"concurrency_limit": None, "trigger_mode": "multiple", "show_progress": "hidden", "preprocess": False}
 MAX_EVENTS = 100  # that gradio lets wait until it has time to begin with them
 TITLE = "VARSR"
 HEADER = "# VARSR\nImage super-resolution by next-scale visual autoregression: drop a picture, watch the scales emerge."
-
-
-class Given(GradioRootModel):
-    """A file, or whatever else was sent in its place: gradio hands out both as they are."""
-
-    root: FileData | Any
 
 
 def build_page(args: argparse.Namespace, work: Path | None = None) -> gr.Blocks:
@@ -93,6 +90,10 @@ def _restore_tab(shop: Workshop, sources: dict[str, str], own_fidelity: float) -
                 seed = gr.Number(0, label="Seed", precision=0)
             fidelity = gr.Slider(0, 1, value=own_fidelity, step=0.05, elem_id="fidelity",
                                  label="Fidelity: 0 the sharpest, 1 the most faithful")
+            dial = gr.Textbox("", label="LR consistency: how many levels the reduced result may be off the picture",
+                              placeholder="off", elem_id="dial")
+            errors = gr.Checkbox(False, label="Expected error: a map of how far the result may be off",
+                                 elem_id="errors")
             fast = gr.Checkbox(False, label="Fast: about half the time, a little less detail", elem_id="fast")
             with gr.Accordion("More settings", open=False):
                 cfg = gr.Textbox("", label="Guidance (cfg)", placeholder="the model's own")
@@ -112,36 +113,62 @@ def _restore_tab(shop: Workshop, sources: dict[str, str], own_fidelity: float) -
             slider = gr.ImageSlider(label="Bicubic | restored", interactive=False, visible=False, format="png",
                                     height=620, max_height=620, elem_id="slider", buttons=["fullscreen"])
             download = gr.DownloadButton("Download", visible=False, elem_id="download")
+            error_map = gr.Image(label="Expected error", interactive=False, visible=False, height=400, format="png",
+                                 elem_id="error_map", buttons=["fullscreen"])
+            error_note = gr.Markdown(visible=False, elem_id="error_note", latex_delimiters=[])
+            panel = RedoPanel(shop, sources)
 
-    def prepared(file, name, scale, seed, fidelity, cfg, color_fix, overlap, fast, fastvar, second_last, last,
-                 kind) -> Work:
+    def prepared(session, file, name, scale, seed, fidelity, cfg, color_fix, overlap, fast, fastvar, second_last, last,
+                 kind, errors, dial) -> Work:
         ratios = (second_last, last) if switch("FastVAR", fastvar) else ()
         requested = RestoreRequest(shop.uploaded(file), scale, guidance(cfg), 0 if seed is None else seed, color_fix,
-                                   overlap, ratios, switch("fast", fast), kind, fidelity)
+                                   overlap, ratios, switch("fast", fast), kind, fidelity,
+                                   switch("expected error", errors), optional_number("LR consistency", dial, "off"))
         chosen = sources[one_of("model", name, sources)]
 
         def work(job: Job, folder: Path, tell: Tell) -> None:
+            shop.kept.drop(job.session)
             loaded, description = shop.models.get(chosen)
+            calibration = calibration_of(chosen, loaded.config) if requested.errors else None
+
+            def keep(*parts: Any) -> Result:
+                result = Result(chosen, *parts)
+                shop.kept.keep(job, result)
+                return result
             restore_file(loaded, description, requested, folder, shop.decoder.max_pixels, tell,
-                         lambda path, _: shop.decoder.read(path, job.check))
+                         lambda path, _: shop.decoder.read(path, job.check), keep, calibration)
         return work
 
     def show(update: Update, first: bool) -> tuple:
         if update.file is None:
             shown = [to_pillow(picture) for picture in update.pictures]
             if first:  # what is to be seen at all must be said once: it costs gradio 10 ms a part
-                return status_line(update), gr.update(visible=True, **({"value": shown[0]} if shown else {})), \
-                    gr.update(visible=False), gr.update(visible=False)
-            return status_line(update), shown[0] if shown else gr.skip(), None, None
-        pair = tuple(to_pillow(fitted(picture)) for picture in update.pictures)
-        return status_line(update), gr.update(visible=False), gr.update(value=pair, visible=True), \
-            gr.update(value=update.file, visible=True, label=f"Download {update.file.name}")
-    outputs = [status, preview, slider, download]
-    settings = [file, model, scale, seed, fidelity, cfg, color_fix, overlap, fast, fastvar, *ratios, kind]
+                return status_line(update), gr.update(visible=True, **({"value": shown[0]} if shown else {})), *hidden
+            return status_line(update), shown[0] if shown else gr.skip(), None, None, None, None, *panel.unchanged()
+        return *shown_result(update), *shown_error(update.error), *panel.shown(update)
+    outputs = [status, preview, slider, download, error_map, error_note, *panel.parts]
+    settings = [file, model, scale, seed, fidelity, cfg, color_fix, overlap, fast, fastvar, *ratios, kind, errors, dial]
+    hidden = (*(gr.update(visible=False),) * 4, *panel.hidden())
     restore = shop.follower(prepared, show, len(outputs), list(sources.values()))
-    file.change(shop.looker(), file, outputs, api_visibility="private", **AT_ONCE)
-    run.click(restore, settings, outputs, api_name="restore", **AT_ONCE)
+    file.change(shop.looker(hidden), file, outputs, api_visibility="private", show_progress_on=status, **AT_ONCE)
+    run.click(restore, settings, outputs, api_name="restore", show_progress_on=status, **AT_ONCE)
     cancel.click(shop.cancel, None, None, queue=False, show_progress="hidden", api_name="cancel")
+    panel.connect(outputs, lambda update: (*shown_result(update), *shown_error(None), *panel.shown(update)))
+
+
+def shown_result(update: Update) -> tuple:
+    """A finished picture: line, preview, slider, download."""
+    pair = tuple(to_pillow(fitted(picture)) for picture in update.pictures)
+    return status_line(update), gr.update(visible=False), gr.update(value=pair, visible=True), \
+        gr.update(value=update.file, visible=True, label=f"Download {update.file.name}")
+
+
+def shown_error(error: ErrorView | None) -> tuple:
+    """The map of expected errors and what is said of it."""
+    if error is None:
+        return gr.update(visible=False), gr.update(visible=False)
+    return gr.update(value=to_pillow(error.picture), label=error.label, visible=True), \
+        gr.update(value=as_markdown(error.note), visible=True)
 
 
 def _class_tab(shop: Workshop, sources: dict[str, str]) -> None:
@@ -164,7 +191,7 @@ def _class_tab(shop: Workshop, sources: dict[str, str]) -> None:
                                  interactive=False, elem_id="gallery", buttons=["download", "fullscreen"])
             download = gr.DownloadButton("Download the sheet", visible=False, elem_id="download_sheet")
 
-    def prepared(name, labels, count, seed, cfg) -> Work:
+    def prepared(_, name, labels, count, seed, cfg) -> Work:
         requested = ClassRequest(whole_numbers("classes", labels, MAX_CLASS_PICTURES), count, guidance(cfg),
                                  0 if seed is None else seed)
         chosen = sources[one_of("model", name, sources)]

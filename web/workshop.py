@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio.to_thread
@@ -21,11 +21,13 @@ from utils.errors import UserError
 from .decoding import Decoder
 from .gate import clicked_at
 from .jobs import Models, Tell, Update, stream
+from .kept import Results
 from .messages import as_markdown, one_line
 from .preview import fitted
 from .sessions import Cancelled, Job, Sessions
 from .uploads import is_upload
 
+KEPT_BYTES = 2 ** 29  # of results that parts can be redone of, all sessions together
 READY = "Drop a picture or take an example."
 WAITING = "waiting for the model"
 CANCELLED = "cancelled"
@@ -37,7 +39,7 @@ Work = Callable[[Job, Path, Tell], None]  # with a folder for what it writes
 @dataclass(frozen=True)
 class Workshop:
     """What all pages share: jobs take turns at the one model, looks at pictures at the one decoder. uploads: gradio's
-    folder; work: another one, for files that nobody is given, None for the system's place."""
+    folder; work: another one, for files that nobody is given, None for the system's place; kept: what can be redone."""
 
     models: Models
     decoder: Decoder
@@ -45,6 +47,7 @@ class Workshop:
     looks: Sessions
     uploads: Path
     work: Path | None
+    kept: Results = field(default_factory=lambda: Results(KEPT_BYTES))
 
     @classmethod
     def of_flags(cls, args: argparse.Namespace, uploads: Path, work: Path | None) -> Workshop:
@@ -62,6 +65,7 @@ class Workshop:
         """The page was closed."""
         for sessions in (self.jobs, self.looks):
             sessions.cancel(request.session_hash, time.monotonic_ns())
+        self.kept.drop(request.session_hash)
 
     def uploaded(self, value: object) -> Path:
         """The picture in a field. Raises UserError where there is none."""
@@ -73,18 +77,19 @@ class Workshop:
         return Path(path)
 
     def follower(self, prepared: Callable[..., Work], show: Callable[[Update, bool], tuple], outputs: int,
-                 places: Sequence[str]) -> Callable[..., AsyncIterator[tuple]]:
-        """What a button does: prepare a job from its fields, wait for its turn, show what it tells. Its end, good or
-        bad, is one line in the first of so many outputs.
+                 places: Sequence[str], line: Sessions | None = None) -> Callable[..., AsyncIterator[tuple]]:
+        """What a button does: prepare a job from its session and fields, wait for its turn, show what it tells. Its
+        end, good or bad, is one line in the first of so many outputs.
 
-        show: the outputs for news, and whether they are a job's first. places: paths that messages may hold.
+        show: the outputs for news, and whether they are a job's first. places: paths that messages may hold. line:
+        where to wait, by default with all jobs that need the model.
         """
-        rest = (gr.skip(),) * (outputs - 1)
+        line, rest = line or self.jobs, (gr.skip(),) * (outputs - 1)
 
         async def follow(request: gr.Request, *fields: object) -> AsyncIterator[tuple]:
             try:
-                work = prepared(*fields)
-                job = self.jobs.enter(request.session_hash, clicked_at(request))
+                work = prepared(request.session_hash, *fields)
+                job = line.enter(request.session_hash, clicked_at(request))
             except Exception as error:
                 yield failure_line(error, places), *rest
                 return
@@ -92,27 +97,28 @@ class Workshop:
             # gradio has its own copy of what it was shown
             with tempfile.TemporaryDirectory(prefix="varsr_", dir=self.work, ignore_cleanup_errors=True) as folder:
                 try:
-                    async for before in self.jobs.turn(job):
+                    async for before in line.turn(job):
                         yield as_markdown(f"{WAITING}: {before} before this one"), *rest
                     async with aclosing(stream(lambda tell: work(job, Path(folder), tell), job.check)) as news:
                         async for update in news:
                             yield await anyio.to_thread.run_sync(show, update, first)
                             first = False
                 except Cancelled:
-                    end = gr.skip() if self.jobs.is_replaced(job) else CANCELLED
+                    end = gr.skip() if line.is_replaced(job) else CANCELLED
                 except Exception as error:
                     end = failure_line(error, places)
                 finally:
-                    self.jobs.leave(job)
+                    line.leave(job)
             if end is not None:
                 yield end, *rest
         return follow
 
-    def looker(self) -> Callable[..., Awaitable[tuple]]:
-        """What the field for the picture does: show it, in place of a result."""
+    def looker(self, hidden: tuple) -> Callable[..., Awaitable[tuple]]:
+        """What the field for the picture does: show it, in place of a result, which is forgotten. hidden: the outputs
+        behind the line and the picture."""
         async def look(file: object, request: gr.Request) -> tuple:
-            hidden = gr.update(visible=False), gr.update(visible=False)
             nothing = gr.update(value=None, visible=True), *hidden
+            self.kept.drop(request.session_hash)
             if file is None:
                 return READY, *nothing
             job = None
@@ -124,7 +130,7 @@ class Workshop:
                 line, shown = await anyio.to_thread.run_sync(self._look, path, job)
                 return as_markdown(line), gr.update(value=shown, visible=True), *hidden
             except Cancelled:
-                return gr.skip(), gr.skip(), gr.skip(), gr.skip()
+                return (gr.skip(),) * (2 + len(hidden))
             except Exception as error:
                 return failure_line(error), *nothing
             finally:

@@ -13,7 +13,8 @@ import httpx
 API = "/gradio_api"
 # Fields of the tab of super-resolution as the page has them, behind the picture and the model's name.
 SETTINGS = {"scale": 4, "seed": 0, "fidelity": 0, "cfg": "", "color_fix": "wavelet", "overlap": 0.25, "fast": False,
-            "fastvar": False, "second_last": 0.4, "last": 0.3, "kind": "auto"}
+            "fastvar": False, "second_last": 0.4, "last": 0.3, "kind": "auto", "errors": False,
+            "dial": ""}
 STATUS, RESULT = 0, 3  # places among the outputs
 
 

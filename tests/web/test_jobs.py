@@ -20,13 +20,14 @@ import app
 import test_tile as tile_script
 from inference import settings as load
 from inference.classes import ClassPicture, draw
-from inference.restore import restore
+from inference.restore import restore, restore_with_errors
 from inference.settings import ModelDescription, RestoreSettings
 from inference.windows import TiledPicture
 from models.varsr import VARSR
 from models.weights.save import save_pretrained
 from models.weights.transfer import with_detail
 from pictures.rgb import TensorSource, read_image, save_picture
+from web.error_view import ErrorView
 from web.jobs import (
     ClassRequest,
     Models,
@@ -226,6 +227,42 @@ def test_fidelity_is_the_fidelity_of_the_script(source: Path, tmp_path: Path) ->
     assert (made[0.0] - made[1.0]).abs().max() > 2 / 255
     own = told(lambda tell: restore_file(detailed, SMALL, RestoreRequest(source), tmp_path / "out", PLENTY, tell))
     torch.testing.assert_close(own[-1].pictures[1], made[0.0], atol=0, rtol=0)
+
+
+def test_the_promise_is_the_promise_of_the_script(model: VARSR, weights: Path, source: Path) -> None:
+    request = RestoreRequest(source, lr_consistency=0.5)
+    news = told(lambda tell: restore_file(model, SMALL, request, source.parent / "out", PLENTY, tell))
+    flags = ("-i", source, "-o", source.parent / "x.png", "--model", weights, "--dtype", "fp32",
+             "--lr_consistency", 0.5)
+    assert tile_script.main([str(flag) for flag in flags]) == 0
+    torch.testing.assert_close(news[-1].pictures[1], read_image(source.parent / "x.png"), atol=1.1 / 255, rtol=0)
+    with Image.open(news[-1].file) as result:
+        assert "lr_consistency=0.5" in result.text["VARSR"]
+    for value in (-1, 256, float("nan")):
+        with pytest.raises(ValueError, match="LR consistency"):
+            RestoreRequest(source, lr_consistency=value)
+
+
+def test_errors_come_with_the_same_picture(model: VARSR, source: Path) -> None:
+    def result(errors: bool) -> Update:
+        request = RestoreRequest(source, errors=errors)
+        return told(lambda tell: restore_file(model, SMALL, request, source.parent / "out", PLENTY, tell))[-1]
+    with_errors, plain = result(True), result(False)
+    assert torch.equal(with_errors.pictures[1], plain.pictures[1]) and plain.error is None
+    view = with_errors.error
+    assert view.picture.shape == (3, 36, 80) and view.label == "Expected error: uncalibrated guess"
+    assert "uncalibrated" in view.note and "⚠" not in view.note
+    _, levels, error = restore_with_errors(model, read_image(source), RestoreSettings(model.config.generation))
+    torch.testing.assert_close(view.picture, ErrorView.of(levels, error).picture, atol=3 / 255, rtol=0)
+
+
+@pytest.mark.parametrize("strangeness, warns", [(None, False), (1.0, False), (2.34, True)])
+def test_errors_outside_the_calibration_come_with_a_warning(strangeness: float | None, warns: bool) -> None:
+    error = argparse.Namespace(head=object(), strangeness=strangeness, description="levels")
+    view = ErrorView.of(torch.rand(20, 3000), error)
+    assert view.label == "Expected error: calibrated" and view.note.startswith("levels")
+    assert ("2.3 times as far off" in view.note) == ("do not rely" in view.note) == warns
+    assert view.picture.shape == (3, 14, 2048)
 
 
 def test_every_scale_and_window_is_told(model: VARSR, source: Path) -> None:

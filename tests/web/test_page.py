@@ -93,6 +93,11 @@ def upload(tab, path: Path) -> None:
     expect(tab.locator("#status")).to_contain_text(path.name, timeout=PATIENCE)
 
 
+def clear(tab) -> None:
+    """Take the picture out of its field."""
+    tab.locator("#source").get_by_label("Clear").or_(tab.locator("#source button[aria-label*=lear]")).first.click()
+
+
 def type_into(field, text: str) -> None:
     """As a person does: click into the field once it has stopped moving, type, leave it."""
     field.click()
@@ -129,6 +134,50 @@ def test_upload_run_slider_download(page, small_picture: Path, tmp_path: Path) -
     with Image.open(tmp_path / "got.png") as result:
         assert result.size == (64, 48) and result.getexif()[ARTIST] == NAME
         assert "seed=7" in result.text["VARSR"] and "varsr-tiny" in result.text["VARSR"]
+
+
+def paint(tab) -> None:
+    """A stroke through the middle of the editor's canvas."""
+    canvas = tab.locator("#editor canvas").first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    left, top = box["x"] + box["width"] * 0.4, box["y"] + box["height"] / 2
+    tab.mouse.move(left, top)
+    tab.mouse.down()
+    tab.mouse.move(left + box["width"] * 0.2, top, steps=8)
+    tab.mouse.up()
+
+
+def test_a_region_is_redone(page, small_picture: Path, tmp_path: Path) -> None:
+    uploads = []
+    page.on("request", lambda request: uploads.append(request.url) if "upload" in request.url else None)
+    upload(page, small_picture)
+    page.locator("#errors input").check()
+    page.locator("#run").click()
+    expect(page.locator("#status")).to_contain_text("16x12 to 64x48", timeout=PATIENCE)
+    expect(page.locator("#error_map")).to_contain_text("Expected error: uncalibrated guess")
+    expect(page.locator("#error_note")).to_contain_text("levels of 0 to 255")
+    page.get_by_role("button", name="Redo a region").click()
+    expect(page.locator("#editor canvas").first).to_be_visible(timeout=PATIENCE)
+    page.locator("#variants").click()
+    expect(page.locator("#redo_status")).to_have_text("⚠ nothing is painted: paint the region that shall be drawn anew",
+                                                      timeout=PATIENCE)
+    paint(page)
+    uploads.clear()
+    page.locator("#variants").click()
+    expect(page.locator("#redo_status")).to_contain_text("variant 4 of 4 (seed 4)", timeout=PATIENCE)
+    assert len(uploads) <= 3  # not at every news
+    expect(page.locator("#choices img")).to_have_count(5)
+    page.locator("#choices img").nth(2).click()
+    expect(page.locator("#status")).to_have_text("✔ small_x4.png: variant 2", timeout=PATIENCE)
+    expect(page.locator("#error_map")).to_be_hidden()
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    download.value.save_as(tmp_path / "got.png")
+    with Image.open(tmp_path / "got.png") as result:
+        assert "redone seed=2" in result.text["VARSR"] and result.getexif()[ARTIST] == NAME
+    clear(page)
+    expect(page.locator("#redo")).to_be_hidden()
 
 
 def test_the_slider_moves(page, small_picture: Path) -> None:
@@ -169,7 +218,7 @@ def test_cancelled_and_ready_again(page, small_picture: Path) -> None:
     page.locator("#cancel").click()
     expect(page.locator("#status")).to_contain_text("cancelled", timeout=PATIENCE)
     expect(page.locator("#download")).to_be_hidden()
-    page.locator("#source").get_by_label("Clear").or_(page.locator("#source button[aria-label*=lear]")).first.click()
+    clear(page)
     upload(page, small_picture)
     page.get_by_label("number input for Scale").fill("2")
     page.get_by_label("number input for Scale").press("Enter")
@@ -192,6 +241,10 @@ def test_bad_files_are_told_in_one_line(page, tmp_path: Path) -> None:
 def test_wrong_guidance_and_too_large_a_result_are_refused(page, tmp_path: Path) -> None:
     Image.new("RGB", (600, 300)).save(tmp_path / "wide.png")
     upload(page, tmp_path / "wide.png")
+    type_into(page.locator("#dial input, #dial textarea"), "300")
+    page.locator("#run").click()
+    expect(page.locator("#status")).to_contain_text("LR consistency 300 is out of range", timeout=PATIENCE)
+    type_into(page.locator("#dial input, #dial textarea"), "")
     page.get_by_role("button", name="More settings").click()
     guidance = page.get_by_label("Guidance").first
     type_into(guidance, "much")

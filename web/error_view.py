@@ -1,0 +1,34 @@
+"""The map of expected errors as the page shows it: in colours, with what its numbers are worth."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from inference.uncertainty import ErrorMap
+from pictures.sheets import error_picture
+
+from .preview import fitted
+
+
+@dataclass(frozen=True)
+class ErrorView:
+    """picture: (3, h, w) in [0, 1] with a legend; label: what it is, in a few words; note: in a line, a warning
+    included where the picture lies outside the calibration."""
+
+    picture: Tensor
+    label: str
+    note: str
+
+    @classmethod
+    def of(cls, levels: Tensor, error: ErrorMap) -> ErrorView:
+        """Of expected errors (H, W) in levels, and the map that they are of."""
+        label = f"Expected error: {'uncalibrated guess' if error.head is None else 'calibrated'}"
+        return cls(error_picture(fitted(levels[None])[0]), label, error.description + _warning(error.strangeness))
+
+
+def _warning(strangeness: float | None) -> str:
+    if strangeness is None or strangeness <= 1:
+        return ""
+    return (f". ⚠ The picture is unlike those that the map was calibrated on ({strangeness:.1f} times as far off as "
+            "99 % of them): do not rely on its numbers")
