@@ -28,6 +28,7 @@ class FitConfig:
     rate: float = 3e-3
     weight_decay: float = 1e-3
     step: int = 2
+    jitter: float = 0.3  # standard deviations of noise on the inputs: other pictures are not quite like these
     held_out: int = 4  # one crop in so many is for the band alone
     floor: float = 0.3  # levels that are added to errors, so that perfect pixels do not decide all
     coverage: float = 0.9
@@ -60,7 +61,8 @@ def _train(head: ErrorHead, rows: Tensor, errors: Tensor, config: FitConfig, gen
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.iterations)
     for _ in range(config.iterations):
         chosen = torch.randint(len(rows), (config.batch,), generator=generator)
-        log_error = head.log_error(rows[chosen])
+        noise = torch.randn(config.batch, rows.shape[1], generator=generator) * config.jitter * head.deviation
+        log_error = head.log_error(rows[chosen] + noise)
         loss = (errors[chosen] * (-log_error).exp() + log_error).mean()
         optimizer.zero_grad()
         loss.backward()

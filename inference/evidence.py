@@ -14,7 +14,6 @@ from .windows import place_seed
 
 SHARED_SHARE = 0.1  # of the tokens, those of the coarse scales that further results share
 RADII = (1, 3, 7)  # of neighbourhoods of a pixel, in cells of the grid that errors are estimated on
-LUMA_INPUTS = ("luma", "distance of luma from the middle")
 VARIED_TOP_P = 0.9  # nucleus of further results, where the model itself takes the likeliest code
 
 
@@ -23,7 +22,7 @@ def input_names(config: VARSRConfig) -> dict[str, tuple[str, ...]]:
     of_scales = [f"{what} of {side}x{side}" for side in config.vqvae.scales for what in ("entropy", "margin")]
     contrasts = [f"contrast of {what} within {radius}" for what in ("LR", "SR") for radius in RADII]
     changes = [*(f"change within {radius}" for radius in RADII[:2]), "change that a blur keeps", "gradient"]
-    one = (*of_scales, *contrasts, *changes, *LUMA_INPUTS)
+    one = (*of_scales, *contrasts, *changes)
     return {"one": one, "several": (*one, *(f"spread within {radius}" for radius in RADII[:2]))}
 
 

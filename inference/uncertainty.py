@@ -128,8 +128,6 @@ def _picture_inputs(luma: Tensor, lr: Tensor) -> Iterator[Tensor]:
     down, across = steps
     gradient = _mean(down[:, :, :-1] + across[:, :-1], RADII[0])
     yield torch.cat([*(_log(_mean(size, radius)) for radius in RADII[:2]), _log(kept), _log(gradient)])
-    share = mean[:1] / LEVELS
-    yield torch.cat([share, (share - 0.5).square()])
 
 
 def uncalibrated(inputs: Tensor, config: VARSRConfig) -> Tensor:
