@@ -106,11 +106,11 @@ class Calibration:
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
         tensors = {f"{name}.{key}": value.contiguous() for name, head in self.heads.items()
                    for key, value in head.state_dict().items()}
         with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={"format": FORMAT, "fitted": json.dumps(asdict(self.fitted))})
+            temporary.write_bytes(save(tensors, {"format": FORMAT, "fitted": json.dumps(asdict(self.fitted))}))
 
 
 def calibration_file(weights: Path) -> Path:
