@@ -28,6 +28,8 @@ from pictures.rgb import MAX_SCALE, PictureSource, result_size
 from utils.errors import UserError, visible
 from utils.files import require_folder
 
+from .tokens import is_token_file
+
 AUTO = "auto"
 # What `--ext auto` writes for a source of a kind; kinds that are not listed become PNG.
 SAME_KIND = {"png": ".png", "jpg": ".jpg", "jpeg": ".jpg", "jfif": ".jpg", "jpe": ".jpg", "webp": ".webp",
@@ -196,6 +198,9 @@ def _require_different_names(jobs: list[Job], files: Mapping[str, Path | None], 
         places = {job.output: str(job.source), **({job.scales_folder: f"the scales of {job.source}"} if scales else {}),
                   **({job.tokens: f"the tokens of {job.source}"} if tokens else {}),
                   **({job.error_map: f"the map of errors of {job.source}"} if errors else {})}
+        if tokens and is_there(job.tokens) and not is_token_file(job.tokens):
+            raise InputError(f"{job.source}: its tokens would overwrite {job.tokens}, which are no tokens of this "
+                             "program: choose another --output, or a --suffix")
         for place, what in places.items():
             if (other := taken.get(place.absolute())) is not None:
                 raise InputError(f"{what} and {other} would both be written to {place}: rename one or process them "

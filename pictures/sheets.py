@@ -20,7 +20,7 @@ LABEL_HEIGHT, GAP, FONT_SIZE, THUMBNAIL = 22, 4, 14, 192  # pixels of the contac
 SHEET_ROWS = 64  # classes on it at most
 ERROR_TOP = 24  # levels that are white in a map of errors
 ERROR_STOPS = ((0.0, 0.0, 0.02), (0.3, 0.05, 0.45), (0.75, 0.15, 0.3), (0.98, 0.65, 0.1), (1.0, 1.0, 0.85))
-LEGEND_SHARE = (3, 20)  # of its width and height, that the legend takes
+LEGEND_SHARE = (2, 14)  # of its width and height, that the legend takes
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ def test_a_region_is_redone(page, small_picture: Path, tmp_path: Path) -> None:
     page.locator("#errors input").check()
     page.locator("#run").click()
     expect(page.locator("#status")).to_contain_text("16x12 to 64x48", timeout=PATIENCE)
-    expect(page.locator("#error_map")).to_contain_text("Expected error: uncalibrated guess")
+    expect(page.locator("#error_map")).to_contain_text("Expected error: calibrated")
     expect(page.locator("#error_note")).to_contain_text("levels of 0 to 255")
     page.get_by_role("button", name="Redo a region").click()
     expect(page.locator("#editor canvas").first).to_be_visible(timeout=PATIENCE)
