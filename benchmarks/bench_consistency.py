@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.bench_quality import SCALE, Set, sample_set
-from benchmarks.subject import row_text
+from benchmarks.subject import plain_model, row_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,14 +58,9 @@ def main(argv: list[str] | None = None) -> int:
     from benchmarks.machine import describe
     from evaluation.metrics.learned import LearnedMetrics
     from evaluation.protocols import ST_LPIPS
-    from inference.settings import prepare
-    from models.varsr import VARSR
-    from utils.device import choose_dtype, keep_freed_memory
-    keep_freed_memory()
-    device = torch.device(args.device)
-    model = prepare(VARSR.from_pretrained(args.model, dtype=choose_dtype(args.dtype, device), device=device))
+    model = plain_model(args)
     learned = LearnedMetrics(torch.device("cpu"), (ST_LPIPS,))
-    report = {"model": args.model, "dtype": args.dtype, "machine": describe(device), "pictures": {},
+    report = {"model": args.model, "dtype": args.dtype, "machine": describe(model.device), "pictures": {},
               "results": {}}
     sample = sample_set()
     for pictures, count in zip((sample, reduced_set(sample)), args.count, strict=True):
@@ -131,14 +126,13 @@ def restored(model: VARSR, lr: Tensor, consistency: LRConsistency | None) -> Tim
     """A picture before its pixels are projected; consistency: rechooses codes."""
     import torch
 
-    from inference.generate import batch_size_for, generate_windows
-    from inference.render import render
+    from inference.products import rendered
+    from inference.restore import generated
     from inference.settings import RestoreSettings
     start = time.perf_counter()
-    settings = dataclasses.replace(RestoreSettings(model.config.generation), lr_consistency=consistency)
-    tiled, batch = laid_out(model, lr), batch_size_for(model, settings)
-    generate_windows(model, [(tiled, window) for window in tiled.grid], settings, batch)
-    bands = render(model, tiled, tiled.finished, settings.color_fix, batch)
+    settings = RestoreSettings(model.config.generation)
+    tiled, batch = generated(model, lr, dataclasses.replace(settings, lr_consistency=consistency))
+    bands = rendered(model, tiled, settings, batch, tiled.finished)
     return torch.cat([rows for _, rows in bands], dim=1), time.perf_counter() - start
 
 

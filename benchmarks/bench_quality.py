@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.subject import ROOT
+from benchmarks.subject import ROOT, plain_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,14 +115,9 @@ def bicubic(lr: Tensor) -> Tensor:
 
 def restorer(source: str, args: argparse.Namespace) -> Callable[[Tensor], Tensor]:
     """A model's restoration with its own settings."""
-    import torch
-
     from inference.restore import restore
-    from inference.settings import RestoreSettings, prepare
-    from models.varsr import VARSR
-    from utils.device import choose_dtype
-    device = torch.device(args.device)
-    model = prepare(VARSR.from_pretrained(source, dtype=choose_dtype(args.dtype, device), device=device))
+    from inference.settings import RestoreSettings
+    model = plain_model(args, source)
     settings = RestoreSettings(model.config.generation, seed=args.seed)
     return lambda lr: restore(model, lr, settings)
 

@@ -1,7 +1,7 @@
 """Whether maps of expected errors know where the errors are: `python benchmarks/bench_uncertainty.py --data FOLDER`.
 
 Crops of photographs that neither the model nor its calibration saw are degraded in ways that neither saw either, and
-restored. Of the map and of two simple guesses, the local contrast of the LR picture (the best of several
+restored. Of the map and of two simple guesses, the local contrast of the LR picture (in several
 neighbourhoods) and the spread of four seeds: Spearman's correlation with the blurred error, the area between the
 sparsification curve and an oracle's, and of the map the share of pixels within its 90 % band. "pooled": over the pixels
 of all crops; "per crop": the mean of each crop's own. `--timing`: what a map costs.
@@ -13,19 +13,20 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.subject import ROOT, plain_model
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from calibration.examples import Example
 
-ROOT = Path(__file__).resolve().parent.parent
-SEEDS, CROP_WINDOWS, SCALE, LEVELS = 4, 1.5, 4, 255.0
+SEEDS, SCALE, LEVELS = 4, 4, 255.0
 NOISE, JPEG_QUALITY, BLUR_SIGMA, BLUR_SIDE = 10.0, 35, 2.6, 19
 RADII = (1, 3, 7)  # pixels to each side, of local contrast
 TIMED = 512  # side of the picture that is timed
@@ -50,19 +51,13 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Restore, compare, report."""
     args = build_parser().parse_args(argv)
-    import torch
-
     from benchmarks.machine import describe
-    from inference.settings import calibration_of, prepare
-    from models.varsr import VARSR
-    from utils.device import choose_dtype, keep_freed_memory
-    keep_freed_memory()
-    device = torch.device(args.device)
-    model = prepare(VARSR.from_pretrained(args.model, dtype=choose_dtype(args.dtype, device), device=device))
+    from inference.settings import calibration_of
+    model = plain_model(args)
     calibration = calibration_of(args.model, model.config)
     if calibration is None:
         raise SystemExit(f"{args.model} has no calibration: python -m calibration makes it")
-    report = {"model": args.model, "dtype": args.dtype, "crops": args.crops, "machine": describe(device)}
+    report = {"model": args.model, "dtype": args.dtype, "crops": args.crops, "machine": describe(model.device)}
     if args.timing:
         report["timing"] = timing(model, calibration, args.timing)
         print(report["timing"], flush=True)
@@ -74,11 +69,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def measured(model, calibration, args: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
     """By degradation and "all": by estimate its figures."""
-    from calibration.examples import examples
+    from calibration.examples import CROP_WINDOWS, examples, random_crops
     found: dict[str, list[dict[str, Tensor]]] = {}
     size = round(CROP_WINDOWS * model.config.image_size)
     for kind, degrade in degradations(args.seed).items():
-        crops = cut(args.data, size, args.crops, args.seed)
+        crops = random_crops(args.data, size, args.crops, args.seed)
         found[kind] = [estimates(each, calibration)
                        for each in examples(model, crops, lambda number, hr, by=degrade: by(hr, number), SEEDS)]
     found["all"] = [each for kind in list(found) for each in found[kind]]
@@ -107,11 +102,10 @@ def estimates(example: Example, calibration) -> dict[str, Tensor]:
 
 def contrast(picture: Tensor, radius: int) -> Tensor:
     """Deviation of luma (H, W) in neighbourhoods."""
-    import torch
     import torch.nn.functional as F
 
-    from pictures.rgb import BT601
-    luma = (picture * torch.tensor(BT601).view(3, 1, 1)).sum(0)[None, None] * LEVELS
+    from inference.uncertainty import luma_levels
+    luma = luma_levels(picture)[None, None]
 
     def mean(plane: Tensor) -> Tensor:
         return F.avg_pool2d(F.pad(plane, (radius,) * 4, mode="replicate"), 2 * radius + 1, 1)[0, 0]
@@ -139,17 +133,6 @@ def figures(crops: list[dict[str, Tensor]]) -> dict[str, dict[str, float]]:
             row["coverage"] = sum(coverage(crop[f"{name}: band"], crop["error"]) for crop in crops) / len(crops)
         rows[name] = row
     return rows
-
-
-def cut(folders: list[str], size: int, count: int, seed: int) -> Iterator[Tensor]:
-    """Random crops (3, S, S) in [0, 1], the folders in turns."""
-    import torch
-
-    from dataloader.photo_crops import PhotoCrops
-    sources = [PhotoCrops(folder, size, min_sharpness=0.0) for folder in folders]
-    for position in range(count):
-        pixels, _ = sources[position % len(sources)].sample(position, seed)
-        yield torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / LEVELS
 
 
 def degradations(seed: int) -> dict[str, Callable[[Tensor, int], Tensor]]:

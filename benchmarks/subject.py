@@ -82,6 +82,18 @@ def load_subject(args: argparse.Namespace) -> tuple[VARSR, float]:
         return model, time.perf_counter() - start
 
 
+def plain_model(args: argparse.Namespace, source: str | None = None) -> VARSR:
+    """The model of --model, or another, in --dtype on --device, ready for inference."""
+    import torch
+
+    from inference.settings import prepare
+    from models.varsr import VARSR
+    from utils.device import choose_dtype, keep_freed_memory
+    keep_freed_memory()
+    device = torch.device(args.device)
+    return prepare(VARSR.from_pretrained(source or args.model, dtype=choose_dtype(args.dtype, device), device=device))
+
+
 class Subject:
     """A model and the pictures it restores: the sample set, or one random window for random weights."""
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,10 +17,8 @@ from utils.flags import OneLineParser, bounded
 if TYPE_CHECKING:
     import torch
 
-CROP_WINDOWS = 1.5  # a crop's side, so that windows overlap as in pictures
 LIGHT_SHARE = 0.3  # of the degraded crops, those that are only slightly so
 CLEAN = 4  # one crop in so many is only reduced
-LEVELS = 255.0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,12 +47,12 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from inference.evidence import input_names
     from inference.settings import load_model, model_source
-    from inference.uncertainty import input_names
     from models.error_model import Calibration, Fitted, calibration_file
     from models.weights.load import identity, located
 
-    from .examples import examples
+    from .examples import CROP_WINDOWS, examples, random_crops
     from .fit import FitConfig, fitted_head
     if not args.data.exists():
         raise UserError(f"--data {args.data}: no such folder or file")
@@ -66,7 +63,7 @@ def _run(args: argparse.Namespace) -> int:
     model, description = load_model(args)
     source = model_source(args)
     print(description)
-    crops = _crops(args, round(CROP_WINDOWS * model.config.image_size))
+    crops = random_crops([args.data], round(CROP_WINDOWS * model.config.image_size), args.crops, args.seed)
     found = list(tqdm(examples(model, crops, _degradation(args.seed, model.config.generation.scale), args.samples),
                       total=args.crops, unit="crop", dynamic_ncols=True))
     names, config = input_names(model.config), FitConfig()
@@ -80,29 +77,18 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _crops(args: argparse.Namespace, size: int) -> Iterator[torch.Tensor]:
-    """Random crops (3, S, S) in [0, 1], whatever their detail and sharpness."""
-    import torch
-
-    from dataloader.photo_crops import PhotoCrops
-    source = PhotoCrops(args.data, size, min_sharpness=0.0)
-    for position in range(args.crops):
-        pixels, _ = source.sample(position, args.seed)
-        yield torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / LEVELS
-
-
 def _degradation(seed: int, scale: float):
     """HR crops to LR ones, by their number."""
     import torch
 
     from dataloader.degradation import Degradation, DegradationConfig
-    from pictures.rgb import TensorSource, reduce_region
+    from pictures.rgb import LEVELS_8, TensorSource, reduce_region
     degradation = Degradation(DegradationConfig.load(light_probability=LIGHT_SHARE, scale=round(scale)))
 
     def degrade(number: int, hr: torch.Tensor) -> torch.Tensor:
         size = tuple(round(side / scale) for side in hr.shape[1:])
         if number % CLEAN == 0:
-            return reduce_region(TensorSource(hr), size, 0, 0, *size).clamp(0, 1).mul(LEVELS).round().div(LEVELS)
+            return reduce_region(TensorSource(hr), size, 0, 0, *size).clamp(0, 1).mul(LEVELS_8).round().div(LEVELS_8)
         return degradation(hr[None], torch.Generator().manual_seed(seed * 1_000_003 + number))[0]
     return degrade
 

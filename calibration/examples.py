@@ -1,26 +1,27 @@
 """Examples of a model's errors: crops of photographs, degraded, restored, and compared with the truth."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inference.products import rendered
+from dataloader.photo_crops import PhotoCrops
+from evaluation.metrics.full_reference import gaussian_taps, smooth
+from inference.products import rendered_with_spread
 from inference.restore import generated
 from inference.settings import RestoreSettings, UncertaintySettings
-from inference.uncertainty import CELL, ErrorMap, with_spread
+from inference.uncertainty import CELL, ErrorMap, luma_levels
 from models.varsr import VARSR
-from pictures.rgb import BT601
+from pictures.rgb import LEVELS_8
 
-LEVELS = 255.0
 BLUR = 3.0  # pixels, of the errors that a map is compared with
 REACH = 3  # deviations of the blur
 
-Degrade = Callable[[Tensor], Tensor]  # HR (3, H, W) -> LR, both in [0, 1]
-
+CROP_WINDOWS = 1.5  # a crop's side, so that windows overlap as in pictures
 
 @dataclass(frozen=True)
 class Example:
@@ -43,10 +44,7 @@ class Example:
 def example(model: VARSR, hr: Tensor, lr: Tensor, settings: RestoreSettings) -> Example:
     """Restore an LR picture (3, h, w) of an HR one (3, H, W), both in [0, 1], H and W even, and compare."""
     picture, batch = generated(model, lr, settings, size=tuple(hr.shape[1:]))
-    bands = rendered(model, picture, settings, batch, picture.finished)
-    if picture.samples:
-        bands = with_spread(bands, [rendered(model, picture, settings, batch, each) for each in picture.samples])
-    rows = torch.cat([band for _, band in bands], dim=1)
+    rows = torch.cat([band for _, band in rendered_with_spread(model, picture, settings, batch)], dim=1)
     error = luma_error(rows[:3], hr)
     return Example(ErrorMap(picture, settings.uncertainty).inputs_of(rows, 0), error, blurred(error),
                    picture.guide(0, 0, *hr.shape[1:]), rows[:3], rows[3] if picture.samples else None)
@@ -60,15 +58,21 @@ def examples(model: VARSR, crops: Iterator[Tensor], degrade: Callable[[int, Tens
         yield example(model, hr, degrade(number, hr), settings)
 
 
+def random_crops(photographs: Sequence[str | Path], size: int, count: int, seed: int) -> Iterator[Tensor]:
+    """Crops (3, size, size) in [0, 1], whatever their sharpness, of several folders (`PhotoCrops`) in turns."""
+    sources = [PhotoCrops(folder, size, min_sharpness=0.0) for folder in photographs]
+    for position in range(count):
+        pixels, _ = sources[position % len(sources)].sample(position, seed)
+        yield torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / LEVELS_8
+
+
 def luma_error(image: Tensor, reference: Tensor) -> Tensor:
     """Absolute difference of luma (H, W) in levels, of pictures (3, H, W) in [0, 1]."""
-    return ((image - reference) * torch.tensor(BT601).view(3, 1, 1)).sum(0).abs() * LEVELS
+    return luma_levels(image - reference).abs()
 
 
 def blurred(plane: Tensor, sigma: float = BLUR) -> Tensor:
     """A plane (H, W) after a Gaussian blur; edge pixels go on past the edges."""
     reach = int(REACH * sigma)
-    weight = torch.exp(-torch.arange(-reach, reach + 1).square() / (2 * sigma * sigma))
-    weight = weight / weight.sum()
     padded = F.pad(plane[None, None], (reach,) * 4, mode="replicate")
-    return F.conv2d(F.conv2d(padded, weight.view(1, 1, 1, -1)), weight.view(1, 1, -1, 1))[0, 0]
+    return smooth(padded, gaussian_taps(2 * reach + 1, sigma, plane))[0, 0]

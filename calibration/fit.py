@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from inference.uncertainty import CELL
+from inference.uncertainty import at_full_size
 from models.error_model import ErrorHead
 
 from .examples import Example
@@ -72,8 +71,7 @@ def _train(head: ErrorHead, rows: Tensor, errors: Tensor, config: FitConfig, gen
 
 def expected(head: ErrorHead, example: Example) -> Tensor:
     """What a head expects of an example, (H, W) in levels."""
-    errors = head(example.inputs[:len(head.mean)])
-    return F.interpolate(errors[None, None], scale_factor=CELL, mode="bilinear")[0, 0]
+    return at_full_size(head(example.inputs[:len(head.mean)]))
 
 
 def quantile(values: Tensor, share: float) -> Tensor:

@@ -41,6 +41,14 @@ def rendered(model: VARSR, tiled: TiledPicture, settings: RestoreSettings, batch
                   settings.lr_consistency)
 
 
+def rendered_with_spread(model: VARSR, tiled: TiledPicture, settings: RestoreSettings, batch: BatchSize, top: int = 0,
+                         bottom: int | None = None) -> Iterator[Band]:
+    """Rows [top, bottom) of the finished picture, with the spread of its further results, if any, behind them."""
+    bands, *others = (rendered(model, tiled, settings, batch, latents, top, bottom)
+                      for latents in (tiled.finished, *tiled.samples))
+    return with_spread(bands, others) if others else bands
+
+
 def rows_with_errors(model: VARSR, tiled: TiledPicture, settings: RestoreSettings, batch: BatchSize, error: ErrorMap,
                      write: Callable[[int, Tensor], None], top: int = 0, bottom: int | None = None) -> Iterator[Band]:
     """The expected errors of rows [top, bottom), (1, n, W) in levels. The rows themselves, (3, n, W), are given to
@@ -48,11 +56,7 @@ def rows_with_errors(model: VARSR, tiled: TiledPicture, settings: RestoreSetting
     bottom = tiled.height if bottom is None else bottom
 
     def passing(first: int, last: int) -> Iterator[Band]:
-        bands = rendered(model, tiled, settings, batch, tiled.finished, first, last)
-        if tiled.samples:
-            bands = with_spread(bands, [rendered(model, tiled, settings, batch, each, first, last)
-                                        for each in tiled.samples])
-        for start, band in bands:
+        for start, band in rendered_with_spread(model, tiled, settings, batch, first, last):
             inside = band[:3, max(top - start, 0):max(bottom - start, 0)]
             if inside.shape[1]:
                 write(max(start, top), inside)
@@ -86,10 +90,8 @@ class ErrorProduct:
         text = (*self.file.options.text, (ERROR_TEXT, f"value / {STEPS} = {self.map.description}"))
         self.file.options = replace(self.file.options, text=text)
         self.file.finish()
-        strangeness = self.map.strangeness
-        if strangeness is not None and strangeness > 1:
-            log.warning("%s: the picture is unlike those that the map was calibrated on (%.1f times as far off as "
-                        "99 %% of them): do not rely on its numbers", self.file.path, strangeness)
+        if self.map.warning is not None:
+            log.warning("%s: %s", self.file.path, self.map.warning)
 
 
 def write_rows(model: VARSR, tiled: TiledPicture, settings: RestoreSettings, batch: BatchSize, result: ResultFile,

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from models.config import GenerationConfig
 from models.varsr import VARSR
+from models.weights.weight_file import weights_of
 from pictures.formats import ImageError
 from pictures.picture import MAX_PIXELS, Picture, read_header, read_making, read_picture
 from pictures.result_file import ResultFile, StoredRows
@@ -32,7 +33,8 @@ from utils.errors import UserError, first_line
 
 from .generate import BatchSize, Progress, batch_size_for, generate_windows
 from .jobs import Job, SizeRequest, is_there
-from .render import COLOR_FIXES, render
+from .products import rendered
+from .render import COLOR_FIXES
 from .settings import RestoreSettings, generation_options
 from .tokens import (
     REMEDY,
@@ -41,7 +43,6 @@ from .tokens import (
     checked_codes,
     checked_latent,
     digest,
-    model_digest,
     read_tokens,
     require_codes,
     require_fit,
@@ -59,6 +60,13 @@ WHITE = 0.5  # of a mask's gray values: from here on
 RECOMPUTED_WINDOWS = 256  # of a picture whose tokens nobody kept: its windows are held in memory
 CELL_ROWS = 64  # of a mask, averaged at a time
 SAID = re.compile(r"; seed=(\d+) (.+) color_fix=(\w+) overlap=([\d.e-]+)(?: lr_\w+=\S+)*$")
+
+
+def redone_words(settings: RestoreSettings, share: float) -> str:
+    """What a file says of a part that was redone, behind what the earlier one says. share: of the result's pixels."""
+    generation = settings.generation
+    return (f"; redone seed={settings.seed} top_k={generation.top_k} top_p={generation.top_p:g} "
+            f"cfg={generation.cfg:g} share={share:.4g}")
 
 
 def redo_sampling(generation: GenerationConfig) -> GenerationConfig:
@@ -217,8 +225,7 @@ def redo_with_tokens(model: VARSR, lr: Tensor, state: TokenState, mask: Tensor, 
     batch = batch_size_for(model, settings)
     generate_windows(model, missing_windows(picture), settings, batch, progress)
     result = original.detach().float().cpu().clone()
-    for top, rows in render(model, picture, picture.finished, settings.color_fix, batch, region.first, region.last,
-                            settings.generation.fidelity):
+    for top, rows in rendered(model, picture, settings, batch, picture.finished, region.first, region.last):
         old, weight = result[:, top:top + rows.shape[1]], torch.from_numpy(region.weights(top, rows.shape[1]))
         old.copy_(torch.lerp(old, rows, weight))
     return result, TokenState(state.making, picture.codes, picture.finished, len(picture.grid))
@@ -278,7 +285,7 @@ class Redo:
         if line is not None and making.line != line:
             raise UserError(f"{tokens_file}: is of another result than {result}, which was made later or before: "
                             f"{REMEDY}")
-        if making.model and making.model != model_digest(model):
+        if making.model and making.model != weights_of(model):
             raise UserError(f"{result}: was made by another model, {making.line.partition(';')[0]}, than {model}: "
                             "name that one with --model")
         return cls(result, mask_file, mask, making, state, tokens_file)
@@ -296,9 +303,7 @@ class Redo:
 
     def line(self, settings: RestoreSettings) -> str:
         """What the new file says of its making: what the earlier one says, and what was redone."""
-        generation = settings.generation
-        return (f"{self.making.line}; redone seed={settings.seed} top_k={generation.top_k} "
-                f"top_p={generation.top_p:g} cfg={generation.cfg:g} share={self.mask.share:.4g}")
+        return self.making.line + redone_words(settings, self.mask.share)
 
     def plan(self) -> list[object]:
         """What a half-done redo must have in common with this one to be continued."""

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from models.config import GenerationConfig, VARSRConfig, build
-from models.weights.weight_file import ALIGNMENT, HEADER_LENGTH, MAX_HEADER
+from models.weights.weight_file import ALIGNMENT, HEADER_LENGTH, MAX_HEADER, weights_of
 from pictures.rgb import PictureSource
 from utils.errors import UserError, first_line
 from utils.files import replacing
@@ -30,7 +29,6 @@ from .windows import LatentStore
 FORMAT, VERSION = "varsr-tokens", "1"
 CODE_TYPES = {torch.uint8: "U8", torch.int16: "I16", torch.int32: "I32"}  # the smallest that holds a model's codes
 ROWS = 64  # of a picture, digested at a time
-MODEL = re.compile(r"\((?:sampled )?sha256 [0-9a-f]+\)")
 REMEDY = "restore the picture again with --save_tokens"
 
 
@@ -50,7 +48,7 @@ class Making:
     @property
     def model(self) -> str:
         """The digest of the model's weights, "" where nobody said which."""
-        return model_digest(self.line)
+        return weights_of(self.line)
 
     def to_json(self) -> str:
         """As text."""
@@ -63,13 +61,6 @@ class Making:
         height, width = (int(side) for side in values["size"])
         return cls((height, width), str(values["source"]), float(values["overlap"]), int(values["seed"]),
                    build(GenerationConfig, dict(values["generation"])), str(values["color_fix"]), str(values["line"]))
-
-
-def model_digest(identity: str) -> str:
-    """The part of a model's identity (`models.weights.load.identity`) that names its weights, whatever they are
-    called."""
-    found = MODEL.search(identity)
-    return found[0] if found else ""
 
 
 def digest(source: PictureSource) -> str:

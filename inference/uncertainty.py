@@ -15,14 +15,13 @@ from torch import Tensor
 
 from models.config import VARSRConfig
 from models.error_model import ErrorHead
-from pictures.rgb import BT601
+from pictures.rgb import BT601, LEVELS_8
 
 from .evidence import RADII, input_names
 from .render import Band, merged_cells
 from .settings import UncertaintySettings
 from .windows import TiledPicture
 
-LEVELS = 255.0
 CELL = 2  # pixels of a result to a pixel of the grid that errors are estimated on
 LAG = 2  # radius of the blur within which result and LR picture ought to agree
 REACH = CELL * (max(RADII) + LAG + 1)  # pixels to each side that a pixel of the map depends on
@@ -49,15 +48,14 @@ class ErrorMap:
         self.total += inputs.flatten(1).sum(1)
         self.pixels += inputs[0].numel()
         errors = self.head(inputs) if self.head is not None else uncalibrated(inputs, self.picture.config)
-        fine = F.interpolate(errors[None, None], scale_factor=CELL, mode="bilinear")[0]
-        return fine[:, above:above + rows.shape[1], :rows.shape[2]]
+        return at_full_size(errors)[None, above:above + rows.shape[1], :rows.shape[2]]
 
     def inputs_of(self, rows: Tensor, top: int, above: int = 0) -> Tensor:
         """The inputs (F, h, w) of rows as above, on the coarser grid."""
         height, width = rows.shape[1:]
         guide = self.picture.guide(top, 0, height, width)
         padding = (0, -width % CELL, above, -(above + height) % CELL)
-        luma, lr = (F.pad(_luma(each)[None, None], padding, mode="replicate")[0, 0] for each in (rows[:3], guide))
+        luma, lr = (F.pad(luma_levels(each)[None, None], padding, mode="replicate")[0, 0] for each in (rows[:3], guide))
         cells = self._cells(top - above, *(side // CELL for side in luma.shape))
         inputs = [cells, *_picture_inputs(luma, lr)]
         if self.settings.samples:
@@ -89,20 +87,34 @@ class ErrorMap:
         return self.head.strangeness(self.total / self.pixels)
 
     @property
+    def warning(self) -> str | None:
+        """What to tell of a picture unlike those of the calibration; None of others."""
+        strangeness = self.strangeness
+        if strangeness is None or strangeness <= 1:
+            return None
+        return (f"the picture is unlike those that the map was calibrated on ({strangeness:.1f} times as far off as "
+                "99 % of them): do not rely on its numbers")
+
+    @property
     def description(self) -> str:
         """What the map's numbers are, in words."""
         what = "expected absolute error of luma in levels of 0 to 255"
         if self.head is None:
             return f"a guess at the {what}: uncalibrated"
-        fitted, strangeness = self.settings.calibration.fitted, self.strangeness
-        unlike = "" if strangeness is None or strangeness <= 1 else "; unlike the pictures of the calibration"
+        fitted = self.settings.calibration.fitted
+        unlike = "" if self.warning is None else "; unlike the pictures of the calibration"
         return (f"{what}; {fitted.coverage:.0%} of pixels are within {float(self.head.band):.3g} times it; calibrated "
                 f"on {fitted.crops} crops of {fitted.data}{unlike}")
 
 
-def _luma(image: Tensor) -> Tensor:
-    """(3, h, w) in [0, 1] to levels (h, w)."""
-    return (image * torch.tensor(BT601).view(3, 1, 1)).sum(0) * LEVELS
+def luma_levels(image: Tensor) -> Tensor:
+    """Luma (h, w) in levels of a picture (3, h, w) in [0, 1]."""
+    return (image * torch.tensor(BT601).view(3, 1, 1)).sum(0) * LEVELS_8
+
+
+def at_full_size(errors: Tensor) -> Tensor:
+    """Errors (h, w) of the coarser grid to those of pixels, twice as many a side."""
+    return F.interpolate(errors[None, None], scale_factor=CELL, mode="bilinear")[0, 0]
 
 
 def _mean(maps: Tensor, radius: int) -> Tensor:
@@ -143,6 +155,6 @@ def with_spread(result: Iterator[Band], others: Sequence[Iterator[Band]]) -> Ite
     """Bands (3, n, W) of a result with the root mean square difference of further ones' luma behind them, in levels:
     (4, n, W)."""
     for (top, rows), *rest in zip(result, *others, strict=True):
-        luma = _luma(rows)
-        spread = torch.stack([(_luma(other) - luma).square() for _, other in rest]).mean(0).sqrt()
+        luma = luma_levels(rows)
+        spread = torch.stack([(luma_levels(other) - luma).square() for _, other in rest]).mean(0).sqrt()
         yield top, torch.cat([rows, spread[None]])

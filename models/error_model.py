@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from utils.errors import UserError, first_line
 from utils.files import replacing
 
+from .weights.weight_file import weights_of
+
 FORMAT = "1"
 FOLDER_FILE, FILE_ENDING = "uncertainty.safetensors", "_uncertainty.safetensors"
 CLAMP = 4.0  # standard deviations: inputs beyond say no more than that
@@ -135,7 +137,7 @@ def load_calibration(path: Path, model: str, inputs: Mapping[str, Sequence[str]]
     if said.get("format") != FORMAT:
         raise UserError(f"{path}: a calibration of another version: {again}")
     fitted = _fitted(said.get("fitted", ""), path)
-    if _weights(fitted.model) != _weights(model):
+    if weights_of(fitted.model) != weights_of(model):
         raise UserError(f"{path}: a calibration of {fitted.model}, not of {model}: {again}")
     heads = {}
     for name, names in inputs.items():
@@ -148,11 +150,6 @@ def load_calibration(path: Path, model: str, inputs: Mapping[str, Sequence[str]]
             raise UserError(f"{path}: a damaged calibration (numbers that are none): {again}")
         heads[name].load_state_dict(state)
     return Calibration(fitted, heads)
-
-
-def _weights(identity: str) -> str:
-    """The weights that an identity names, whatever the folder they lie in."""
-    return identity.rpartition(" (")[2]
 
 
 def _fitted(text: str, path: Path) -> Fitted:

@@ -24,11 +24,5 @@ class ErrorView:
     def of(cls, levels: Tensor, error: ErrorMap) -> ErrorView:
         """Of expected errors (H, W) in levels, and the map that they are of."""
         label = f"Expected error: {'uncalibrated guess' if error.head is None else 'calibrated'}"
-        return cls(error_picture(fitted(levels[None])[0]), label, error.description + _warning(error.strangeness))
-
-
-def _warning(strangeness: float | None) -> str:
-    if strangeness is None or strangeness <= 1:
-        return ""
-    return (f". ⚠ The picture is unlike those that the map was calibrated on ({strangeness:.1f} times as far off as "
-            "99 % of them): do not rely on its numbers")
+        warning = "" if error.warning is None else f". ⚠ {error.warning[0].upper()}{error.warning[1:]}"
+        return cls(error_picture(fitted(levels[None])[0]), label, error.description + warning)

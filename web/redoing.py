@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference.redo import redo_sampling, redo_with_tokens, require_size
+from inference.redo import redo_sampling, redo_with_tokens, redone_words, require_size
 from inference.script import MAKING
 from inference.settings import RestoreSettings
 from models.varsr import VARSR
@@ -71,9 +71,7 @@ def _progress(tell: Tell, index: int) -> Callable[[int], None]:
 def _redone(making: Sequence[tuple[str, str]], settings: RestoreSettings, region: Tensor
             ) -> tuple[tuple[str, str], ...]:
     """What a variant's file says: what the earlier one says, and what was redone."""
-    generation, share = settings.generation, int(region.count_nonzero()) / region.numel()
-    redone = (f"; redone seed={settings.seed} top_k={generation.top_k} top_p={generation.top_p:g} "
-              f"cfg={generation.cfg:g} share={share:.4g}")
+    redone = redone_words(settings, int(region.count_nonzero()) / region.numel())
     return tuple((name, text + redone if name == MAKING else text) for name, text in making)
 
 

@@ -10,6 +10,7 @@ import ctypes
 import json
 import mmap
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
@@ -31,6 +32,7 @@ HEADER_LENGTH = 8  # bytes of the number that a file begins with
 MAX_HEADER = 2 ** 20  # bytes; 84,000 at the published size
 DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64",
                torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
+WEIGHTS_IN_IDENTITY = re.compile(r"\((?:sampled )?sha256 [0-9a-f]+\)")
 LISTED_NAMES = 8  # names per kind in an error message
 
 State = dict[str, Tensor]
@@ -63,6 +65,13 @@ class MappedFile:
             if end > start:
                 advise = ctypes.CDLL(None).madvise
                 advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), ctypes.c_int(mmap.MADV_DONTNEED))
+
+
+def weights_of(identity: str) -> str:
+    """The part of a model's identity (`load.identity`) that names the weights, whatever they are called; "" where
+    there is none."""
+    found = WEIGHTS_IN_IDENTITY.search(identity)
+    return found[0] if found else ""
 
 
 def finite(tensor: Tensor) -> bool:

@@ -22,6 +22,7 @@ from inference import settings as load
 from inference.classes import ClassPicture, draw
 from inference.restore import restore, restore_with_errors
 from inference.settings import ModelDescription, RestoreSettings
+from inference.uncertainty import ErrorMap
 from inference.windows import TiledPicture
 from models.varsr import VARSR
 from models.weights.save import save_pretrained
@@ -258,7 +259,8 @@ def test_errors_come_with_the_same_picture(model: VARSR, source: Path) -> None:
 
 @pytest.mark.parametrize("strangeness, warns", [(None, False), (1.0, False), (2.34, True)])
 def test_errors_outside_the_calibration_come_with_a_warning(strangeness: float | None, warns: bool) -> None:
-    error = argparse.Namespace(head=object(), strangeness=strangeness, description="levels")
+    warning = ErrorMap.warning.fget(argparse.Namespace(strangeness=strangeness))
+    error = argparse.Namespace(head=object(), warning=warning, description="levels")
     view = ErrorView.of(torch.rand(20, 3000), error)
     assert view.label == "Expected error: calibrated" and view.note.startswith("levels")
     assert ("2.3 times as far off" in view.note) == ("do not rely" in view.note) == warns
