@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 MODEL = "checkpoints/varsr-tiny"
-NAMES = ("astronaut", "mountain", "rocket", "cat")
+NAMES = ("astronaut", "mountain", "coffee", "cat")
 
 
 def main() -> None:
