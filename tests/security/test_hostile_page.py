@@ -20,6 +20,7 @@ from PIL import Image
 import app
 from models.weights.save import save_pretrained
 from tests.loops import LOOPBACK, free_port, run
+from tests.page_gate import Gate
 from tests.security.page_client import API, STATUS, Visitor, plain, visiting
 
 gradio = pytest.importorskip("gradio", reason="NOTICE: no test of the web page without gradio")
@@ -38,7 +39,14 @@ def asked() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, asked: list[str]) -> Iterator[str]:
+def gate() -> Iterator[Gate]:
+    """Holds the server's jobs where a test closes it."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield Gate(patch)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, asked: list[str], gate: Gate) -> Iterator[str]:
     """The page's address, with a small model."""
     from web.page import build_page
     from web.server import serve
@@ -224,20 +232,21 @@ def test_uploads_are_limited(server: str) -> None:
     visit(server, act)
 
 
-def test_a_full_line_is_told_in_one_line(server: str) -> None:
+def test_a_full_line_is_told_in_one_line(server: str, gate: Gate) -> None:
     """Two may wait here. Nobody is thrown out of the line by whoever comes later."""
     async def act(visitor: Visitor, file: dict) -> None:
         async with visiting(server) as second, visiting(server) as third, visiting(server) as fourth:
             reading = []
-            for one in (visitor, second, third):
-                await one.post("restore", one.fields(file, scale=16))
-                news = one.messages()
-                while (await anext(news))["msg"] != "process_generating":
-                    pass
-                reading.append(news)
-            assert is_one_line(plain((await fourth.restore(file))[STATUS]), "2 jobs are waiting already")
-            for one in (visitor, second, third):
-                await one.cancel()
+            with gate.closed():
+                for one in (visitor, second, third):
+                    await one.post("restore", one.fields(file))
+                    news = one.messages()
+                    while (await anext(news))["msg"] != "process_generating":
+                        pass
+                    reading.append(news)
+                assert is_one_line(plain((await fourth.restore(file))[STATUS]), "2 jobs are waiting already")
+                for one in (visitor, second, third):
+                    await one.cancel()
             for news in reading:
                 last = [message async for message in news][-1]
                 assert plain(last["output"]["data"][STATUS]) == "cancelled"
@@ -245,19 +254,21 @@ def test_a_full_line_is_told_in_one_line(server: str) -> None:
     visit(server, act)
 
 
-def test_cancel_and_replace_are_for_ones_own_jobs(server: str) -> None:
+def test_cancel_and_replace_are_for_ones_own_jobs(server: str, gate: Gate) -> None:
     async def act(visitor: Visitor, file: dict) -> None:
         async with visiting(server) as other:
-            await visitor.post("restore", visitor.fields(file, scale=8))
-            await other.cancel()
-            body = {"data": [], "fn_index": visitor.steps["cancel"]}  # without a session
-            await other.http.post(f"{API}/run/cancel", json=body)
-            body = {"session_hash": "*", "fn_index": visitor.steps["restore"], "event_id": "x"}
-            await other.http.post(f"{API}/cancel", json=body)
+            with gate.closed():
+                await visitor.post("restore", visitor.fields(file, scale=8))
+                await other.cancel()
+                body = {"data": [], "fn_index": visitor.steps["cancel"]}  # without a session
+                await other.http.post(f"{API}/run/cancel", json=body)
+                body = {"session_hash": "*", "fn_index": visitor.steps["restore"], "event_id": "x"}
+                await other.http.post(f"{API}/cancel", json=body)
             (end,) = (await visitor.ends()).values()
             assert plain(end["output"]["data"][STATUS]).startswith("✔")
-            await visitor.post("restore", visitor.fields(file, scale=16))
-            last = (await visitor.post("restore", visitor.fields(file, scale=2))).json()["event_id"]
+            with gate.closed():
+                await visitor.post("restore", visitor.fields(file, scale=16))
+                last = (await visitor.post("restore", visitor.fields(file, scale=2))).json()["event_id"]
             assert plain((await visitor.ends())[last]["output"]["data"][STATUS]).startswith("✔ small_x2.png")
     visit(server, act)
 

@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 import app
 from inference.settings import EMBEDDED
 from tests.loops import LOOPBACK, free_port
+from tests.page_gate import Gate
 
 gradio = pytest.importorskip("gradio", reason="NOTICE: no test of the web page without gradio")
 sync_api = pytest.importorskip("playwright.sync_api", reason="NOTICE: no browser test without playwright")
@@ -20,12 +21,18 @@ expect = sync_api.expect
 
 PATIENCE = 60_000  # ms: a machine may be busy
 ARTIST, NAME = 0x013B, "A. Painter"  # an EXIF field
-LONG_SCALE = "8"  # of a picture of 112x74: several batches of windows, so there is always something to cancel
 SAMPLE = Path(app.__file__).resolve().parent / "testset" / "sample" / "LR"
 
 
 @pytest.fixture(scope="module")
-def server(browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def gate() -> Iterator[Gate]:
+    """Holds the server's jobs where a test closes it."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield Gate(patch)
+
+
+@pytest.fixture(scope="module")
+def server(browser, tmp_path_factory: pytest.TempPathFactory, gate: Gate) -> Iterator[str]:
     """The page's address; fails where the server itself asks anyone outside for something."""
     from web.page import build_page
     from web.server import serve
@@ -107,13 +114,17 @@ def type_into(field, text: str) -> None:
     expect(field).to_have_value(text)
 
 
-def start_long_job(tab) -> None:
-    """Restore a sample at a large scale; return when its first windows are on their way."""
+def start_job(tab) -> None:
+    """Restore a sample with the gate closed; return when its first windows are on their way."""
     upload(tab, SAMPLE / "cat.png")
-    tab.get_by_label("number input for Scale").fill(LONG_SCALE)
-    tab.get_by_label("number input for Scale").press("Enter")
     tab.locator("#run").click()
     expect(tab.locator("#status")).to_contain_text("scale 1 of", timeout=PATIENCE)
+
+
+def press_cancel(tab) -> None:
+    """Return when the server knows of it."""
+    with tab.expect_response(lambda response: "/run/" in response.url):
+        tab.locator("#cancel").click()
 
 
 def test_upload_run_slider_download(page, small_picture: Path, tmp_path: Path) -> None:
@@ -213,9 +224,10 @@ def test_an_example_is_taken_and_scales_appear(page) -> None:
     assert len({picture for _, picture in news if picture and picture != before}) >= 3  # several previews
 
 
-def test_cancelled_and_ready_again(page, small_picture: Path) -> None:
-    start_long_job(page)
-    page.locator("#cancel").click()
+def test_cancelled_and_ready_again(page, small_picture: Path, gate: Gate) -> None:
+    with gate.closed():
+        start_job(page)
+        press_cancel(page)
     expect(page.locator("#status")).to_contain_text("cancelled", timeout=PATIENCE)
     expect(page.locator("#download")).to_be_hidden()
     clear(page)
@@ -255,18 +267,19 @@ def test_wrong_guidance_and_too_large_a_result_are_refused(page, tmp_path: Path)
     expect(page.locator("#status")).to_contain_text("over the limit of 2.5 million pixels", timeout=PATIENCE)
 
 
-def test_two_sessions_take_turns(open_page: Callable, small_picture: Path) -> None:
+def test_two_sessions_take_turns(open_page: Callable, small_picture: Path, gate: Gate) -> None:
     first, second = open_page(), open_page()
-    start_long_job(first)
-    upload(second, small_picture)
-    second.locator("#run").click()
-    expect(second.locator("#status")).to_contain_text("waiting for the model", timeout=PATIENCE)
-    second.locator("#cancel").click()  # its own job alone
-    expect(second.locator("#status")).to_contain_text("cancelled", timeout=PATIENCE)
-    second.locator("#run").click()
-    expect(second.locator("#status")).to_contain_text("waiting for the model", timeout=PATIENCE)
-    expect(first.locator("#status")).to_contain_text("scale")  # still at work
-    first.locator("#cancel").click()
+    with gate.closed():
+        start_job(first)
+        upload(second, small_picture)
+        second.locator("#run").click()
+        expect(second.locator("#status")).to_contain_text("waiting for the model", timeout=PATIENCE)
+        press_cancel(second)  # its own job alone
+        expect(second.locator("#status")).to_contain_text("cancelled", timeout=PATIENCE)
+        second.locator("#run").click()
+        expect(second.locator("#status")).to_contain_text("waiting for the model", timeout=PATIENCE)
+        expect(first.locator("#status")).to_contain_text("scale")  # still at work
+        press_cancel(first)
     expect(first.locator("#status")).to_contain_text("cancelled", timeout=PATIENCE)
     expect(second.locator("#status")).to_contain_text("16x12 to 64x48", timeout=PATIENCE)
     expect(first.locator("#download")).to_be_hidden()
