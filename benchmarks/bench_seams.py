@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from evaluation.metrics.full_reference import psnr_y
-from inference.redo import redo, redo_sampling
+from inference.redo import redo
 from inference.restore import restore, restore_with_tokens
 from inference.settings import RestoreSettings
 from inference.windows import WindowAxis
@@ -89,7 +89,7 @@ def redone_ratios(model: VARSR, lr: Tensor, options: GenerationConfig, seeds: Se
         original, state = restore_with_tokens(model, part, RestoreSettings(options))
         mask = torch.zeros(original.shape[1:], dtype=torch.bool)
         mask[top:bottom, left:right] = True
-        redone = (redo(model, part, state, mask, RestoreSettings(redo_sampling(options), seed=seed), original)
+        redone = (redo(model, part, state, mask, RestoreSettings(options.varied(), seed=seed), original)
                   for seed in seeds)
         ratios += [redone_border_ratio(each, original, REDONE_BOX) for each in redone]
     return ratios

@@ -1,20 +1,20 @@
 """What a generation knows of its own uncertainty: how undecided each token was, and further results of other seeds."""
 from __future__ import annotations
 
-from dataclasses import replace
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.config import GenerationConfig, VARSRConfig
+from models.config import VARSRConfig
 from models.generation import ScaleStep
+from models.sampling import in_cache
 
 from .windows import place_seed
 
 SHARED_SHARE = 0.1  # of the tokens, those of the coarse scales that further results share
 RADII = (1, 3, 7)  # of neighbourhoods of a pixel, in cells of the grid that errors are estimated on
-VARIED_TOP_P = 0.9  # nucleus of further results, where the model itself takes the likeliest code
 
 
 def input_names(config: VARSRConfig) -> dict[str, tuple[str, ...]]:
@@ -24,11 +24,6 @@ def input_names(config: VARSRConfig) -> dict[str, tuple[str, ...]]:
     changes = [*(f"change within {radius}" for radius in RADII[:2]), "change that a blur keeps", "gradient"]
     one = (*of_scales, *contrasts, *changes)
     return {"one": one, "several": (*one, *(f"spread within {radius}" for radius in RADII[:2]))}
-
-
-def varied(options: GenerationConfig) -> GenerationConfig:
-    """How further results sample: as the model does, or from a nucleus where it takes the likeliest code always."""
-    return replace(options, top_k=0, top_p=VARIED_TOP_P) if options.top_k == 1 else options
 
 
 def first_varied(config: VARSRConfig) -> int:
@@ -48,12 +43,18 @@ def sample_seed(seed: int, sample: int) -> int:
 def token_evidence(step: ScaleStep, side: int) -> Tensor:
     """How undecided the tokens of a scale were, (B, 2, side, side), each at the place where its token acts: entropy, as
     a share of the largest, and how much likelier the likeliest code was than the next."""
-    logits = step.logits.float()
-    best, code = logits.max(-1, keepdim=True)
-    below = logits - best
+    maps = torch.cat([_undecided(part.float()) for part in in_cache(step.logits.flatten(0, 1))], dim=1)
+    maps = maps.view(2, -1, step.side, step.side).transpose(0, 1)
+    return F.interpolate(maps, size=(side, side), mode="bilinear")
+
+
+def _undecided(logits: Tensor) -> Tensor:
+    """Entropy and margin (2, M) of logits (M, V)."""
+    below = logits - logits.amax(-1, keepdim=True)
     mass = below.exp()
     total = mass.sum(-1)
-    entropy = (total.log() - (mass * below).sum(-1) / total) / torch.tensor(float(logits.shape[-1])).log()
-    margin = (1 - mass.scatter(-1, code, 0).amax(-1)) / total
-    maps = torch.stack([entropy, margin], dim=1).unflatten(2, (step.side, step.side))
-    return F.interpolate(maps, size=(side, side), mode="bilinear")
+    entropy = (total.log() - below.mul_(mass).sum(-1) / total) / math.log(logits.shape[-1])
+    others = mass.frac_()  # the likeliest's mass is 1, whose fraction is 0; all others' are below
+    tied = total - others.sum(-1) > 1.5  # several are the likeliest
+    margin = torch.where(tied, 0.0, (1 - others.amax(-1)) / total)
+    return torch.stack([entropy, margin])

@@ -17,7 +17,7 @@ from models.config import GenerationConfig
 from models.generation import Branches, GivenTokens, RefinerNoise, ScaleStep
 from models.varsr import VARSR
 
-from .evidence import first_varied, sample_seed, token_evidence, varied
+from .evidence import first_varied, sample_seed, token_evidence
 from .rechoose import Rechooser
 from .settings import RestoreSettings
 from .windows import TiledPicture, Window, place_seed, refiner_noise
@@ -206,7 +206,7 @@ def _branches(model: VARSR, work: Work, options: GenerationConfig, seed: int) ->
         for (picture, window), copies in zip(work, latents.float().cpu(), strict=True):
             for store, latent in zip(picture.samples, copies, strict=True):
                 store[window.index] = latent
-    return Branches(first_varied(model.config), varied(options),
+    return Branches(first_varied(model.config), options.varied(),
                     [place_seed(each, window.top, window.left) for _, window in work for each in seeds],
                     RefinerNoise(torch.cat([each.initial for each in noise]),
                                  torch.cat([each.fresh for each in noise], dim=1)), keep)

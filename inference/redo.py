@@ -51,9 +51,6 @@ from .windows import LatentStore, TiledPicture, Window
 
 log = logging.getLogger(__name__)
 
-# Models that take the likeliest code draw the same with every seed: parts are then drawn from so many of the likeliest
-# (docs/redo.md has the others that were tried).
-REDO_TOP_K, REDO_TOP_P = 500, 1.0
 FEATHER = 8  # pixels from the mask's border inwards, on which the new picture comes in
 COVERED = 0.5  # share of a coarse cell that the mask covers, from which on its code is drawn anew
 WHITE = 0.5  # of a mask's gray values: from here on
@@ -67,13 +64,6 @@ def redone_words(settings: RestoreSettings, share: float) -> str:
     generation = settings.generation
     return (f"; redone seed={settings.seed} top_k={generation.top_k} top_p={generation.top_p:g} "
             f"cfg={generation.cfg:g} share={share:.4g}")
-
-
-def redo_sampling(generation: GenerationConfig) -> GenerationConfig:
-    """Sampling settings with which seeds differ: those of a model that takes the likeliest code are exchanged."""
-    if generation.top_k != 1:
-        return generation
-    return dataclasses.replace(generation, top_k=REDO_TOP_K, top_p=REDO_TOP_P)
 
 
 class Mask:
@@ -203,8 +193,8 @@ def redo(model: VARSR, lr: Tensor, state: TokenState, mask: Tensor, settings: Re
 
     lr: the LR picture (3, h, w) in [0, 1]; state: what `restore_with_tokens` gave for it; original: its picture
     (3, H, W), whose pixels outside the mask stay exactly as they are; mask: (H, W) bool. settings: as for `restore`,
-    with another seed; the overlap is that of the state. A model that takes the likeliest code needs `redo_sampling`
-    to draw another picture. Raises ValueError for what does not fit together.
+    with another seed; the overlap is that of the state. A model that takes the likeliest code needs
+    `GenerationConfig.varied` to draw another picture. Raises ValueError for what does not fit together.
     """
     return redo_with_tokens(model, lr, state, mask, settings, original, progress)[0]
 
@@ -292,7 +282,7 @@ class Redo:
 
     def settings(self, args: argparse.Namespace, model: VARSR, settings: RestoreSettings) -> RestoreSettings:
         """Settings of the run: what no flag says is as in the result, but for a sampling that gives no other one."""
-        generation = generation_options(args, model, redo_sampling(self.making.generation))
+        generation = generation_options(args, model, self.making.generation.varied())
         return dataclasses.replace(settings, generation=generation, overlap=self.making.overlap,
                                    color_fix=self.making.color_fix)
 

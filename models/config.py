@@ -40,6 +40,7 @@ MAX_STEPS = 10_000  # of the diffusion
 MAX_REPEATS = 64
 MAX_GUIDANCE, MAX_UPSCALING = 1000.0, 64.0
 TINY = 1e-6  # of what is divided by
+VARIED_TOP_K = 500  # of the likeliest codes, which a model that takes the likeliest draws from where seeds shall differ
 
 
 class ConfigError(UserError):
@@ -256,6 +257,11 @@ class GenerationConfig:
     def with_cfg(self, cfg: float | None) -> GenerationConfig:
         """The same with one guidance strength for all pictures; None leaves it as it is."""
         return self if cfg is None else dataclasses.replace(self, cfg=cfg, tiled_cfg=None)
+
+    def varied(self) -> GenerationConfig:
+        """The same where seeds differ; a model that takes the likeliest code always draws from many of them instead
+        (docs/redo.md has the numbers that were tried)."""
+        return self if self.top_k != 1 else dataclasses.replace(self, top_k=VARIED_TOP_K, top_p=1.0)
 
 
 @dataclass(frozen=True)

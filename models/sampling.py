@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 GUMBEL_START, GUMBEL_DECAY, GUMBEL_FLOOR = 0.27, 0.95, 0.005  # temperature of `more_smooth` over the scales
 TINY = 1e-20
+CACHED = 2 ** 18  # numbers
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -44,6 +46,11 @@ def guide(conditional: Tensor, unconditional: Tensor | None, strength: float) ->
     return torch.lerp(conditional, unconditional, -strength)
 
 
+def in_cache(rows: Tensor) -> tuple[Tensor, ...]:
+    """Rows (M, V) in parts that stay in a processor's cache while several things are done with them; on a GPU, one."""
+    return rows.split(max(CACHED // rows.shape[-1], 1) if rows.device.type == "cpu" else max(len(rows), 1))
+
+
 def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     """Logits (..., V) with all but the top-k codes, and of these all but the nucleus of mass top_p, at -inf.
 
@@ -51,8 +58,7 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     """
     vocab = logits.shape[-1]
     if 0 < top_k < vocab:
-        smallest_kept = logits.topk(top_k).values[..., -1:]
-        logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
+        logits = logits.masked_fill(logits < _kth_largest(logits, top_k), -torch.inf)
     if top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True)
         mass = ordered.softmax(-1)
@@ -66,9 +72,25 @@ def sample_codes(logits: Tensor, top_k: int, top_p: float, noise: Noise) -> Tens
     """One code per token: logits (B, L, V) to (B, L). top_k 1 is the arg-max and draws nothing."""
     if top_k == 1:
         return logits.argmax(-1)
-    cumulative = filter_logits(logits, top_k, top_p).softmax(-1).cumsum(-1)
-    threshold = noise.uniform(logits.shape[1]).unsqueeze(-1) * cumulative[..., -1:]
-    return (cumulative <= threshold).sum(-1).clamp(max=logits.shape[-1] - 1)
+    rows, uniform = in_cache(logits.flatten(0, 1)), noise.uniform(logits.shape[1]).flatten()
+    parts = zip(rows, uniform.split(len(rows[0])), strict=True)
+    return torch.cat([_sampled(filter_logits(row, top_k, top_p), place) for row, place in parts]).view(logits.shape[:2])
+
+
+def _sampled(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Codes (M,) of logits (M, V): those at the places (M,) in [0, 1) of their cumulative distributions."""
+    cumulative = logits.softmax(-1).cumsum(-1)
+    codes = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0]
+    return codes.clamp(max=logits.shape[-1] - 1)
+
+
+def _kth_largest(logits: Tensor, k: int) -> Tensor:
+    """The k-th largest of each row, (..., 1). NumPy's partition takes a third of the time of `topk` on a processor."""
+    if logits.device.type != "cpu":
+        return logits.topk(k).values[..., -1:]
+    place = logits.shape[-1] - k
+    values = np.partition(logits.detach().float().numpy(), place, axis=-1)[..., place:place + 1]
+    return torch.from_numpy(values).to(logits.dtype)
 
 
 def gumbel_mixture(logits: Tensor, ratio: float, noise: Noise) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference.redo import redo_sampling, redo_with_tokens, redone_words, require_size
+from inference.redo import redo_with_tokens, redone_words, require_size
 from inference.script import MAKING
 from inference.settings import RestoreSettings
 from models.varsr import VARSR
@@ -43,7 +43,7 @@ def draw_variants(model: VARSR, result: Result, region: Tensor, tell: Tell) -> R
     Raises Cancelled if `tell` does.
     """
     settings, before = result.settings, result.variant
-    generation = redo_sampling(settings.generation)
+    generation = settings.generation.varied()
     lr = result.source.region(0, 0, result.source.height, result.source.width)
     choices, part = [before], shown_part(region)
     tell(Update(f"variant 1 of {VARIANTS}", 0.0))

@@ -20,19 +20,16 @@ import test_tile as script
 from benchmarks.bench_seams import redone_border_ratio
 from inference.redo import (
     FEATHER,
-    REDO_TOP_K,
-    REDO_TOP_P,
     Mask,
     kept_codes,
     redo,
-    redo_sampling,
     redo_with_tokens,
 )
 from inference.restore import restore, restore_with_tokens
 from inference.settings import RestoreSettings, prepare
 from inference.tokens import Making, TokenState, code_type, read_tokens
 from inference.windows import TiledPicture
-from models.config import GenerationConfig
+from models.config import VARIED_TOP_K, GenerationConfig
 from models.varsr import VARSR
 from models.weights.save import save_pretrained
 from pictures.picture import read_making
@@ -188,18 +185,13 @@ def test_weights_rise_from_the_border_inwards() -> None:
     assert torch.equal(parts, whole)
 
 
-def test_a_greedy_model_gets_another_sampling() -> None:
-    greedy, sampled = GenerationConfig(top_k=1), GenerationConfig(top_k=50, top_p=0.9)
-    assert redo_sampling(sampled) == sampled and redo_sampling(greedy).top_k > 1
-
-
 def test_the_border_of_a_mask_does_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     """As steps across it, in a picture of the embedded model; without the feather there are some."""
     tiny, place = prepare(embedded_model(torch.device("cpu"))), (30, 35, 90, 100)
     lr, own = sample_lr("cat", 30, 10, 40, 32), tiny.config.generation
     assert own.top_k == 1
     picture, state = restore_with_tokens(tiny, lr, RestoreSettings(own))
-    mask, settings = box(picture.shape[1:], place), RestoreSettings(redo_sampling(own), seed=1)
+    mask, settings = box(picture.shape[1:], place), RestoreSettings(own.varied(), seed=1)
     soft = redo(tiny, lr, state, mask, settings, picture)
     assert levels_apart(soft, picture)[:, mask].mean() > 2  # seen beside each other
     monkeypatch.setattr(inference.redo, "FEATHER", 0)
@@ -278,7 +270,7 @@ def test_seeds_batches_and_what_the_file_says(run, restored, tmp_path: Path) -> 
     assert np.abs(pictures[0] - pictures[1]).max() <= 1 < np.abs(pictures[0] - pictures[2]).max()
     line = read_making(tmp_path / "2_4.png")
     assert line.startswith(read_making(result)) and "share=0.15" in line
-    assert f"; redone seed=2 top_k={REDO_TOP_K} top_p={REDO_TOP_P:g} " in line  # the model's own is the likeliest
+    assert f"; redone seed=2 top_k={VARIED_TOP_K} top_p=1 " in line  # the model's own is the likeliest
     assert run(*redone, "-o", tmp_path / "greedy.png", "--seed", 2, "--top_k", 1) == 0
     assert "redone seed=2 top_k=1 " in read_making(tmp_path / "greedy.png")
 

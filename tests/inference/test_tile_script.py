@@ -5,9 +5,6 @@ import errno
 import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,8 +17,8 @@ import inference.products
 import pictures.result_file
 import test_tile as script
 from inference.large import WorkFolder
+from tests.ranks import start_ranks
 
-ROOT = Path(__file__).resolve().parents[2]
 LARGE = (104, 101)  # LR pixels: 17 x 17 windows of the debug model, more than fit into a wave
 
 
@@ -218,18 +215,6 @@ def test_a_failed_large_picture_leaves_nothing(run, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(inference.large, "generate_windows", broken)
     assert run("-i", noise(tmp_path / "a.png", LARGE), "-o", tmp_path / "out") == 1
     assert not list((tmp_path / "out").iterdir())
-
-
-def start_ranks(flags: list[str], world: int = 2) -> list[subprocess.Popen]:
-    """The script in `world` processes, as torchrun starts them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {**os.environ, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-              "OMP_NUM_THREADS": "1"}
-    return [subprocess.Popen([sys.executable, str(ROOT / "test_tile.py"), *flags],
-                             env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for rank in range(world)]
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import inference.products
 import inference.runner
 import pictures.result_file
 import test_tile as script
-from inference.evidence import first_varied, sample_seed, token_evidence, varied
+from inference.evidence import first_varied, sample_seed, token_evidence
 from inference.generate import BatchSize, generate_windows
 from inference.products import keep_evidence, rendered, rows_with_errors
 from inference.restore import generated, restore, restore_with_errors
@@ -33,6 +34,7 @@ from models.varsr import VARSR
 from models.weights.load import identity
 from pictures.picture import read_making
 from pictures.rgb import BT601, read_image
+from tests.ranks import start_ranks
 
 SETTINGS = RestoreSettings(GenerationConfig(cfg=1.0, top_k=20, top_p=1.0))
 NAMES = input_names(PRESETS["varsr-debug"])
@@ -91,7 +93,8 @@ def test_evidence_lies_where_its_token_acts() -> None:
 
 
 def test_further_results_vary() -> None:
-    assert varied(GenerationConfig(top_k=1)).top_k == 0 and varied(SETTINGS.generation) == SETTINGS.generation
+    greedy, sampled = GenerationConfig(top_k=1, cfg=2.0), SETTINGS.generation
+    assert sampled.varied() == sampled and greedy.varied().top_k > 1 and greedy.varied().cfg == 2
     assert first_varied(PRESETS["varsr-debug"]) == 1 and first_varied(PRESETS["varsr-d24"]) == 6
     assert len({sample_seed(seed, sample) for seed in range(20) for sample in range(64)}) == 20 * 64
 
@@ -368,6 +371,27 @@ def test_a_large_picture_has_the_same_map(run, calibrated, tmp_path: Path, monke
         for name, most in (("a.png", 1), ("a_uncertainty.png", 24)):
             apart = np.abs(values(tmp_path / folder / name) - values(tmp_path / "small" / name))
             assert apart.max() <= most, (folder, name)
+
+
+@pytest.mark.slow
+def test_ranks_share_the_map_of_a_large_picture(run, calibrated, weights: Path, tmp_path: Path,
+                                                caplog: pytest.LogCaptureFixture) -> None:
+    """What they tell of the whole picture too, which none of them has seen whole."""
+    calibrated(limit=1e-4)
+    halves = np.full((101, 104, 3), 128, np.uint8)
+    halves[:50] = np.random.default_rng(0).integers(0, 256, (50, 104, 3))
+    Image.fromarray(halves).save(tmp_path / "a.png")
+    flags = ["-i", str(tmp_path / "a.png"), "--uncertainty", "--batch_size", "4"]
+    assert run(*flags, "-o", tmp_path / "one") == 0
+    ranks = start_ranks([*flags, "-o", str(tmp_path / "two"), "--model", str(weights), "--dtype", "fp32", "--top_k",
+                         "20"])
+    warned = [process.communicate(timeout=300)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0]
+    alone, together = (float(re.search(r"\(([\d.]+) times as far off", text)[1]) for text in (caplog.text, warned[0]))
+    assert alone == pytest.approx(together, rel=0.02) and "unlike" not in warned[1]
+    name = "a_uncertainty.png"
+    assert np.abs(values(tmp_path / "one" / name) - values(tmp_path / "two" / name)).max() <= 24
+    assert said(tmp_path / "one" / name) == said(tmp_path / "two" / name)
 
 
 def test_a_calibration_that_changes_starts_a_stopped_picture_afresh(run, calibrated, tmp_path: Path, weights: Path,

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.sampling import Noise, filter_logits, guide, gumbel_mixture, sample_codes
+from models.sampling import Noise, filter_logits, guide, gumbel_mixture, in_cache, sample_codes
 
 
 def brute_force_kept(row: torch.Tensor, top_k: int, top_p: float) -> set[int]:
@@ -44,6 +44,21 @@ def test_frequencies_follow_the_probabilities() -> None:
     codes = sample_codes(logits, 0, 1.0, Noise([3], torch.device("cpu")))
     found = torch.bincount(codes.flatten(), minlength=4) / codes.numel()
     torch.testing.assert_close(found, probabilities, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("top_k, top_p", [(0, 1.0), (500, 1.0), (900, 0.9)])
+def test_codes_are_where_the_uniform_numbers_fall(top_k: int, top_p: float) -> None:
+    """Of more rows than are looked at at a time."""
+    logits = torch.randn(2, 70, 4096, generator=torch.Generator().manual_seed(0)) * 3
+    places = Noise([1, 2], torch.device("cpu")).uniform(70)
+    cumulative = filter_logits(logits, top_k, top_p).double().softmax(-1).cumsum(-1)
+    codes = sample_codes(logits, top_k, top_p, Noise([1, 2], torch.device("cpu")))
+    assert codes.shape == (2, 70) and len(in_cache(logits.flatten(0, 1))) > 2
+    below = torch.where(codes > 0, cumulative.gather(-1, (codes - 1).clamp(min=0)[..., None])[..., 0], 0)
+    above = cumulative.gather(-1, codes[..., None])[..., 0]
+    assert bool((below <= places + 1e-5).all()) and bool((places <= above + 1e-5).all())
+    if top_k:
+        assert bool((codes[..., None] == logits.topk(top_k).indices).any(-1).all())
 
 
 def test_a_row_does_not_depend_on_its_batch() -> None:

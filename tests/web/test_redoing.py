@@ -10,7 +10,7 @@ import torch
 from conftest import noise_picture
 from PIL import Image
 
-from inference.redo import redo, redo_sampling
+from inference.redo import redo
 from inference.settings import ModelDescription
 from models.varsr import VARSR
 from pictures.picture import Picture, read_picture
@@ -63,7 +63,7 @@ def test_variants_are_those_of_the_engine(model: VARSR, first: tuple[Result, Pat
     before, (after, _) = first[0], drawn
     assert len(after.choices) == VARIANTS + 1 and after.choices[0] is before.variant is after.variant
     assert after.key == before.key and after.drawn == VARIANTS
-    settings = dataclasses.replace(before.settings, seed=9, generation=redo_sampling(before.settings.generation))
+    settings = dataclasses.replace(before.settings, seed=9, generation=before.settings.generation.varied())
     lr = before.source.region(0, 0, 9, 20)
     torch.testing.assert_close(after.choices[2].restored, redo(model, lr, before.variant.state, region, settings,
                                                                before.variant.restored), atol=1e-4, rtol=0)
