@@ -1,10 +1,11 @@
 """Whether maps of expected errors know where the errors are: `python benchmarks/bench_uncertainty.py --data FOLDER`.
 
-Crops of photographs that neither the model nor its calibration saw are degraded in ways that neither saw either, and
-restored. Of the map and of two simple guesses, the local contrast of the LR picture (in several
-neighbourhoods) and the spread of four seeds: Spearman's correlation with the blurred error, the area between the
-sparsification curve and an oracle's, and of the map the share of pixels within its 90 % band. "pooled": over the pixels
-of all crops; "per crop": the mean of each crop's own. `--timing`: what a map costs.
+Crops of photographs that neither the model nor its calibration saw are degraded as in training, in ways that the
+calibration knows by kind (blur, noise, JPEG), and in ways that neither saw (WebP, motion blur), and restored. Of the
+map and of two simple guesses, the local contrast of the LR picture (in several neighbourhoods) and the spread of four
+seeds: Spearman's correlation with the blurred error, the area between the sparsification curve and an oracle's, and of
+the map the share of pixels within its 90 % band. "pooled": over the pixels of all crops; "per crop": the mean of each
+crop's own. `--timing`: what a map costs.
 """
 from __future__ import annotations
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 SEEDS, SCALE, LEVELS = 4, 4, 255.0
 NOISE, JPEG_QUALITY, BLUR_SIGMA, BLUR_SIDE = 10.0, 35, 2.6, 19
+WEBP_QUALITY, MOTION = 20, 13  # pixels of the HR crop, along a diagonal
 RADII = (1, 3, 7)  # pixels to each side, of local contrast
 TIMED = 512  # side of the picture that is timed
 
@@ -136,9 +138,10 @@ def figures(crops: list[dict[str, Tensor]]) -> dict[str, dict[str, float]]:
 
 
 def degradations(seed: int) -> dict[str, Callable[[Tensor, int], Tensor]]:
-    """HR (3, H, W) and a number to LR, by name: those of training, and four that are none of them."""
+    """HR (3, H, W) and a number to LR, by name."""
     import numpy as np
     import torch
+    import torch.nn.functional as F
     from PIL import Image
     from torchvision.transforms.functional import gaussian_blur
 
@@ -160,15 +163,25 @@ def degradations(seed: int) -> dict[str, Callable[[Tensor, int], Tensor]]:
         noisy = lr + torch.randn(lr.shape, generator=generator(number)) * NOISE / LEVELS
         return noisy.clamp(0, 1).mul(LEVELS).round().div(LEVELS)
 
-    def jpeg(hr: Tensor, number: int) -> Tensor:
+    def compressed(hr: Tensor, kind: str, quality: int) -> Tensor:
         buffer = io.BytesIO()
-        reduced(hr, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=JPEG_QUALITY)
+        reduced(hr, Image.Resampling.LANCZOS).save(buffer, kind, quality=quality)
         return back(Image.open(buffer))
+
+    def motion(hr: Tensor, number: int) -> Tensor:
+        reach = MOTION // 2
+        padded = F.pad(hr[None], (reach,) * 4, mode="reflect")[0]
+        height, width = hr.shape[1:]
+        shifted = [padded[:, i:i + height, i:i + width] for i in range(MOTION)]
+        return back(reduced(torch.stack(shifted).mean(0), Image.Resampling.BICUBIC))
     return {"as in training": lambda hr, number: trained(hr[None], generator(number))[0],
             "bicubic": lambda hr, number: back(reduced(hr, Image.Resampling.BICUBIC)),
-            f"noise of {NOISE:g} levels": noise, f"JPEG {JPEG_QUALITY}": jpeg,
+            f"noise of {NOISE:g} levels": noise,
+            f"JPEG {JPEG_QUALITY}": lambda hr, number: compressed(hr, "JPEG", JPEG_QUALITY),
             f"blur of {BLUR_SIGMA:g} pixels": lambda hr, number: back(reduced(
-                gaussian_blur(hr, [BLUR_SIDE] * 2, [BLUR_SIGMA] * 2), Image.Resampling.BICUBIC))}
+                gaussian_blur(hr, [BLUR_SIDE] * 2, [BLUR_SIGMA] * 2), Image.Resampling.BICUBIC)),
+            f"WebP {WEBP_QUALITY}": lambda hr, number: compressed(hr, "WEBP", WEBP_QUALITY),
+            f"motion of {MOTION} pixels": motion}
 
 
 def timing(model, calibration, runs: int) -> dict[str, float]:

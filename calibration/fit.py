@@ -33,18 +33,20 @@ class FitConfig:
     coverage: float = 0.9
 
 
-def fitted_head(found: Sequence[Example], inputs: int, config: FitConfig, seed: int = 0) -> ErrorHead:
-    """An error model of the first so many inputs of examples."""
+def fitted_head(found: Sequence[Example], inputs: int, config: FitConfig, seed: int = 0,
+                more: Sequence[Example] = ()) -> ErrorHead:
+    """An error model of the first so many inputs of examples. more: further ones, which the band knows nothing of."""
     torch.manual_seed(seed)
+    order = torch.randperm(len(found)).tolist()  # crops of every kind, whatever the order they come in
     head = ErrorHead(inputs)
-    learnt = [each for i, each in enumerate(found) if i % config.held_out]
-    kept = [each for i, each in enumerate(found) if not i % config.held_out]
+    kept = [found[i] for i in order[::config.held_out]]
+    learnt = [*(found[i] for place, i in enumerate(order) if place % config.held_out), *more]
     rows = torch.cat([_cells(each.inputs[:inputs], config.step) for each in learnt])
     errors = torch.cat([_cells(each.coarse[None], config.step)[:, 0] for each in learnt]) + config.floor
     head.fit_range(rows)
     _train(head, rows, errors, config, torch.Generator().manual_seed(seed))
     head.eval().requires_grad_(False)
-    head.fit_familiar(torch.stack([each.inputs[:inputs].flatten(1).mean(1) for each in found]))
+    head.fit_familiar(torch.stack([each.inputs[:inputs].flatten(1).mean(1) for each in (*found, *more)]))
     ratios = torch.cat([(each.error / expected(head, each)).flatten() for each in kept])
     head.band.copy_(quantile(ratios, config.coverage))
     return head

@@ -119,8 +119,8 @@ def at_full_size(errors: Tensor) -> Tensor:
 
 def _mean(maps: Tensor, radius: int) -> Tensor:
     """Means (B, h, w) of maps over squares of 2 radius + 1 cells; edge cells go on past the edges."""
-    padded = F.pad(maps[:, None], (radius,) * 4, mode="replicate")
-    return F.avg_pool2d(padded, 2 * radius + 1, 1)[:, 0]
+    padded, side = F.pad(maps[:, None], (radius,) * 4, mode="replicate"), 2 * radius + 1
+    return F.avg_pool2d(F.avg_pool2d(padded, (side, 1), 1), (1, side), 1)[:, 0]
 
 
 def _log(levels: Tensor) -> Tensor:
