@@ -1,11 +1,11 @@
 """Whether maps of expected errors know where the errors are: `python benchmarks/bench_uncertainty.py --data FOLDER`.
 
 Crops of photographs that neither the model nor its calibration saw are degraded as in training, in ways that the
-calibration knows by kind (blur, noise, JPEG), and in ways that neither saw (WebP, motion blur), and restored. Of the
-map and of two simple guesses, the local contrast of the LR picture (in several neighbourhoods) and the spread of four
-seeds: Spearman's correlation with the blurred error, the area between the sparsification curve and an oracle's, and of
-the map the share of pixels within its 90 % band. "pooled": over the pixels of all crops; "per crop": the mean of each
-crop's own. `--timing`: what a map costs.
+calibration knows by kind (blur, noise, JPEG, WebP), and in ways that neither saw (AVIF, motion blur), and restored. Of
+the map and of two simple guesses, the local contrast of the LR picture (in several neighbourhoods) and the spread of
+four seeds: Spearman's correlation with the blurred error, the area between the sparsification curve and an oracle's,
+and of the map the share of pixels within its 90 % band. "pooled": over the pixels of all crops; "per crop": the mean of
+each crop's own. `--timing`: what a map costs.
 """
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SEEDS, SCALE, LEVELS = 4, 4, 255.0
 NOISE, JPEG_QUALITY, BLUR_SIGMA, BLUR_SIDE = 10.0, 35, 2.6, 19
-WEBP_QUALITY, MOTION = 20, 13  # pixels of the HR crop, along a diagonal
+WEBP_QUALITY, AVIF_QUALITY, MOTION = 20, 40, 13  # pixels of the HR crop, along a diagonal
 RADII = (1, 3, 7)  # pixels to each side, of local contrast
 TIMED = 512  # side of the picture that is timed
 
@@ -97,7 +97,7 @@ def estimates(example: Example, calibration) -> dict[str, Tensor]:
     made = {"error": example.error, "blurred": example.blurred, f"spread of {SEEDS} seeds": example.spread}
     for name, head in (("map", calibration.heads["one"]), (f"map with {SEEDS} samples", calibration.heads["several"])):
         made[name] = expected(head, example)
-        made[f"{name}: band"] = made[name] * head.band
+        made[f"{name}: band"] = head.within(made[name])
     made |= {f"LR contrast within {radius}": contrast(example.enlarged, radius) for radius in RADII}
     return made
 
@@ -106,7 +106,7 @@ def contrast(picture: Tensor, radius: int) -> Tensor:
     """Deviation of luma (H, W) in neighbourhoods."""
     import torch.nn.functional as F
 
-    from inference.uncertainty import luma_levels
+    from pictures.rgb import luma_levels
     luma = luma_levels(picture)[None, None]
 
     def mean(plane: Tensor) -> Tensor:
@@ -181,6 +181,7 @@ def degradations(seed: int) -> dict[str, Callable[[Tensor, int], Tensor]]:
             f"blur of {BLUR_SIGMA:g} pixels": lambda hr, number: back(reduced(
                 gaussian_blur(hr, [BLUR_SIDE] * 2, [BLUR_SIGMA] * 2), Image.Resampling.BICUBIC)),
             f"WebP {WEBP_QUALITY}": lambda hr, number: compressed(hr, "WEBP", WEBP_QUALITY),
+            f"AVIF {AVIF_QUALITY}": lambda hr, number: compressed(hr, "AVIF", AVIF_QUALITY),
             f"motion of {MOTION} pixels": motion}
 
 

@@ -1,8 +1,8 @@
 """Fit what a model's results are off by: `python -m calibration --data FOLDER --model checkpoints/varsr-tiny`.
 
 Photographs that the model was not trained on are cut, degraded in several ways, restored and compared. A network learns
-the errors to expect, of photographs of the training too, if there are few others; the 90 % band is measured on crops
-that neither has learnt from. The result lies beside the model's weights, where `--uncertainty` finds it.
+the errors to expect; the 90 % band is measured on crops that it has not learnt from. The result lies beside the model's
+weights, where `--uncertainty` finds it.
 """
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--data", type=Path, nargs="+", required=True, metavar="FOLDER",
         help="photographs that the model was not trained on: folders, lists or shards")
-    add("--training_data", type=Path, nargs="+", default=[], metavar="FOLDER",
-        help="photographs that it was trained on: the network learns from as many crops of these too, the band not")
     add("--model", help="model folder, published file or hub id (default: as for restoring)")
     add("--output", type=Path, help="the file (default: beside the model's weights)")
     add("--crops", type=bounded(int, 40), default=320, help="how many (default: %(default)s)")
@@ -45,16 +43,15 @@ def _run(args: argparse.Namespace) -> int:
 
     from inference.evidence import input_names
     from inference.settings import load_model, model_source
-    from models.error_model import Calibration, Fitted, calibration_file
+    from models.error_model import MARGIN, Calibration, Fitted, calibration_file
     from models.weights.load import identity, located
 
     from .degradations import CropDegradation
-    from .examples import CROP_WINDOWS, Example, examples, random_crops
+    from .examples import CROP_WINDOWS, examples, random_crops
     from .fit import FitConfig, fitted_head
-    for flag, folders in (("--data", args.data), ("--training_data", args.training_data)):
-        for folder in folders:
-            if not folder.exists():
-                raise UserError(f"{flag} {folder}: no such folder or file")
+    for folder in args.data:
+        if not folder.exists():
+            raise UserError(f"--data {folder}: no such folder or file")
     if args.output is not None and args.output.is_dir():
         raise UserError(f"--output {args.output} is a folder: name a file")
     if args.output is not None:
@@ -62,22 +59,18 @@ def _run(args: argparse.Namespace) -> int:
     model, description = load_model(args)
     source = model_source(args)
     print(description)
+    crops = random_crops(args.data, round(CROP_WINDOWS * model.config.image_size), args.crops, args.seed)
     degrade = CropDegradation(model.config.generation.scale, args.seed)
-    size = round(CROP_WINDOWS * model.config.image_size)
-
-    def restored(folders: list[Path]) -> list[Example]:
-        crops = random_crops(folders, size, args.crops, args.seed) if folders else iter(())
-        return list(tqdm(examples(model, crops, degrade, args.samples), total=args.crops * bool(folders), unit="crop",
-                         dynamic_ncols=True))
-    found, more = restored(args.data), restored(args.training_data)
+    found = list(tqdm(examples(model, crops, degrade, args.samples), total=args.crops, unit="crop", dynamic_ncols=True))
     names, config = input_names(model.config), FitConfig()
-    heads = {name: fitted_head(found, len(inputs), config, args.seed, more) for name, inputs in names.items()}
-    data = ", ".join(folder.stem for folder in (*args.data, *args.training_data))
-    fitted = Fitted(identity(source), names["several"], len(found) + len(more), data, config.coverage)
+    heads = {name: fitted_head(found, len(inputs), config, args.seed) for name, inputs in names.items()}
+    data = ", ".join(folder.stem for folder in args.data)
+    fitted = Fitted(identity(source), names["several"], len(found), data, config.coverage)
     path = args.output or calibration_file(located(source))
     Calibration(fitted, heads).save(path)
     for name, head in heads.items():
-        print(f"{name}: {config.coverage:.0%} of pixels within {float(head.band):.3f} times the expected error")
+        print(f"{name}: {config.coverage:.0%} of pixels within {float(head.band):.3f} times (expected error + "
+              f"{MARGIN:g} level)")
     print(f"written: {path}")
     return 0
 

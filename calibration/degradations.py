@@ -1,8 +1,7 @@
 """What the crops of a calibration go through: as in training, and what pictures meet one at a time.
 
-A quarter each: only reduced; reduced after a blur, or before noise, or before JPEG; degraded as in training; the same
-again. Nothing but training pictures all at once, and of a picture that is just noisy or just soft its errors would
-otherwise be unknown.
+A quarter only reduced; a quarter reduced after a blur, or before noise, or before JPEG, or before WebP; half of them
+degraded as in training, which does all of that at once: of a picture that is noisy and nothing else it tells little.
 """
 from __future__ import annotations
 
@@ -12,13 +11,14 @@ from torchvision.transforms.functional import gaussian_blur
 
 from dataloader.degradation import Degradation, DegradationConfig
 from dataloader.jpeg import jpeg
+from pictures.formats import vips
 from pictures.rgb import LEVELS_8, TensorSource, reduce_region
 
 KINDS = 4  # crops, after which it begins again
 LIGHT_SHARE = 0.3  # of the crops degraded as in training, those that are only slightly so
 BLUR_SIGMA = (0.5, 4.0)  # pixels of the HR crop
 NOISE_SIGMA = (2.0, 20.0)  # levels
-JPEG_QUALITY = (30.0, 95.0)
+QUALITY = (15.0, 95.0)  # of JPEG and WebP
 BLUR_REACH = 3  # deviations
 SEEDS = 1_000_003  # prime: more crops than that have no calibration
 
@@ -35,8 +35,10 @@ class CropDegradation:
         kind, turn = number % KINDS, number // KINDS
         if kind > 1:
             return self.trained(hr[None], generator)[0]
-        alone = (self._blurred, self._noisy, self._compressed)[turn % 3] if kind else None
-        return _rounded(self._reduced(hr) if alone is None else alone(hr, generator))
+        if not kind:
+            return _rounded(self._reduced(hr))
+        alone = self._blurred, self._noisy, self._jpeg, self._webp
+        return _rounded(alone[turn % len(alone)](hr, generator))
 
     def _reduced(self, hr: Tensor) -> Tensor:
         size = tuple(round(side / self.scale) for side in hr.shape[1:])
@@ -52,8 +54,14 @@ class CropDegradation:
         sigma = _between(NOISE_SIGMA, generator)
         return lr + torch.randn(lr.shape, generator=generator) * sigma / LEVELS_8
 
-    def _compressed(self, hr: Tensor, generator: torch.Generator) -> Tensor:
-        return jpeg(self._reduced(hr)[None], torch.tensor([_between(JPEG_QUALITY, generator)]))[0]
+    def _jpeg(self, hr: Tensor, generator: torch.Generator) -> Tensor:
+        return jpeg(self._reduced(hr)[None], torch.tensor([_between(QUALITY, generator)]))[0]
+
+    def _webp(self, hr: Tensor, generator: torch.Generator) -> Tensor:
+        levels = self._reduced(hr).mul(LEVELS_8).round().byte().permute(1, 2, 0).numpy()
+        data = vips().Image.new_from_array(levels).webpsave_buffer(Q=round(_between(QUALITY, generator)))
+        again = vips().Image.webpload_buffer(data).numpy()
+        return torch.from_numpy(again[:, :, :3].copy()).permute(2, 0, 1).float() / LEVELS_8
 
 
 def _between(bounds: tuple[float, float], generator: torch.Generator) -> float:

@@ -14,9 +14,9 @@ from evaluation.metrics.full_reference import gaussian_taps, smooth
 from inference.products import rendered_with_spread
 from inference.restore import generated
 from inference.settings import RestoreSettings, UncertaintySettings
-from inference.uncertainty import CELL, ErrorMap, luma_levels
+from inference.uncertainty import CELL, ErrorMap
 from models.varsr import VARSR
-from pictures.rgb import LEVELS_8
+from pictures.rgb import LEVELS_8, luma_levels
 
 BLUR = 3.0  # pixels, of the errors that a map is compared with
 REACH = 3  # deviations of the blur

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from inference.uncertainty import at_full_size
-from models.error_model import ErrorHead
+from models.error_model import MARGIN, ErrorHead
 
 from .examples import Example
 
@@ -29,25 +29,23 @@ class FitConfig:
     step: int = 2
     jitter: float = 0.3  # standard deviations of noise on the inputs: other pictures are not quite like these
     held_out: int = 4  # one crop in so many is for the band alone
-    floor: float = 0.3  # levels that are added to errors, so that perfect pixels do not decide all
     coverage: float = 0.9
 
 
-def fitted_head(found: Sequence[Example], inputs: int, config: FitConfig, seed: int = 0,
-                more: Sequence[Example] = ()) -> ErrorHead:
-    """An error model of the first so many inputs of examples. more: further ones, which the band knows nothing of."""
+def fitted_head(found: Sequence[Example], inputs: int, config: FitConfig, seed: int = 0) -> ErrorHead:
+    """An error model of the first so many inputs of examples."""
     torch.manual_seed(seed)
     order = torch.randperm(len(found)).tolist()  # crops of every kind, whatever the order they come in
     head = ErrorHead(inputs)
     kept = [found[i] for i in order[::config.held_out]]
-    learnt = [*(found[i] for place, i in enumerate(order) if place % config.held_out), *more]
+    learnt = [found[i] for place, i in enumerate(order) if place % config.held_out]
     rows = torch.cat([_cells(each.inputs[:inputs], config.step) for each in learnt])
-    errors = torch.cat([_cells(each.coarse[None], config.step)[:, 0] for each in learnt]) + config.floor
+    errors = torch.cat([_cells(each.coarse[None], config.step)[:, 0] for each in learnt]) + MARGIN
     head.fit_range(rows)
     _train(head, rows, errors, config, torch.Generator().manual_seed(seed))
     head.eval().requires_grad_(False)
-    head.fit_familiar(torch.stack([each.inputs[:inputs].flatten(1).mean(1) for each in (*found, *more)]))
-    ratios = torch.cat([(each.error / expected(head, each)).flatten() for each in kept])
+    head.fit_familiar(torch.stack([each.inputs[:inputs].flatten(1).mean(1) for each in found]))
+    ratios = torch.cat([(each.error / (expected(head, each) + MARGIN)).flatten() for each in kept])
     head.band.copy_(quantile(ratios, config.coverage))
     return head
 

@@ -11,6 +11,7 @@ from models.config import VARSRConfig
 from models.generation import ScaleStep
 from models.sampling import in_cache
 
+from .lr_statistics import NAMES as LR_NAMES
 from .windows import place_seed
 
 SHARED_SHARE = 0.1  # of the tokens, those of the coarse scales that further results share
@@ -22,7 +23,7 @@ def input_names(config: VARSRConfig) -> dict[str, tuple[str, ...]]:
     of_scales = [f"{what} of {side}x{side}" for side in config.vqvae.scales for what in ("entropy", "margin")]
     contrasts = [f"contrast of {what} within {radius}" for what in ("LR", "SR") for radius in RADII]
     changes = [*(f"change within {radius}" for radius in RADII[:2]), "change that a blur keeps", "gradient"]
-    one = (*of_scales, *contrasts, *changes)
+    one = (*of_scales, *contrasts, *changes, *LR_NAMES)
     return {"one": one, "several": (*one, *(f"spread within {radius}" for radius in RADII[:2]))}
 
 

@@ -2,8 +2,9 @@
 that a calibrated network (`models/error_model.py`) makes of it.
 
 Known are, for every token of every scale, how undecided the guided distribution was; the contrasts of the result and
-of the LR picture around each pixel; how far one is from the other; and, where further results were asked for, how far
-those are apart. The map is made at half the result's resolution, for errors are not known more sharply than that.
+of the LR picture around each pixel; how far one is from the other; what the LR picture says of its noise and sharpness;
+and, where further results were asked for, how far those are apart. The map is made at half the result's resolution, for
+errors are not known more sharply than that.
 """
 from __future__ import annotations
 
@@ -14,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.config import VARSRConfig
-from models.error_model import ErrorHead
-from pictures.rgb import BT601, LEVELS_8
+from models.error_model import MARGIN, ErrorHead
+from pictures.rgb import luma_levels
 
 from .evidence import RADII, input_names
+from .lr_statistics import QUIET, log_levels, lr_statistics, windowed_mean
 from .render import Band, merged_cells
 from .settings import UncertaintySettings
 from .windows import TiledPicture
@@ -25,7 +27,6 @@ from .windows import TiledPicture
 CELL = 2  # pixels of a result to a pixel of the grid that errors are estimated on
 LAG = 2  # radius of the blur within which result and LR picture ought to agree
 REACH = CELL * (max(RADII) + LAG + 1)  # pixels to each side that a pixel of the map depends on
-QUIET = 0.5  # levels: contrasts below are all alike
 
 
 class ErrorMap:
@@ -57,11 +58,18 @@ class ErrorMap:
         padding = (0, -width % CELL, above, -(above + height) % CELL)
         luma, lr = (F.pad(luma_levels(each)[None, None], padding, mode="replicate")[0, 0] for each in (rows[:3], guide))
         cells = self._cells(top - above, *(side // CELL for side in luma.shape))
-        inputs = [cells, *_picture_inputs(luma, lr)]
+        inputs = [cells, *_picture_inputs(luma, lr), self._lr_statistics(top - above, *cells.shape[1:])]
         if self.settings.samples:
             spread = F.avg_pool2d(F.pad(rows[3][None, None], padding, mode="replicate"), CELL)[0]
-            inputs += [_log(_mean(spread, radius)) for radius in RADII[:2]]
+            inputs += [log_levels(windowed_mean(spread, radius)) for radius in RADII[:2]]
         return torch.cat(inputs)
+
+    def _lr_statistics(self, top: int, height: int, width: int) -> Tensor:
+        """`lr_statistics` of cells (height, width) from row `top` of the result on."""
+        picture, source = self.picture, self.picture.source
+        centres = (top + CELL * (torch.arange(height) + 0.5), CELL * (torch.arange(width) + 0.5))
+        ratios = source.height / picture.height, source.width / picture.width
+        return lr_statistics(source, *(each * ratio - 0.5 for each, ratio in zip(centres, ratios, strict=True)))
 
     def _cells(self, top: int, height: int, width: int) -> Tensor:
         """What the tokens say, (2K, height, width) from row `top` of the result on."""
@@ -103,13 +111,9 @@ class ErrorMap:
             return f"a guess at the {what}: uncalibrated"
         fitted = self.settings.calibration.fitted
         unlike = "" if self.warning is None else "; unlike the pictures of the calibration"
-        return (f"{what}; {fitted.coverage:.0%} of pixels are within {float(self.head.band):.3g} times it; calibrated "
+        return (f"{what}; {fitted.coverage:.0%} of pixels are within {float(self.head.band):.3g} times "
+                f"(it + {MARGIN:g}); calibrated "
                 f"on {fitted.crops} crops of {fitted.data}{unlike}")
-
-
-def luma_levels(image: Tensor) -> Tensor:
-    """Luma (h, w) in levels of a picture (3, h, w) in [0, 1]."""
-    return (image * torch.tensor(BT601).view(3, 1, 1)).sum(0) * LEVELS_8
 
 
 def at_full_size(errors: Tensor) -> Tensor:
@@ -117,29 +121,21 @@ def at_full_size(errors: Tensor) -> Tensor:
     return F.interpolate(errors[None, None], scale_factor=CELL, mode="bilinear")[0, 0]
 
 
-def _mean(maps: Tensor, radius: int) -> Tensor:
-    """Means (B, h, w) of maps over squares of 2 radius + 1 cells; edge cells go on past the edges."""
-    padded, side = F.pad(maps[:, None], (radius,) * 4, mode="replicate"), 2 * radius + 1
-    return F.avg_pool2d(F.avg_pool2d(padded, (side, 1), 1), (1, side), 1)[:, 0]
-
-
-def _log(levels: Tensor) -> Tensor:
-    return (levels + QUIET).log()
-
-
 def _picture_inputs(luma: Tensor, lr: Tensor) -> Iterator[Tensor]:
     """Inputs (F, h, w) of the result's and the enlarged LR picture's luma, (2h, 2w) each in levels."""
     both = torch.stack([lr, luma])
     mean, square = (F.avg_pool2d(each[:, None], CELL)[:, 0] for each in (both, both.square()))
-    contrasts = [(_mean(square, radius) - _mean(mean, radius).square()).clamp(min=0).sqrt() for radius in RADII]
-    yield torch.stack([_log(contrast[i]) for i in range(2) for contrast in contrasts])
+    variances = (windowed_mean(square, radius) - windowed_mean(mean, radius).square() for radius in RADII)
+    contrasts = [variance.clamp(min=0).sqrt() for variance in variances]
+    yield torch.stack([log_levels(contrast[i]) for i in range(2) for contrast in contrasts])
     change = luma - lr
     size = F.avg_pool2d(change.abs()[None, None], CELL)[0]
-    kept = _mean(_mean(F.avg_pool2d(change[None, None], CELL)[0], LAG).abs(), RADII[1])
+    kept = windowed_mean(windowed_mean(F.avg_pool2d(change[None, None], CELL)[0], LAG).abs(), RADII[1])
     steps = (F.pad(mean[1:], (0, 1, 0, 1), mode="replicate").diff(dim=axis).abs() for axis in (1, 2))
     down, across = steps
-    gradient = _mean(down[:, :, :-1] + across[:, :-1], RADII[0])
-    yield torch.cat([*(_log(_mean(size, radius)) for radius in RADII[:2]), _log(kept), _log(gradient)])
+    gradient = windowed_mean(down[:, :, :-1] + across[:, :-1], RADII[0])
+    changes = [*(windowed_mean(size, radius) for radius in RADII[:2]), kept, gradient]
+    yield torch.cat([log_levels(each) for each in changes])
 
 
 def uncalibrated(inputs: Tensor, config: VARSRConfig) -> Tensor:

@@ -20,11 +20,12 @@ from utils.files import replacing
 
 from .weights.weight_file import weights_of
 
-FORMAT = "1"
+FORMAT = "2"
 FOLDER_FILE, FILE_ENDING = "uncertainty.safetensors", "_uncertainty.safetensors"
 CLAMP = 4.0  # standard deviations: inputs beyond say no more than that
 TYPICAL_ERROR = 4.0  # levels, what an unfitted network expects
 LEAST_ERROR = 0.05  # levels
+MARGIN = 1.0  # level, which errors are counted from: what is nearly perfect would decide all otherwise
 HIDDEN = 32
 
 
@@ -35,7 +36,7 @@ class ErrorHead(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(inputs))
         self.register_buffer("deviation", torch.ones(inputs))
-        self.register_buffer("band", torch.ones(()))  # the 90 % band is so many expected errors wide, to each side
+        self.register_buffer("band", torch.ones(()))  # how many expected errors wide the 90 % band is, see `within`
         # of whole pictures' mean inputs: how far from `centre` is far, measured by `whitening`
         self.register_buffer("centre", torch.zeros(inputs))
         self.register_buffer("whitening", torch.zeros(inputs, inputs))
@@ -46,10 +47,14 @@ class ErrorHead(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         rows = self.log_error(inputs.flatten(1).T)
-        return rows.exp().clamp(min=LEAST_ERROR).view(inputs.shape[1:])
+        return (rows.exp() - MARGIN).clamp(min=LEAST_ERROR).view(inputs.shape[1:])
+
+    def within(self, expected: Tensor) -> Tensor:
+        """The levels that the true value is within, 90 % of the time, where so much error is expected."""
+        return self.band * (expected + MARGIN)
 
     def log_error(self, rows: Tensor) -> Tensor:
-        """Logarithm of the expected error (M,) of inputs (M, F)."""
+        """Logarithm of the expected error and its margin (M,) of inputs (M, F)."""
         return self.layers(((rows - self.mean) / self.deviation).clamp(-CLAMP, CLAMP))[:, 0]
 
     def fit_range(self, rows: Tensor) -> None:

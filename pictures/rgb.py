@@ -45,6 +45,11 @@ def over_white(picture: Picture) -> Tensor:
     return image.sub_(1).mul_(weight).add_(1)
 
 
+def luma_levels(image: Tensor) -> Tensor:
+    """Luma (h, w) in levels of a picture (3, h, w) in [0, 1]."""
+    return (image * torch.tensor(BT601).view(3, 1, 1)).sum(0) * LEVELS_8
+
+
 def to_pillow(image: Tensor) -> Image.Image:
     """A tensor (3, H, W) in [0, 1] as an 8-bit RGB picture."""
     pixels = image.detach().float().cpu().clamp(0, 1).mul(LEVELS_8).round().byte()

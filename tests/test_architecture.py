@@ -28,9 +28,10 @@ MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("
 LAZY_CIRCLES = {("models.varsr", "models.weights.load")}
 WHERE_A_PICTURE_GOES = 45  # files that an LR picture's plain way through test_tile.py may touch
 # What serves nothing but a flag: --uncertainty, --lr_consistency, --save_tokens and --resume_from, --fast, --compile.
-ADDED_BY_FLAGS = {"inference.evidence", "inference.uncertainty", "models.error_model", "inference.consistency",
-                  "inference.rechoose", "inference.tokens", "inference.redo", "models.fastvar", "models.speed.graphs"}
-MOST_ADDED = 9
+ADDED_BY_FLAGS = {"inference.evidence", "inference.uncertainty", "inference.lr_statistics", "models.error_model",
+                  "inference.consistency", "inference.rechoose", "inference.tokens", "inference.redo",
+                  "models.fastvar", "models.speed.graphs"}
+MOST_ADDED = 10
 WHERE_A_BATCH_GOES = 55  # the same for a training batch of the super-resolution stage
 UTILITIES = 12
 

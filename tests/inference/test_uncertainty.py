@@ -388,7 +388,7 @@ def test_ranks_share_the_map_of_a_large_picture(run, calibrated, weights: Path, 
     warned = [process.communicate(timeout=300)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0]
     alone, together = (float(re.search(r"\(([\d.]+) times as far off", text)[1]) for text in (caplog.text, warned[0]))
-    assert alone == pytest.approx(together, rel=0.02) and "unlike" not in warned[1]
+    assert alone == pytest.approx(together, rel=0.04) and "unlike" not in warned[1]
     name = "a_uncertainty.png"
     assert np.abs(values(tmp_path / "one" / name) - values(tmp_path / "two" / name)).max() <= 24
     assert said(tmp_path / "one" / name) == said(tmp_path / "two" / name)

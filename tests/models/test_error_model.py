@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from inference.settings import calibration_of
 from models.error_model import (
     FOLDER_FILE,
+    FORMAT,
     LEAST_ERROR,
     Calibration,
     ErrorHead,
@@ -65,11 +66,11 @@ def change(path: Path, metadata: dict[str, str] | None = None, tensors: dict[str
     """Write a calibration anew with something else in it."""
     said = {"model": MODEL, "inputs": INPUTS["several"], "crops": 40, "data": "photos", "coverage": 0.9, **fitted}
     save_file({**load_file(path), **(tensors or {})}, path,
-              metadata={"format": "1", "fitted": json.dumps(said), **(metadata or {})})
+              metadata={"format": FORMAT, "fitted": json.dumps(said), **(metadata or {})})
 
 
 DAMAGES = {
-    "version": lambda path: change(path, {"format": "2"}),
+    "version": lambda path: change(path, {"format": "1"}),
     "damaged": lambda path: change(path, {"fitted": "{"}),
     "a damaged": lambda path: change(path, {"fitted": "[1]"}),
     "damaged cal": lambda path: change(path, crops=None),
