@@ -104,14 +104,10 @@ def estimates(example: Example, calibration) -> dict[str, Tensor]:
 
 def contrast(picture: Tensor, radius: int) -> Tensor:
     """Deviation of luma (H, W) in neighbourhoods."""
-    import torch.nn.functional as F
-
+    from inference.lr_statistics import windowed_mean
     from pictures.rgb import luma_levels
-    luma = luma_levels(picture)[None, None]
-
-    def mean(plane: Tensor) -> Tensor:
-        return F.avg_pool2d(F.pad(plane, (radius,) * 4, mode="replicate"), 2 * radius + 1, 1)[0, 0]
-    return (mean(luma.square()) - mean(luma).square()).clamp(min=0).sqrt()
+    luma = luma_levels(picture)[None]
+    return (windowed_mean(luma.square(), radius) - windowed_mean(luma, radius).square()).clamp(min=0).sqrt()[0]
 
 
 def figures(crops: list[dict[str, Tensor]]) -> dict[str, dict[str, float]]:

@@ -5,6 +5,7 @@ degraded as in training, which does all of that at once: of a picture that is no
 """
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
@@ -12,7 +13,7 @@ from torchvision.transforms.functional import gaussian_blur
 from dataloader.degradation import Degradation, DegradationConfig
 from dataloader.jpeg import jpeg
 from pictures.formats import vips
-from pictures.rgb import LEVELS_8, TensorSource, reduce_region
+from pictures.rgb import LEVELS_8, TensorSource, reduce_region, to_pillow
 
 KINDS = 4  # crops, after which it begins again
 LIGHT_SHARE = 0.3  # of the crops degraded as in training, those that are only slightly so
@@ -20,7 +21,7 @@ BLUR_SIGMA = (0.5, 4.0)  # pixels of the HR crop
 NOISE_SIGMA = (2.0, 20.0)  # levels
 QUALITY = (15.0, 95.0)  # of JPEG and WebP
 BLUR_REACH = 3  # deviations
-SEEDS = 1_000_003  # prime: more crops than that have no calibration
+SEEDS = 1_000_003  # of one calibration's crops, more than any has
 
 
 class CropDegradation:
@@ -58,7 +59,7 @@ class CropDegradation:
         return jpeg(self._reduced(hr)[None], torch.tensor([_between(QUALITY, generator)]))[0]
 
     def _webp(self, hr: Tensor, generator: torch.Generator) -> Tensor:
-        levels = self._reduced(hr).mul(LEVELS_8).round().byte().permute(1, 2, 0).numpy()
+        levels = np.asarray(to_pillow(self._reduced(hr)))
         data = vips().Image.new_from_array(levels).webpsave_buffer(Q=round(_between(QUALITY, generator)))
         again = vips().Image.webpload_buffer(data).numpy()
         return torch.from_numpy(again[:, :, :3].copy()).permute(2, 0, 1).float() / LEVELS_8

@@ -27,14 +27,17 @@ QUIET = 0.5  # levels: below, all are alike
 def lr_statistics(source: PictureSource, rows: Tensor, columns: Tensor) -> Tensor:
     """Statistics (len(NAMES), n, m), logarithms of levels, at places of the LR picture in pixels: rows (n,) and columns
     (m,), increasing; 0 is the centre of the first pixel. Places beyond the edges are like those at them."""
-    places = [each.clamp(0, length - 1) for each, length in ((rows, source.height), (columns, source.width))]
-    spans = []
-    for each, length in zip(places, (source.height, source.width), strict=True):
-        first, last = int(each[0]), int(each[-1])
-        spans.append((max(first - REACH, 0), min(last + 2 + REACH, length)))
-    (top, bottom), (left, right) = spans
-    maps = _statistics(luma_levels(source.region(top, left, bottom - top, right - left)))
-    return _between(_between(maps, places[0] - top, 1), places[1] - left, 2)
+    top, height, rows = _needed(rows, source.height)
+    left, width, columns = _needed(columns, source.width)
+    maps = _statistics(luma_levels(source.region(top, left, height, width)))
+    return _between(_between(maps, rows, 1), columns, 2)
+
+
+def _needed(places: Tensor, length: int) -> tuple[int, int, Tensor]:
+    """The first pixel that places depend on, how many there are of `length`, and the places counted from the first."""
+    places = places.clamp(0, length - 1)
+    first, last = max(int(places[0]) - REACH, 0), min(int(places[-1]) + 1 + REACH, length - 1)
+    return first, last + 1 - first, places - first
 
 
 def windowed_mean(maps: Tensor, radius: int) -> Tensor:

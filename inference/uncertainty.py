@@ -111,9 +111,8 @@ class ErrorMap:
             return f"a guess at the {what}: uncalibrated"
         fitted = self.settings.calibration.fitted
         unlike = "" if self.warning is None else "; unlike the pictures of the calibration"
-        return (f"{what}; {fitted.coverage:.0%} of pixels are within {float(self.head.band):.3g} times "
-                f"(it + {MARGIN:g}); calibrated "
-                f"on {fitted.crops} crops of {fitted.data}{unlike}")
+        return (f"{what}; {fitted.coverage:.0%} of pixels are within {float(self.head.band):.3g} times (it + "
+                f"{MARGIN:g}); calibrated on {fitted.crops} crops of {fitted.data}{unlike}")
 
 
 def at_full_size(errors: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -23,6 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from models.config import PRESETS
 from models.initialization import initialize
 from models.varsr import VARSR
+
+if TYPE_CHECKING:
+    from tests.page_gate import Gate
 
 # For `@pytest.mark.parametrize("device", EVERY_DEVICE, indirect=True)`: the CPU, and what `--device` names.
 EVERY_DEVICE = ["cpu", pytest.param(None, marks=pytest.mark.gpu, id="gpu")]
@@ -210,3 +214,11 @@ def browser() -> Iterator:
         launched = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield launched
         launched.close()
+
+
+@pytest.fixture(scope="module")
+def gate() -> Iterator[Gate]:
+    """Holds the jobs of a page that is served here, where a test closes it."""
+    from tests.page_gate import Gate
+    with pytest.MonkeyPatch.context() as patch:
+        yield Gate(patch)

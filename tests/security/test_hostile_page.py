@@ -39,13 +39,6 @@ def asked() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def gate() -> Iterator[Gate]:
-    """Holds the server's jobs where a test closes it."""
-    with pytest.MonkeyPatch.context() as patch:
-        yield Gate(patch)
-
-
-@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, asked: list[str], gate: Gate) -> Iterator[str]:
     """The page's address, with a small model."""
     from web.page import build_page

@@ -25,13 +25,6 @@ SAMPLE = Path(app.__file__).resolve().parent / "testset" / "sample" / "LR"
 
 
 @pytest.fixture(scope="module")
-def gate() -> Iterator[Gate]:
-    """Holds the server's jobs where a test closes it."""
-    with pytest.MonkeyPatch.context() as patch:
-        yield Gate(patch)
-
-
-@pytest.fixture(scope="module")
 def server(browser, tmp_path_factory: pytest.TempPathFactory, gate: Gate) -> Iterator[str]:
     """The page's address; fails where the server itself asks anyone outside for something."""
     from web.page import build_page
