@@ -26,13 +26,16 @@ REFINER_LOSS_WEIGHT = 2.0
 
 
 class Losses(NamedTuple):  # a tuple, because FSDP looks for tensors in those alone
-    """Training losses, and the share of codes predicted right; logits (B, tokens, V) come along for metrics."""
+    """Training losses, and the share of codes predicted right; logits (B, tokens, V), and what each token's
+    cross-entropy is and whether it was predicted right (B, tokens), come along for metrics."""
 
     total: Tensor
     cross_entropy: Tensor
     refiner: Tensor
     accuracy: Tensor
     logits: Tensor
+    token_losses: Tensor
+    hits: Tensor
 
 
 class Recorder(Protocol):
@@ -303,22 +306,25 @@ class VARSR(nn.Module):
         prefix = None if lr is None else self.transformer.prefix_encoder(lr)
         hidden, logits = self.transformer(labels, quantized.inputs, prefix)
         targets = torch.cat(quantized.codes, dim=1)
-        cross_entropy = self._cross_entropy(logits, targets, settings)
+        token_losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none",
+                                       label_smoothing=settings.label_smoothing).view_as(targets)
+        cross_entropy = self._balanced(token_losses, settings.scale_balance)
         last = self.config.vqvae.side ** 2
         with torch.no_grad():
             predicted = self.vqvae.quantizer.codebook(logits[:, -last:].argmax(-1)).float()
             residual = quantized.residual_last.flatten(2).transpose(1, 2) - predicted
         features = hidden[:, -last:] + self._code_features(predicted)
         refiner = self.refiner.loss(residual.flatten(0, 1), features.flatten(0, 1), refiner_times, refiner_noise)
-        accuracy = (logits.detach().argmax(-1) == targets).float().mean()
-        return Losses(cross_entropy + REFINER_LOSS_WEIGHT * refiner, cross_entropy, refiner, accuracy, logits)
+        hits = (logits.detach().argmax(-1) == targets).float()
+        return Losses(cross_entropy + REFINER_LOSS_WEIGHT * refiner, cross_entropy, refiner, hits.mean(), logits,
+                      token_losses.detach(), hits)
 
-    def _cross_entropy(self, logits: Tensor, targets: Tensor, settings: LossConfig) -> Tensor:
-        """Cross-entropy of logits (B, L, V) and codes (B, L): the mean over tokens, mixed with the mean over scales."""
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none",
-                                 label_smoothing=settings.label_smoothing).view_as(targets)
-        balance = settings.scale_balance
-        if not balance:
-            return losses.mean()
-        by_scale = [part.mean() for part in losses.split([side * side for side in self.config.vqvae.scales], dim=1)]
-        return (1 - balance) * losses.mean() + balance * torch.stack(by_scale).mean()
+    def by_scale(self, tokens: Tensor) -> Tensor:
+        """Means (K,) over each scale of values (B, tokens)."""
+        parts = tokens.split([side * side for side in self.config.vqvae.scales], dim=1)
+        return torch.stack([part.mean() for part in parts])
+
+    def _balanced(self, token_losses: Tensor, balance: float) -> Tensor:
+        """The mean of (B, tokens) over tokens, mixed with the mean over scales."""
+        mean = token_losses.mean()
+        return (1 - balance) * mean + balance * self.by_scale(token_losses).mean() if balance else mean

@@ -113,11 +113,11 @@ def small_model(preset: str = "varsr-debug", seed: int = 0) -> VARSR:
     return model.eval().requires_grad_(False)
 
 
-def small_class_model(classes: int = 3) -> VARSR:
-    """A random class-to-image model of the debug preset whose classes are named a, b, c, ..."""
+def small_class_model(classes: int = 3, names: tuple[str, ...] | None = None) -> VARSR:
+    """A random class-to-image model of the debug preset whose classes are named a, b, c, ... or as said."""
     config = PRESETS["varsr-debug"]
-    transformer = dataclasses.replace(config.transformer, prefix=None, class_rows=classes + 1)
-    names = tuple("abcdefgh"[:classes])
+    names = names or tuple("abcdefgh"[:classes])
+    transformer = dataclasses.replace(config.transformer, prefix=None, class_rows=len(names) + 1)
     torch.manual_seed(0)
     model = VARSR(dataclasses.replace(config, transformer=transformer, class_names=names))
     initialize(model)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,11 +18,12 @@ from models.initialization import initialize
 from models.varsr import VARSR
 from models.vqvae import VQVAE
 from models.weights.transfer import with_detail
+from training.class_validation import ClassValidation
 from training.decoder import DecoderSettings, DecoderStage
 from training.detail import DetailSettings, DetailStage
 from training.perceptual import FeatureNetwork, Perceptual
 from training.tokenizer import TokenizerSettings, TokenizerStage
-from training.transformer import TransformerSettings, TransformerStage
+from training.transformer import TransformerSettings, TransformerStage, refiner_draws
 from training.validation import Validation, ValidationSettings
 from utils.ranks import Ranks
 
@@ -106,9 +108,11 @@ def transformer_stage(device: torch.device = CPU, source: Blobs | None = None, *
 def class_stage(device: torch.device = CPU, count: int | None = None, **changes) -> TransformerStage:
     settings = TransformerSettings(**{"batch_size": 8, "max_iters": 40, "learning_rate": 3e-3, "precision": "fp32",
                                       **changes})
+    model = fresh_class_model()
     held_out = ClassSource(BatchLoader(ClassBlobs(), 4, seed=9)).draw(device)
-    return TransformerStage(fresh_class_model(), ClassSource(BatchLoader(ClassBlobs(count), 8)), held_out, settings,
-                            device)
+    draws = partial(refiner_draws, model.config, settings.seed, device=device)
+    validation = ClassValidation(held_out, held_out, draws, settings.precision, batch_size=3)
+    return TransformerStage(model, ClassSource(BatchLoader(ClassBlobs(count), 8)), validation, settings, device)
 
 
 def decoder_stage(device: torch.device = CPU, source: Blobs | None = None, **changes) -> DecoderStage:

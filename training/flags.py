@@ -96,7 +96,8 @@ def _add_data(add: Callable[..., Any]) -> None:
     add("--light", type=bounded(float, 0, 1), help="share of light degradations among the heavy ones (0)")
     add("--upsample", help="how LR pictures are resized back, drawn uniformly (area,bilinear,bicubic)")
     add("--val_data", "--valid_data_path", help="held-out pictures: a folder with LR and HR, or of pictures that are "
-                                                "degraded for it; without it, seeded crops of --data")
+                                                "degraded for it; c2i: a folder a class, as in --data; without it, "
+                                                "seeded crops of --data")
 
 
 def _add_course(add: Callable[..., Any]) -> None:
@@ -199,7 +200,7 @@ ONLY_IN: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     ((*_FRESH, *_CODES), (SR, CLASSES)),
     (("data_neg", "negative_share"), (SR,)),
     (("fresh",), GENERATING),
-    (("crops", "light", "upsample", "group", "val_data"), (SR, DECODER, DETAIL)),
+    (("crops", "light", "upsample", "group"), (SR, DECODER, DETAIL)),
 )
 
 

@@ -55,7 +55,7 @@ def build_model(args: argparse.Namespace, class_names: tuple[str, ...] = ()) -> 
         return _continued(args)
     if args.stage in (DECODER, DETAIL):
         raise UserError(f"--stage {args.stage} continues from a trained super-resolution model: give it with --init")
-    config, tokenizer = _fresh_config(args, class_names, source)
+    config, tokenizer = _fresh_config(args, class_names, source, loose)
     _check_factor(args, config)
     model = VARSR(config)
     initialize(model, InitConfig(**{ours: value for ours, value in (
@@ -105,15 +105,17 @@ def _published_start(args: argparse.Namespace) -> Path | None:
     return None
 
 
-def _fresh_config(args: argparse.Namespace, class_names: tuple[str, ...],
-                  source: str | Path | None) -> tuple[VARSRConfig, VQVAE | None]:
-    """The configuration of the flags, shaped by the tokenizer's, and the tokenizer: of --vqvae or the model folder
-    that weights are taken from."""
+def _fresh_config(args: argparse.Namespace, class_names: tuple[str, ...], source: str | Path | None,
+                  loose: LooseTensors | None) -> tuple[VARSRConfig, VQVAE | None]:
+    """The configuration of the flags, shaped by the tokenizer's and, where no flag says another size, by the model
+    that weights are taken from; and the tokenizer: of --vqvae or that model's folder."""
     super_resolution = args.stage != CLASSES
     if args.depth:
         config = published_size(args.depth, super_resolution)
     else:
         config = preset_config(args.preset or DEFAULT_PRESETS[super_resolution], PRESETS)
+        if not args.preset and loose is not None and loose.config is not None:
+            config = _sized_like(config, loose.config)
     if config.is_super_resolution != super_resolution:
         raise UserError(f"preset {args.preset} is not for --stage {args.stage}: choose another --preset")
     file = args.vqvae or (PUBLISHED_TOKENIZER if args.depth else None)
@@ -134,6 +136,18 @@ def _fresh_config(args: argparse.Namespace, class_names: tuple[str, ...],
     if class_names:
         transformer = dataclasses.replace(transformer, class_rows=len(class_names) + 1)
     return dataclasses.replace(config, transformer=transformer, class_names=class_names), tokenizer
+
+
+def _sized_like(config: VARSRConfig, source: VARSRConfig) -> VARSRConfig:
+    """A configuration whose transformer and refiner have another one's size, so that its weights fit."""
+    taken = source.transformer
+    prefix = config.transformer.prefix
+    if prefix is not None:
+        prefix = dataclasses.replace(prefix, widths=(*prefix.widths[:-1], taken.width))
+    transformer = dataclasses.replace(
+        config.transformer, depth=taken.depth, width=taken.width, num_heads=taken.num_heads, ffn_ratio=taken.ffn_ratio,
+        shared_modulation=taken.shared_modulation, prefix=prefix)
+    return dataclasses.replace(config, transformer=transformer, refiner=source.refiner)
 
 
 def _check_factor(args: argparse.Namespace, config: VARSRConfig) -> None:

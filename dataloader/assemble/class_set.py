@@ -1,65 +1,181 @@
-"""Sort pictures into class folders: `python -m dataloader.assemble.class_set --pictures trainset/textures`.
+"""Cut classes out of photographs: `python -m dataloader.assemble.class_set --photos trainset/photos`.
 
-`--classes` (default: classes.txt beside this file) says which file belongs to which class.
+`--boxes` (default: class_boxes.txt beside this file) lists parts of photographs that one stuff fills. Each becomes a
+picture OUTPUT/train/CLASS/LINE.png, LINE being its line in the list, reduced so that its stuff is sharp and can be
+recognised in a crop; the end of its longer side is kept from training and becomes OUTPUT/held_out/CLASS/LINE.png:
+
+    python -m dataloader.assemble.class_set --photos trainset/photos --output trainset_c2i
+    python train.py --stage c2i --data trainset_c2i/train --val_data trainset_c2i/held_out
 """
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
+from PIL import Image
+
+from dataloader.entries import Entry, read_entry
+from pictures.picture import read_header
+from pictures.rgb import save_picture
 from utils.errors import UserError, guarded
+from utils.files import require_folder
+from utils.flags import OneLineParser
 
-CLASS_LIST = Path(__file__).with_name("classes.txt")
+BOX_LIST = Path(__file__).with_name("class_boxes.txt")
+TRAINING, HELD_OUT = "train", "held_out"
+CROP = 128  # pixels, of the model that is trained on them
+HELD_OUT_PART = 4  # of the longer side, the last one of so many parts, at least a crop long
+SMALLEST_DIVIDED = 5 * CROP // 2  # of the longer side: below that nothing is held out
+STRIDE = CROP // 8  # crops that are closer to one another count as one
+HALVED = 2  # crops are cut at full and at half size (`ClassCrops`)
+MIRRORED = 2
+WHOLE = 100  # per cent
 
 
-def read_classes(path: Path) -> dict[str, list[str]]:
-    """File names by class from lines `class: file file ...`; `#` starts a comment line. Raises ValueError."""
-    classes: dict[str, list[str]] = {}
+@dataclass(frozen=True)
+class Box:
+    """A part of a photograph that a class's stuff fills.
+
+    line: in the list, from 1 on. photo: below the folder of photographs. edges: left, top, right and bottom in whole
+    per cent of its sides. reduction: how many times it is reduced.
+    """
+
+    line: int
+    label: str
+    photo: PurePosixPath
+    edges: tuple[int, int, int, int]
+    reduction: int
+
+    @property
+    def file_name(self) -> str:
+        """Of the picture that is cut out."""
+        return f"{self.line:03d}.png"
+
+    def pixels(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Its edges in pixels of a photograph of that size."""
+        left, top, right, bottom = self.edges
+        return left * width // WHOLE, top * height // WHOLE, right * width // WHOLE, bottom * height // WHOLE
+
+    def cut(self, photo: Image.Image) -> Image.Image:
+        """The part of the photograph, reduced."""
+        return photo.crop(self.pixels(*photo.size)).reduce(self.reduction)
+
+
+def read_boxes(path: Path) -> list[Box]:
+    """Boxes from lines `class path left top right bottom reduction`; `#` starts a comment line. Raises UserError with
+    the number of a malformed line."""
+    boxes = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        name, colon, files = line.partition(":")
-        if not colon or not files.split():
-            raise UserError(f"{path}, line {number}: expected `class: file file ...`, got {line!r}")
-        classes[name.strip()] = files.split()
-    return classes
+        if line.strip() and not line.startswith("#"):
+            boxes.append(_parse(path, number, line))
+    if not boxes:
+        raise UserError(f"{path} lists no boxes")
+    return boxes
 
 
-def sort_into_classes(pictures: Path, classes: dict[str, list[str]], output: Path) -> list[str]:
-    """Copy every listed file, found by its name anywhere below `pictures`, to `output/class`; the missing ones."""
-    found = {path.name: path for path in pictures.rglob("*") if path.is_file()}
-    missing = [file for files in classes.values() for file in files if file not in found]
+def _parse(path: Path, number: int, line: str) -> Box:
+    words = line.split()
+    if len(words) == 7 and all(word.isdecimal() for word in words[2:]):
+        left, top, right, bottom, reduction = map(int, words[2:])
+        photo = PurePosixPath(words[1])
+        inside = not photo.is_absolute() and ".." not in photo.parts
+        if inside and left < right <= WHOLE and top < bottom <= WHOLE and reduction >= 1:
+            return Box(number, words[0], photo, (left, top, right, bottom), reduction)
+    raise UserError(f"{path}, line {number}: expected `class path left top right bottom reduction` with edges in whole "
+                    f"per cent, got {line!r}")
+
+
+def divided(part: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """A part for training and one that is held out, side by side; None where the part is too small for two."""
+    wide = part.width >= part.height
+    side = max(part.size)
+    if side < SMALLEST_DIVIDED:
+        return part, None
+    cut = side - max(side // HELD_OUT_PART, CROP)
+    if wide:
+        return part.crop((0, 0, cut, part.height)), part.crop((cut, 0, part.width, part.height))
+    return part.crop((0, 0, part.width, cut)), part.crop((0, cut, part.width, part.height))
+
+
+def distinct_crops(width: int, height: int) -> int:
+    """Crops of a picture, mirrored ones included, that lie at least STRIDE pixels apart or differ in size."""
+    count = 0
+    for reduction in (1, HALVED):
+        room = [side // reduction - CROP for side in (width, height)]
+        if min(room) >= 0:
+            count += MIRRORED * (room[0] // STRIDE + 1) * (room[1] // STRIDE + 1)
+    return count
+
+
+def check(photos: Path, boxes: Iterable[Box]) -> None:
+    """Raise UserError for a missing photograph, or a box whose picture would be smaller than a crop."""
+    boxes = list(boxes)
+    missing = sorted({str(box.photo) for box in boxes if not (photos / box.photo).is_file()})
     if missing:
-        return missing
-    for name, files in classes.items():
-        (output / name).mkdir(parents=True, exist_ok=True)
-        for file in files:
-            shutil.copyfile(found[file], output / name / file)
-    return []
+        raise UserError(f"{len(missing)} photographs are not below {photos}, the first is {missing[0]}: "
+                        "`python -m dataloader.assemble.photos` assembles them")
+    for box in boxes:
+        header = read_header(photos / box.photo)
+        left, top, right, bottom = box.pixels(header.width, header.height)
+        width, height = (right - left) // box.reduction, (bottom - top) // box.reduction
+        if min(width, height) < CROP:
+            raise UserError(f"line {box.line}: {width}x{height} pixels of {box.photo} are smaller than a crop of "
+                            f"{CROP}: enlarge the box or lower its reduction")
+
+
+def cut_classes(photos: Path, boxes: Iterable[Box], output: Path) -> Iterator[tuple[Box, int, int]]:
+    """Write every box's pictures below `output`; yields it with its distinct crops for training and held-out ones.
+
+    Raises ImageError for a photograph that cannot be read.
+    """
+    by_photo = defaultdict(list)
+    for box in boxes:
+        by_photo[box.photo].append(box)
+    for name, members in by_photo.items():
+        photo = read_entry(Entry(photos / name))
+        for box in members:
+            training, held_out = divided(box.cut(photo))
+            save_picture(training, output / TRAINING / box.label / box.file_name)
+            if held_out is not None:
+                save_picture(held_out, output / HELD_OUT / box.label / box.file_name)
+            yield box, distinct_crops(*training.size), distinct_crops(*held_out.size) if held_out else 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--photos", type=Path, default=Path("trainset/photos"), help="what dataloader.assemble.photos assembled "
+                                                                      "(trainset/photos)")
+    add("--boxes", type=Path, default=BOX_LIST, help="list of boxes (class_boxes.txt beside this program)")
+    add("--output", type=Path, default=Path("trainset_c2i"), help="result folder (trainset_c2i)")
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse, copy, report; 1 when a picture is missing (nothing is copied then)."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path, default=Path("trainset/textures"))
-    parser.add_argument("--classes", type=Path, default=CLASS_LIST)
-    parser.add_argument("--output", type=Path, default=Path("trainset/c2i"))
-    args = parser.parse_args(argv)
-    try:
-        classes = read_classes(args.classes)
-    except (OSError, ValueError) as error:
-        print(f"class_set: {error}", file=sys.stderr)
-        return 1
-    missing = sort_into_classes(args.pictures, classes, args.output)
-    if missing:
-        print(f"class_set: {len(missing)} pictures are not below {args.pictures}: {', '.join(missing)}",
-              file=sys.stderr)
-        return 1
-    print(f"{sum(map(len, classes.values()))} pictures in {len(classes)} classes below {args.output}")
+    """Parse, cut, report."""
+    args = build_parser().parse_args(argv)
+    return guarded("class_set", lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Cut and report; nothing is written where the list and the photographs do not fit."""
+    require_folder("--output", args.output)
+    boxes = read_boxes(args.boxes)
+    check(args.photos, boxes)
+    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for box, training, held_out in cut_classes(args.photos, boxes, args.output):
+        for i, count in enumerate((1, training, held_out)):
+            counts[box.label][i] += count
+    for label, (pictures, training, held_out) in sorted(counts.items()):
+        print(f"{label}: {pictures} pictures, {training} distinct crops, {held_out} held out")
+    print(f"{len(boxes)} pictures in {len(counts)} classes written to {args.output}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(guarded("class_set", main))
+    sys.exit(main())

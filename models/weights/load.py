@@ -276,12 +276,13 @@ def require_complete(config: VARSRConfig, source: str | PathLike) -> None:
 @dataclass(frozen=True)
 class LooseTensors:
     """What a file holds, unchecked: tensors by our names (theirs where we have none) and, where it tells them, the
-    sides of its token maps."""
+    sides of its token maps; of a folder of ours, its configuration."""
 
     tensors: State
     scales: tuple[int, ...] | None
     super_resolution: bool | None  # None: a tokenizer alone
     complete: bool  # transformer, refiner and (in the file or beside it) tokenizer
+    config: VARSRConfig | None = None
 
 
 def load_loose(source: str | PathLike) -> LooseTensors:
@@ -294,7 +295,7 @@ def load_loose(source: str | PathLike) -> LooseTensors:
     if path.is_dir():
         config, tensors = _load_folder(path)
         require_complete(config, source)
-        return LooseTensors(tensors, config.vqvae.scales, config.is_super_resolution, True)
+        return LooseTensors(tensors, config.vqvae.scales, config.is_super_resolution, True, config)
     parts = split_published(load_pickle(path), str(path))
     tensors = {our_name(name) or name: tensor
                for part in (parts.transformer, parts.vqvae) if part for name, tensor in part.items()}

@@ -17,8 +17,8 @@ from PIL import Image
 
 from dataloader.assemble.crop_pack import FORMATS, encode, main, write_shards
 from dataloader.entries import find_entries
+from evaluation.metrics.efficientnet import REMEDY, packaged_weights
 from models.varsr import VARSR
-from training.perceptual import REMEDY, packaged_weights
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,6 +1,7 @@
 """Class-to-image: the script, the class folders, and training on them."""
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,6 @@ from conftest import small_class_model
 from PIL import Image
 
 import test_C2I as script
-from dataloader.assemble.class_set import CLASS_LIST, read_classes
-from dataloader.assemble.class_set import main as sort_classes
-from dataloader.assemble.sources import read_photo_list
 from dataloader.class_crops import ClassCrops
 from dataloader.pairs import BatchLoader, ClassSource, WithLostClasses
 from inference.classes import parse_classes
@@ -129,6 +127,18 @@ def test_some_pictures_lose_their_class(class_folders: Path) -> None:
     assert drawn.lr is None and 16 < (drawn.labels == 2).sum() < 48 and drawn.target.min() >= -1
 
 
+def test_held_out_pictures_have_the_same_classes(class_folders: Path, tmp_path: Path,
+                                                 capsys: pytest.CaptureFixture) -> None:
+    import train
+    (tmp_path / "held_out" / "dark").mkdir(parents=True)
+    Image.new("RGB", (64, 64)).save(tmp_path / "held_out" / "dark" / "0.png")
+    save_pretrained(small_class_model(names=("dark", "light")), tmp_path / "model")
+    flags = ["--stage", "c2i", "--init", tmp_path / "model", "--data", class_folders, "--val_data",
+             tmp_path / "held_out", "--output", tmp_path / "run", "--max_iters", 1]
+    assert train.main([str(flag) for flag in flags]) == 1
+    assert "holds the classes dark, --data" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_training_from_folders_to_pictures(class_folders: Path, tmp_path: Path) -> None:
     """train.py --stage c2i on top of a tokenizer file, then the script on what it wrote."""
@@ -138,28 +148,20 @@ def test_training_from_folders_to_pictures(class_folders: Path, tmp_path: Path) 
     tokenizer = {name: value.contiguous() for name, value in small_class_model().vqvae.state_dict().items()}
     save_file(tokenizer, tmp_path / "vqvae.safetensors")
     flags = ["--stage", "c2i", "--vqvae", tmp_path / "vqvae.safetensors", "--data", class_folders, "--output",
-             tmp_path / "run", "--max_iters", 4, "--batch_size", 4, "--report_every", 2, "--fp16", 0]
+             tmp_path / "run", "--max_iters", 4, "--batch_size", 4, "--report_every", 2, "--fp16", 0, "--val_data",
+             class_folders]
     assert train.main([str(flag) for flag in [*flags, "--preset", "varsr-debug"]]) == 1  # a preset for restoring
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("models.config.PRESETS", {"small": small_class_model().config})
         patch.setattr("training.model.PRESETS", {"small": small_class_model().config})
         assert train.main([str(flag) for flag in [*flags, "--preset", "small"]]) == 0
     model = VARSR.from_pretrained(tmp_path / "run")
-    assert model.config.class_names == ("dark", "light") and list((tmp_path / "run" / "sheets").glob("*.png"))
+    assert model.config.class_names == ("dark", "light")
+    sheet = Image.open(next((tmp_path / "run" / "sheets").glob("*.png")))
+    assert sheet.size == (2 * (32 + 2), 4 * (32 + 2))  # a column a class; two rows with guidance, two without
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    report = next(line for line in lines if line["event"] == "report")
+    assert report["cross_entropy"] == pytest.approx(report["training_cross_entropy"])  # the same crops here
+    assert all(f"{name}_{side}" in line for line in lines[1:] for name in ("cross_entropy", "accuracy")
+               for side in model.config.vqvae.scales)
     assert run("--model", tmp_path / "run", "--output", tmp_path / "C2I", "--classes", "light", "--n", 1) == 0
-
-
-def test_the_class_list_names_pictures_of_the_texture_list() -> None:
-    known = {photo.name for photo in read_photo_list(CLASS_LIST.with_name("textures.txt"))}
-    assert {file for files in read_classes(CLASS_LIST).values() for file in files} <= known
-
-
-def test_sorting_into_classes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    (tmp_path / "in" / "deep").mkdir(parents=True)
-    (tmp_path / "in" / "deep" / "a.jpg").write_bytes(b"a")
-    (tmp_path / "list.txt").write_text("# classes\nfirst: a.jpg\nsecond: b.jpg\n")
-    flags = ["--pictures", str(tmp_path / "in"), "--classes", str(tmp_path / "list.txt"), "--output",
-             str(tmp_path / "out")]
-    assert sort_classes(flags) == 1 and "b.jpg" in capsys.readouterr().err and not (tmp_path / "out").exists()
-    (tmp_path / "in" / "b.jpg").write_bytes(b"b")
-    assert sort_classes(flags) == 0 and (tmp_path / "out" / "second" / "b.jpg").read_bytes() == b"b"

@@ -9,8 +9,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from training import perceptual as features
-from training.perceptual import NETWORK, REMEDY, NoFeatures, load_features, map_distance, packaged_weights, timm_name
+from evaluation.metrics import efficientnet
+from evaluation.metrics.efficientnet import NETWORK, REMEDY, NoFeatures, packaged_weights, timm_name
+from training.perceptual import load_features, map_distance
 
 CPU = torch.device("cpu")
 needs_weights = pytest.mark.skipif(packaged_weights() is None, reason=f"the network is not installed: {REMEDY}")
@@ -79,7 +80,7 @@ def test_without_weights_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) ->
     def unreachable(*_: object, **settings: object) -> None:
         assert settings["pretrained"]
         raise OSError("no network\nmore lines")
-    monkeypatch.setattr(features, "packaged_weights", lambda: None)
+    monkeypatch.setattr(efficientnet, "packaged_weights", lambda: None)
     monkeypatch.setattr(timm, "create_model", unreachable)
     with pytest.raises(NoFeatures, match="no network") as error:
         load_features(CPU)

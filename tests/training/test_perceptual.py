@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from evaluation.metrics.efficientnet import NoFeatures, packaged_weights
 from evaluation.metrics.st_lpips import STLPIPS, VGG16, find_weights
 from training import perceptual
-from training.perceptual import NoFeatures, Perceptual, find_perceptual, packaged_weights
+from training.perceptual import Perceptual, find_perceptual
 
 CPU = torch.device("cpu")
 

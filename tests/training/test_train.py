@@ -16,12 +16,14 @@ from conftest import noise_picture, small_class_model, small_model
 from safetensors.torch import load_file
 
 import train
+from evaluation.metrics.efficientnet import REMEDY, packaged_weights
 from models.config import PRESETS
+from models.initialization import initialize
 from models.varsr import VARSR
 from models.weights.save import save_pretrained
 from models.weights.tokenizer_file import write_tokenizer
 from training.flags import build_parser, parse
-from training.perceptual import REMEDY, Perceptual, packaged_weights
+from training.perceptual import Perceptual
 
 ROOT = Path(__file__).resolve().parents[2]
 SAME = {"rtol": 1e-5, "atol": 1e-5}
@@ -152,6 +154,25 @@ def test_class_to_image_weights_start_super_resolution(place: Path, tmp_path: Pa
     torch.testing.assert_close(result.transformer.head.weight, source.transformer.head.weight, atol=1e-6, rtol=0)
     name = "vqvae.encoder.conv_in.weight"  # of --vqvae, not of the file
     assert torch.equal(result.state_dict()[name], small_model().state_dict()[name])
+
+
+def test_without_a_preset_a_fresh_model_has_the_size_of_its_start(place: Path, tmp_path: Path) -> None:
+    """As the weights of another size could not be taken: here two heads become one, and the feed-forward is halved."""
+    config = small_class_model().config
+    transformer = dataclasses.replace(config.transformer, depth=1, num_heads=1, ffn_ratio=2)
+    source = VARSR(dataclasses.replace(config, transformer=transformer,
+                                       refiner=dataclasses.replace(config.refiner, width=24)))
+    initialize(source)
+    save_pretrained(source, tmp_path / "c2i")
+    line = flags(place, tmp_path / "run", "--init", tmp_path / "c2i", "--max_iters", 1, "--tblr", 1e-9)
+    preset = line.index("--preset")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.model.PRESETS", {"varsr-tiny": PRESETS["varsr-debug"]})
+        assert train.main(line[:preset] + line[preset + 2:]) == 0
+    result = VARSR.from_pretrained(tmp_path / "run")
+    assert result.config.is_super_resolution and result.config.refiner.width == 24
+    for name in ("transformer.blocks.0.attention.qkv.weight", "refiner.blocks.0.mlp.0.weight"):
+        torch.testing.assert_close(result.state_dict()[name], source.state_dict()[name], atol=1e-6, rtol=0)
 
 
 def test_a_whole_model_goes_on(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
