@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.subject import plain_model
+from benchmarks.subject import add_run_flags, plain_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,10 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--top_k", type=int, help="codes to draw from (default: the model's)")
     add("--top_p", type=float, help="their share of probability (default: the model's)")
     add("--sheet", type=Path, help="PNG of samples of the last model, each beside the nearest training crop")
-    add("--device", default="cpu")
-    add("--dtype", choices=("fp32", "fp16", "bf16"), default="bf16")
-    add("--seed", type=int, default=0)
-    add("--output", help="JSON file for the results")
+    add_run_flags(parser)
     return parser
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.subject import ROOT, plain_model
+from benchmarks.subject import ROOT, add_run_flags, plain_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,10 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--results", type=Path, nargs="+", default=[], help="folders of pictures made from testset/sample/LR")
     add("--held_out", help="folder of photographs for the second set")
     add("--count", type=int, default=100, help="crops of them (default: %(default)s)")
-    add("--device", default="cpu")
-    add("--dtype", choices=("fp32", "fp16", "bf16"), default="bf16")
-    add("--seed", type=int, default=0)
-    add("--output", help="JSON file for the results")
+    add_run_flags(parser)
     return parser
 
 

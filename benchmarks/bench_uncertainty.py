@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.subject import ROOT, plain_model
+from benchmarks.subject import ROOT, add_run_flags, plain_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,10 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model", default=str(ROOT / "checkpoints" / "varsr-tiny"))
     add("--crops", type=int, default=20, help="of each degradation (default: %(default)s)")
     add("--timing", type=int, default=0, metavar="RUNS", help="time a picture of 512x512 so often, with and without")
-    add("--device", default="cpu")
-    add("--dtype", choices=("fp32", "fp16", "bf16"), default="bf16")
-    add("--seed", type=int, default=0)
-    add("--output", help="JSON file for the results")
+    add_run_flags(parser)
     return parser
 
 

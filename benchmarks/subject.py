@@ -35,6 +35,15 @@ def add_subject_flags(parser: argparse.ArgumentParser) -> None:
     add("--output", help="JSON file for the results")
 
 
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Where and how a benchmark of pictures computes, and where its results go."""
+    add = parser.add_argument
+    add("--device", default="cpu")
+    add("--dtype", choices=tuple(DTYPES), default="bf16")
+    add("--seed", type=int, default=0)
+    add("--output", help="JSON file for the results")
+
+
 def add_plot_flag(parser: argparse.ArgumentParser) -> None:
     """Drawing instead of measuring."""
     parser.add_argument("--plot", nargs="+", metavar="FILE", help="draw: the PNG, then the results to draw")
