@@ -64,6 +64,9 @@ def load_model(args: argparse.Namespace, super_resolution: bool = True) -> tuple
     eight_bit = args.dtype if args.dtype in EIGHT_BIT else None
     check_eight_bit(device, eight_bit)
     dtype = choose_dtype(args.dtype, device)
+    if args.dtype == "auto" and device.type == "cpu" and not super_resolution:
+        # codes are drawn: bf16 rounds otherwise in batches of other sizes, which would be other pictures
+        dtype = torch.float32
     warn_of_imitation(device, dtype)
     if device.type == "cpu":
         keep_freed_memory()

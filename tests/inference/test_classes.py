@@ -68,6 +68,19 @@ def test_a_picture_depends_on_seed_and_place_alone(class_weights: Path, tmp_path
     assert np.abs(pixels(tmp_path / "x" / "class_1_img_0.png") - pixels(tmp_path / "x" / "class_1_img_1.png")).max() > 1
 
 
+def test_the_embedded_model_draws_the_same_whatever_the_batch(tmp_path: Path,
+                                                              capsys: pytest.CaptureFixture) -> None:
+    """In the type that a CPU gets without a flag: in bf16, a batch of one chooses other codes."""
+    for name, batch in (("x", 1), ("y", 5), ("z", 6)):
+        assert run("--classes", 0, 1, 2, "--n", 2, "--batch_size", batch, "--output", tmp_path / name, "--device",
+                   "cpu") == 0
+    assert ", fp32" in capsys.readouterr().out
+    for label in range(3):
+        for i in range(2):
+            x, y, z = (pixels(tmp_path / folder / f"class_{label}_img_{i}.png") for folder in "xyz")
+            assert np.abs(x - y).max() <= 1 and np.abs(x - z).max() <= 1
+
+
 def test_smooth_mixing_is_another_picture(class_weights: Path, tmp_path: Path) -> None:
     flags = ("--model", class_weights, "--dtype", "fp32", "--classes", 0, "--n", 1)
     assert run(*flags, "--output", tmp_path / "x") == 0
