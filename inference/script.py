@@ -45,7 +45,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
     parser.add_argument("--dtype", choices=("auto", *DTYPES, *EIGHT_BIT), default="auto",
                         help="auto: bf16 (GPU, or a CPU that computes in it), else fp16 on a GPU, fp32 on a CPU "
-                             "(there for classes always, so that batches draw alike); int8, fp8: the transformer in 8 bits (fp8 on GPUs alone)")
+                             "(there for classes always, so that batches draw alike); int8, fp8: the transformer in "
+                             "8 bits (fp8 on GPUs alone)")
 
 
 def add_compile_flag(parser: argparse.ArgumentParser) -> None:
