@@ -29,8 +29,9 @@ def test_crops_and_a_model_are_measured(tmp_path: Path) -> None:
     for part in ("train", "held_out"):
         write_classes(tmp_path / "set" / part)
     save_pretrained(small_class_model(names=("light", "unknown")), tmp_path / "model")
-    assert main(["--data", str(tmp_path / "set"), "--models", str(tmp_path / "model"), "--samples", "6", "--crops",
-                 "12", "--dtype", "fp32", "--sheet", str(tmp_path / "sheet.png"), "--output", str(tmp_path / "r.json")]) == 0
+    flags = ["--data", tmp_path / "set", "--models", tmp_path / "model", "--samples", 6, "--crops", 12, "--dtype",
+             "fp32", "--sheet", tmp_path / "sheet.png", "--output", tmp_path / "r.json"]
+    assert main([str(flag) for flag in flags]) == 0
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["classes"] == ["dark", "light"]
     crops, drawn = report["results"]["training crops"], report["results"][str(tmp_path / "model")]
