@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from functools import partial
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from models.initialization import initialize
 from models.varsr import VARSR
 from models.vqvae import VQVAE
 from models.weights.transfer import with_detail
+from training.class_decoder import ClassDecoderSettings, ClassDecoderStage, DecodedClasses
 from training.class_validation import ClassValidation
 from training.decoder import DecoderSettings, DecoderStage
 from training.detail import DetailSettings, DetailStage
@@ -152,3 +154,21 @@ def detail_stage(device: torch.device = CPU, source: Blobs | None = None, **chan
                                  "warmup_iters": 2, "precision": "fp32", "learning_rate": 2e-3, **changes})
     model = with_detail(fresh_model(), 8, 1)
     return DetailStage(model, pairs(2, source=source), validation(), settings, perceptual(Squares(), device), device)
+
+
+class MeanColours:
+    """In place of a network's features: the mean colours of the quarters of pictures."""
+
+    def of_all(self, batches: Iterable[Tensor]) -> Tensor:
+        return torch.cat([torch.nn.functional.adaptive_avg_pool2d(batch.float().cpu(), 2).flatten(1).double()
+                          for batch in batches])
+
+
+def class_decoder_stage(device: torch.device = CPU, count: int | None = None, **changes) -> ClassDecoderStage:
+    torch.manual_seed(0)
+    settings = ClassDecoderSettings(**{"batch_size": 4, "fresh": 2, "renew_every": 2, "pool_size": 8, "max_iters": 40,
+                                       "warmup_iters": 2, "precision": "fp32", "learning_rate": 2e-3, **changes})
+    held_out = ClassSource(BatchLoader(ClassBlobs(), 5, seed=9)).draw(device)
+    expected = DecodedClasses(held_out, MeanColours(), settings.precision, batch_size=3)
+    return ClassDecoderStage(fresh_class_model(), ClassSource(BatchLoader(ClassBlobs(count), 2)), expected, settings,
+                             perceptual(Squares(), device), device)

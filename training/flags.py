@@ -14,8 +14,9 @@ from utils.flags import OneLineParser, boolean, bounded, numbers
 
 from .schedule import CURVES
 
-SR, DECODER, DETAIL, CLASSES = STAGES = ("sr", "decoder", "detail", "c2i")
-GENERATING = (DECODER, DETAIL)  # stages that train on what the model itself generates
+SR, DECODER, DETAIL, CLASSES, CLASS_DECODER = STAGES = ("sr", "decoder", "detail", "c2i", "c2i_decoder")
+GENERATING = (DECODER, DETAIL, CLASS_DECODER)  # stages that train on what the model itself generates
+OF_CLASSES = (CLASSES, CLASS_DECODER)
 FP16 = 1
 PRECISIONS = {0: "fp32", FP16: "fp16", 2: "bf16"}
 COMPILE_MODES = {0: None, 1: "reduce-overhead", 2: "max-autotune", 3: "default"}
@@ -163,15 +164,16 @@ def _add_optimisation(add: Callable[..., Any]) -> None:
     add("--error_rate", type=bounded(float, 0, 1), help="share of codes replaced by wrong ones in the inputs, at most")
     add("--scale_balance", type=bounded(float, 0, 1), help="share of the cross-entropy that weighs all scales alike")
     add("--ssim_weight", type=bounded(float, 0), help="decoder stage: weight of 1 - SSIM beside the pixel loss (0)")
-    add("--pixel_weight", type=bounded(float, 0), help="detail stage: weight of L1 (1)")
-    add("--chroma_weight", type=bounded(float, 0), help="detail stage: weight of L1 of the colours besides (4)")
-    add("--perceptual_weight", type=bounded(float, 0), help="detail stage: weight of the judged distance (0.1)")
-    add("--map_weight", type=bounded(float, 0), help="detail stage: weight of the feature maps' distance (0.3)")
-    add("--adversary", choices=ADVERSARIES, help="detail stage: what judges: patches of pixels, feature maps, both")
-    add("--adversarial_weight", type=bounded(float, 0), help="detail stage: weight of the adversarial loss (0.018)")
-    add("--fresh", type=bounded(int, 1), help="decoder and detail stage: samples that are generated at a time (4)")
-    add("--pool_size", type=bounded(int, 1), help="detail stage: generated samples that are drawn from (2400)")
-    add("--renew_every", type=bounded(int, 1), help="detail stage: iterations between four new samples of them (4)")
+    add("--pixel_weight", type=bounded(float, 0), help="detail stages: weight of L1 (1)")
+    add("--chroma_weight", type=bounded(float, 0), help="detail stages: weight of the colours' L1 (4; classes 1)")
+    add("--perceptual_weight", type=bounded(float, 0), help="detail stages: weight of the judge (0.1; classes 0)")
+    add("--map_weight", type=bounded(float, 0), help="detail stages: weight of feature maps (0.3; classes 1)")
+    add("--adversary", choices=ADVERSARIES, help="detail stages: what judges: patches of pixels, feature maps, both")
+    add("--adversarial_weight", type=bounded(float, 0),
+        help="detail stages: weight of discriminators (0.018; classes 0.1)")
+    add("--fresh", type=bounded(int, 1), help="decoder and detail stages: samples that are generated at a time (4)")
+    add("--pool_size", type=bounded(int, 1), help="detail stages: generated samples that are drawn from (2400)")
+    add("--renew_every", type=bounded(int, 1), help="detail stages: iterations between four new samples of them (4)")
     add("--ema", type=bounded(float, 0, 1), help="decay of the moving average, the result (0.999; decoder 0.998)")
 
 
@@ -195,8 +197,9 @@ _FRESH = ("preset", "depth", "pn", "patch_size", "saln", "vqvae", "ini", "hd", "
 _CODES = ("ac", "twde", "ls", "wp", "wp0", "wpe", "sche", "opt", "afuse", "error_rate", "scale_balance")
 ONLY_IN: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("ssim_weight", "fidelity_width", "fidelity_blocks", "fidelity_pixels"), (DECODER,)),
-    (("detail_width", "detail_blocks", "pixel_weight", "chroma_weight", "perceptual_weight", "map_weight",
-      "adversary", "adversarial_weight", "pool_size", "renew_every"), (DETAIL,)),
+    (("detail_width", "detail_blocks"), (DETAIL,)),
+    (("pixel_weight", "chroma_weight", "perceptual_weight", "map_weight", "adversary", "adversarial_weight",
+      "pool_size", "renew_every"), (DETAIL, CLASS_DECODER)),
     ((*_FRESH, *_CODES), (SR, CLASSES)),
     (("data_neg", "negative_share"), (SR,)),
     (("fresh",), GENERATING),
@@ -261,7 +264,7 @@ def idle_flag(args: argparse.Namespace) -> str | None:
         (args.mid_reso and crops_of(args) != "centre", "--mid_reso cannot act without --crops centre: leave it out"),
         (args.data_on_device and crops_of(args) == "centre",
          "--data_on_device cannot act with --crops centre, whose pictures are read as they are drawn: leave it out"),
-        (args.data_on_device and args.stage == CLASSES, f"--data_on_device cannot act with --stage {CLASSES}"),
+        (args.data_on_device and args.stage in OF_CLASSES, f"--data_on_device cannot act with --stage {args.stage}"),
         (not args.anorm, "--anorm=False cannot act: VARSR always normalises queries and keys"),
         (args.fuse, "--fuse=1 cannot act: attention is always PyTorch's fused kernel, no other library is used"),
         (args.fsdp and args.fp16 == FP16, "--fsdp has no loss scaler: give --fp16=2 (bf16) or 0"),

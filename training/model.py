@@ -17,7 +17,7 @@ from models.weights.transfer import Transfer, transfer_weights, with_detail, wit
 from models.weights.unpickle import CheckpointError
 from utils.errors import UserError
 
-from .flags import CLASSES, DECODER, DETAIL, given
+from .flags import DETAIL, GENERATING, OF_CLASSES, given
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +48,14 @@ def build_model(args: argparse.Namespace, class_names: tuple[str, ...] = ()) -> 
     """
     source = args.init or _published_start(args)
     loose = load_loose(source) if source else None
-    super_resolution = args.stage != CLASSES
+    super_resolution = args.stage not in OF_CLASSES
     goes_on = loose is not None and loose.complete and loose.super_resolution == super_resolution
     if goes_on and not given(args, *SHAPE_FLAGS):
         del loose
         return _continued(args)
-    if args.stage in (DECODER, DETAIL):
-        raise UserError(f"--stage {args.stage} continues from a trained super-resolution model: give it with --init")
+    if args.stage in GENERATING:
+        kind = "super-resolution" if super_resolution else "class-to-image"
+        raise UserError(f"--stage {args.stage} continues from a trained {kind} model: give it with --init")
     config, tokenizer = _fresh_config(args, class_names, source, loose)
     _check_factor(args, config)
     model = VARSR(config)
@@ -97,7 +98,7 @@ def _continued(args: argparse.Namespace) -> VARSR:
 
 def _published_start(args: argparse.Namespace) -> Path | None:
     """With --depth, the published class-to-image weights where they are, as the published command line has it."""
-    if not args.depth or args.stage == CLASSES:
+    if not args.depth or args.stage in OF_CLASSES:
         return None
     if PUBLISHED_CLASSES.is_file():
         return PUBLISHED_CLASSES
@@ -109,7 +110,7 @@ def _fresh_config(args: argparse.Namespace, class_names: tuple[str, ...], source
                   loose: LooseTensors | None) -> tuple[VARSRConfig, VQVAE | None]:
     """The configuration of the flags, shaped by the tokenizer's and, where no flag says another size, by the model
     that weights are taken from; and the tokenizer: of --vqvae or that model's folder."""
-    super_resolution = args.stage != CLASSES
+    super_resolution = args.stage not in OF_CLASSES
     if args.depth:
         config = published_size(args.depth, super_resolution)
     else:

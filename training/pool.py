@@ -135,11 +135,18 @@ class PooledStage:
     def generated(self) -> tuple[Pairs, Tensor, float]:
         """The next pairs, the latents (M, c, N, N) that the model generates for them, and the seconds that the data
         took."""
-        pairs, wait = timed(self.pairs.draw, self.device)
-        seed = int(torch.randint(2 ** 31, (1,), generator=self.generator))
+        pairs, wait = self.next_pairs()
         with autocast(self.device, self.settings.precision):
-            latent = self.model.generate_latent((pairs.lr + 1) / 2, pairs.labels, seed=seed)
+            latent = self.model.generate_latent((pairs.lr + 1) / 2, pairs.labels, seed=self.next_seed())
         return pairs, latent.float(), wait
+
+    def next_pairs(self) -> tuple[Pairs, float]:
+        """The next pairs, and the seconds that they took."""
+        return timed(self.pairs.draw, self.device)
+
+    def next_seed(self) -> int:
+        """Of the next samples that are generated."""
+        return int(torch.randint(2 ** 31, (1,), generator=self.generator))
 
     def drawn(self) -> dict[str, Tensor]:
         """A batch of the pool on the device, by name."""

@@ -15,7 +15,7 @@ from dataloader.entries import find_entries
 from dataloader.held_out import held_out
 from dataloader.pairs import BatchLoader, PairSource, SampleSource, WithNegatives
 from dataloader.photo_crops import PhotoCrops
-from models.config import HIGH_QUALITY, LOW_QUALITY
+from models.config import HIGH_QUALITY, LOW_QUALITY, VARSRConfig
 from models.varsr import VARSR
 from utils.device import training_device, training_precision
 from utils.errors import UserError
@@ -123,21 +123,41 @@ def generating_parts(args: argparse.Namespace, device: torch.device, ranks: Rank
                      fields: dict[str, str]) -> GeneratingParts:
     """For settings of a kind, of which flags set `fields`. Raises ValueError, OSError or CheckpointError for flags and
     files."""
-    if ranks.world > 1:
-        raise UserError(f"--stage {args.stage} trains on one device: start it without torchrun")
-    batch = batch_size(args, ranks, kind.batch_size)
     model = build_model(args)
-    fresh = args.fresh or kind.fresh
-    data = photo_pairs(args, model.config.image_size, fresh, ranks)
-    changes = {**setting_fields(args, fields), "batch_size": batch, "precision": precision(args, device),
-               "seed": args.seed, "max_iters": iterations(args, data.pictures, batch), "fresh": fresh,
-               "pool_on_device": args.data_on_device}
-    if args.tblr is not None:
-        changes["learning_rate"] = args.tblr
-    settings = kind(**changes)
+    data = photo_pairs(args, model.config.image_size, args.fresh or kind.fresh, ranks)
+    settings = generating_settings(args, device, ranks, kind, fields, data.pictures)
     tune(args, model, device)
     validation = held_out_pairs(args, data.crops, model.config.image_size, settings.val_batch, settings.precision)
     return GeneratingParts(model, data.pairs, validation, settings)
+
+
+def generating_settings(args: argparse.Namespace, device: torch.device, ranks: Ranks, kind: type[Settings],
+                        fields: dict[str, str], pictures: int) -> Settings:
+    """The settings of a stage that trains on generated samples. pictures: of an epoch. Raises ValueError."""
+    if ranks.world > 1:
+        raise UserError(f"--stage {args.stage} trains on one device: start it without torchrun")
+    batch = batch_size(args, ranks, kind.batch_size)
+    changes = {**setting_fields(args, fields), "batch_size": batch, "precision": precision(args, device),
+               "seed": args.seed, "max_iters": iterations(args, pictures, batch), "fresh": args.fresh or kind.fresh,
+               "pool_on_device": args.data_on_device}
+    if args.tblr is not None:
+        changes["learning_rate"] = args.tblr
+    return kind(**changes)
+
+
+def class_crops(args: argparse.Namespace, config: VARSRConfig) -> tuple[SampleSource, SampleSource]:
+    """Crops of a class for each folder of --data, and those that are validated on: of --val_data, or the same."""
+    from dataloader.class_crops import ClassCrops
+    crops = ClassCrops(args.data, config.image_size)
+    if config.num_classes != len(crops.names):
+        raise UserError(f"{args.data} holds {len(crops.names)} classes, the model of --init has {config.num_classes}")
+    if not args.val_data:
+        return crops, crops
+    held_out = ClassCrops(args.val_data, config.image_size)
+    if held_out.names != crops.names:
+        raise UserError(f"--val_data {args.val_data} holds the classes {', '.join(held_out.names)}, --data {args.data} "
+                        f"has {', '.join(crops.names)}: the folders must have the same names")
+    return crops, held_out
 
 
 def precision(args: argparse.Namespace, device: torch.device) -> str:

@@ -17,7 +17,6 @@ from models.config import LossConfig, VARSRConfig
 from models.varsr import VARSR
 from models.weights.save import save_pretrained
 from utils.device import autocast
-from utils.errors import UserError
 from utils.ranks import Ranks
 
 from .flags import CLASSES
@@ -26,7 +25,18 @@ from .model import build_model
 from .optim import MovingAverage, clipped_step, gradient_scaler, parameter_groups, set_rates
 from .parallel import Parallel, ShardedAverage
 from .schedule import Schedule
-from .setup import Setup, batch_size, held_out_pairs, iterations, loader, photo_pairs, precision, setting_fields, tune
+from .setup import (
+    Setup,
+    batch_size,
+    class_crops,
+    held_out_pairs,
+    iterations,
+    loader,
+    photo_pairs,
+    precision,
+    setting_fields,
+    tune,
+)
 from .validation import Validation, scale_metrics
 
 if TYPE_CHECKING:
@@ -242,23 +252,15 @@ def _photographs(args: argparse.Namespace, batch: int, ranks: Ranks) -> _Parts:
 
 def _classes(args: argparse.Namespace, batch: int, ranks: Ranks) -> _Parts:
     """A class for each folder of --data."""
-    from dataloader.class_crops import ClassCrops, class_folders
+    from dataloader.class_crops import class_folders
 
     from .class_validation import ClassValidation
     names = tuple(folder.name for folder in class_folders(args.data))
     model = build_model(args, names)
-    if model.config.num_classes != len(names):
-        raise UserError(f"{args.data} holds {len(names)} classes, the model of --init has {model.config.num_classes}")
-    crops = ClassCrops(args.data, model.config.image_size)
+    crops, held_out = class_crops(args, model.config)
     pairs = ClassSource(loader(args, WithLostClasses(crops, len(names)), batch, ranks))
 
     def validate(settings: TransformerSettings, device: torch.device) -> ClassValidation:
-        held_out = crops
-        if args.val_data:
-            held_out = ClassCrops(args.val_data, model.config.image_size)
-            if held_out.names != names:
-                raise UserError(f"--val_data {args.val_data} holds the classes {', '.join(held_out.names)}, --data "
-                                f"{args.data} has {', '.join(names)}: the folders must have the same names")
         drawn, known = (ClassSource(BatchLoader(source, CLASS_CROPS, seed=VALIDATION_SEED)).draw(device)
                         for source in (held_out, crops))
         return ClassValidation(drawn, known if args.val_data else None,

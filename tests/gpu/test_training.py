@@ -14,7 +14,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import noise_picture, small_model
-from stages import Blobs, class_stage, decoder_stage, detail_stage, tokenizer_stage, transformer_stage
+from stages import (
+    Blobs,
+    class_decoder_stage,
+    class_stage,
+    decoder_stage,
+    detail_stage,
+    tokenizer_stage,
+    transformer_stage,
+)
 from torch._decomp.decompositions import upsample_bicubic2d_vec
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -34,6 +42,7 @@ STAGES: dict[str, tuple[Callable[..., Stage], str]] = {
     "decoder": (lambda **settings: decoder_stage(source=Blobs(2), **settings), "pixel"),
     "detail": (lambda **settings: detail_stage(source=Blobs(8), **settings), "pixel"),
     "c2i": (lambda **settings: class_stage(count=8, **settings), "cross_entropy"),
+    "c2i_decoder": (lambda **settings: class_decoder_stage(count=8, **settings), "pixel"),
 }
 
 

@@ -8,6 +8,7 @@ import torch
 from stages import (
     CPU,
     Squares,
+    class_decoder_stage,
     decoder_stage,
     detail_stage,
     fresh_model,
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from models.varsr import VARSR
 from models.weights.transfer import with_detail
+from training.class_decoder import latents_of
 from training.detail import DetailSettings, DetailStage
 from training.optim import parameter_groups
 from training.perceptual import Perceptual
@@ -31,13 +33,15 @@ from utils.ranks import Ranks
 
 STAGES = {"tokenizer": tokenizer_stage, "adversarial": lambda: tokenizer_stage(adversarial_start=0.0),
           "projected": lambda: tokenizer_stage(perceptual(), adversary="both", adversarial_start=0.0),
-          "transformer": transformer_stage, "decoder": decoder_stage, "detail": detail_stage}
+          "transformer": transformer_stage, "decoder": decoder_stage, "detail": detail_stage,
+          "class decoder": class_decoder_stage}
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "transformer", "decoder", "detail"])
+@pytest.mark.parametrize("name", ["tokenizer", "transformer", "decoder", "detail", "class decoder"])
 def test_it_learns(name: str) -> None:
-    stage = detail_stage(adversarial_weight=0.0) if name == "detail" else STAGES[name]()
-    key = "loss" if name in ("transformer", "detail") else "pixel"
+    judged = {"detail": detail_stage, "class decoder": class_decoder_stage}
+    stage = judged[name](adversarial_weight=0.0) if name in judged else STAGES[name]()
+    key = "loss" if name in ("transformer", *judged) else "pixel"
     values = [stage.train_step(i)[key] for i in range(stage.settings.max_iters)]
     assert sum(values[-5:]) < 0.9 * sum(values[:5])
 
@@ -75,6 +79,33 @@ def test_the_decoder_stage_trains_the_decoder_alone() -> None:
     changed = {name.split(".")[1] for name, value in stage.model.state_dict().items()
                if not torch.equal(value, before[name])}
     assert changed == {"decoder", "post_quant", "fidelity"}
+
+
+def test_the_decoder_of_classes_is_trained_alone_on_the_right_codes(tmp_path: Path) -> None:
+    """Validation keeps the same latents."""
+    stage = class_decoder_stage()
+    model = stage.model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    metrics = stage.train_step(0)
+    assert {"pixel", "chroma", "maps", "adversarial", "discriminator"} <= metrics.keys()
+    assert {name.split(".")[1] for name, value in model.state_dict().items()
+            if not torch.equal(value, before[name])} == {"decoder", "post_quant"}
+    first, second = (stage.report(tmp_path, i) for i in (1, 2))
+    assert first == second and first["distance"] > 0
+    stage.export(tmp_path)
+    assert VARSR.from_pretrained(tmp_path).config == model.config
+
+
+def test_the_latents_of_classes_are_the_right_codes_and_what_the_refiner_adds(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = class_decoder_stage()
+    model, pairs = stage.model, stage.pairs.draw(torch.device("cpu"))
+    with torch.no_grad():
+        quantizer = model.vqvae.quantizer
+        codes = quantizer.encode(model.vqvae.encode(pairs.target)).codes
+        expected = sum(quantizer.contribution(quantizer.lookup(each, scale), scale) for scale, each in enumerate(codes))
+    assert (latents_of(model, pairs, seed=1) - latents_of(model, pairs, seed=2)).abs().max() > 1e-3
+    monkeypatch.setattr(VARSR, "refine", lambda self, hidden, embedding, *_: torch.zeros_like(embedding))
+    torch.testing.assert_close(latents_of(model, pairs, seed=1), expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("adversary", ["patch", "projected", "both"])

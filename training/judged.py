@@ -1,0 +1,140 @@
+"""What the last stages of both kinds of model share: a part of a frozen model learns to make pictures that look like
+photographs, by pixels, a perceptual distance, feature maps and discriminators."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from evaluation.metrics.full_reference import smooth_chroma
+from models.varsr import VARSR
+from utils.device import autocast
+from utils.errors import UserError
+
+from .adversary import Adversary, AdversarySettings, Discriminators, Seen
+from .flags import BOTH
+from .loop import numbers
+from .perceptual import Perceptual, map_distance
+from .pool import PooledSettings, PooledStage
+
+# Flags that are fields of the settings under the same name.
+JUDGED_FIELDS = {name: name for name in (
+    "pixel_weight", "chroma_weight", "perceptual_weight", "map_weight", "adversary", "adversarial_weight", "pool_size",
+    "renew_every")}
+
+
+@dataclass(frozen=True)
+class JudgedSettings(PooledSettings):
+    """Hyper-parameters of these stages."""
+
+    pool_size: int = 2400
+    renew_every: int = 4  # iterations between `fresh` new samples
+    weight_decay: float = 0.0
+    discriminator_rate: float = 4e-4
+    discriminator_betas: tuple[float, float] = (0.5, 0.99)
+    warmup_iters: int = 50
+    pixel_weight: float = 1.0  # of L1
+    chroma_weight: float = 4.0  # of L1 of Cb and Cr besides: invented detail is light and dark, in colour it is noise
+    perceptual_weight: float = 0.1  # of the judge's distance, where there is one (`Perceptual`)
+    perceptual_side: int = 64  # of the part of the pictures that it sees: it is the dearest of all networks here
+    map_weight: float = 0.3  # of the distance of feature maps
+    adversary: str = BOTH
+    adversarial_weight: float = 0.018
+    patch_width: int = 24  # of the patch discriminator
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values that no training can have."""
+        super().__post_init__()
+        for name in ("pixel_weight", "chroma_weight", "perceptual_weight", "map_weight", "adversarial_weight"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must be at least 0, got {getattr(self, name)}")
+        for name in ("renew_every", "perceptual_side"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+class JudgedStage(PooledStage):
+    """Trains a part of the model, and discriminators beside it. conditional: whether they see the LR picture too."""
+
+    conditional: bool
+
+    def __init__(self, model: VARSR, trained: nn.Module, pairs: Any, validation: Any, settings: JudgedSettings,
+                 perceptual: Perceptual, photographs: Tensor, device: torch.device) -> None:
+        """photographs: (M, 3, S, S) in [0, 1], for the deviations of feature maps. Raises ValueError where there are no
+        feature maps."""
+        if perceptual.features is None:
+            raise UserError(f"this stage needs a perceptual network: {perceptual.description}")
+        super().__init__(model, trained, pairs, validation, settings, device)
+        self.perceptual = perceptual
+        perceptual.calibrate(photographs.to(device) * 2 - 1)
+        self.adversary = Adversary(
+            AdversarySettings(settings.adversarial_weight, start=0, learning_rate=settings.discriminator_rate,
+                              betas=settings.discriminator_betas, clip=settings.clip, precision=settings.precision,
+                              loss_scale=settings.loss_scale),
+            Discriminators(settings.adversary, perceptual.channels, self.conditional, settings.patch_width), device)
+
+    def _add_samples(self) -> float:
+        """Put new samples into the pool; returns the seconds that their data took."""
+        raise NotImplementedError
+
+    def _restore(self, drawn: Mapping[str, Tensor]) -> tuple[Tensor, Seen, Seen | None]:
+        """A batch of the pool as the part in training makes it, the real pictures, and the LR ones if there are any;
+        in [-1, 1]."""
+        raise NotImplementedError
+
+    def train_step(self, iteration: int, place: float | None = None) -> dict[str, float]:
+        """One step of the part and one of the discriminators. place: see `loop.Stage`; by default that of a run of
+        iterations."""
+        settings, wait = self.settings, 0.0
+        place = iteration if place is None else place
+        if not len(self.pool):
+            while len(self.pool) < settings.pool_size:
+                self._add_samples()
+        elif iteration % settings.renew_every == 0:
+            wait = self._add_samples()
+        drawn = self.drawn()
+        rate = self.set_rate(place)
+        with autocast(self.device, settings.precision):
+            made, real, condition = self._restore(drawn)
+            restored = self.perceptual.look(made)
+        metrics: dict[str, float | Tensor] = {"lr": settings.learning_rate * rate, "wait": wait,
+                                              "samples": float(len(made))}
+        loss = self._loss(restored, real, condition, place, metrics)
+        self.step(loss, iteration, metrics)
+        if self.adversary.takes_part(place):
+            metrics["discriminator"] = self.adversary.step(restored, real, condition, rate)
+        return numbers({"loss": loss, **metrics})
+
+    def _loss(self, restored: Seen, real: Seen, condition: Seen | None, place: float,
+              metrics: dict[str, float | Tensor]) -> Tensor:
+        settings = self.settings
+        pixel = F.l1_loss(restored.picture, real.picture)
+        chroma = F.l1_loss(smooth_chroma((restored.picture + 1) / 2), smooth_chroma((real.picture + 1) / 2))
+        maps = map_distance(restored.maps, real.maps)
+        metrics |= {"pixel": pixel, "chroma": chroma, "maps": maps}
+        loss = settings.pixel_weight * pixel + settings.chroma_weight * chroma + settings.map_weight * maps
+        if self.perceptual.judge is not None and settings.perceptual_weight > 0:
+            with autocast(self.device, settings.precision):
+                judged = self.perceptual.judged(restored, real, settings.perceptual_side, self.generator).float()
+            metrics["perceptual"] = judged
+            loss = loss + settings.perceptual_weight * judged
+        if self.adversary.takes_part(place):
+            loss = loss + settings.adversarial_weight * self.adversary.loss(restored, condition, metrics)
+        return loss
+
+    def judging(self) -> dict[str, Any]:
+        """Validation measures the judge's distance too."""
+        return {"perceptual": self.perceptual}
+
+    def state_dict(self) -> dict[str, Any]:
+        """As the other stage's, and the adversary."""
+        return {**super().state_dict(), "adversary": self.adversary.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        super().load_state_dict(state)
+        self.adversary.load_state_dict(state["adversary"])
