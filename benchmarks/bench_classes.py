@@ -91,24 +91,17 @@ class Study:
         from evaluation.class_quality import LinearProbe, nearest
         self.args, self.features = args, features
         self.names = [folder.name for folder in class_folders(args.data / "train")]
-        self.size = 0
-        # every model is opened once before the work begins: the size of the crops, and the classes that all share
-        known = [set(self.model(name).config.class_names) for name in args.models]
-        self.shared = [label for label, name in enumerate(self.names) if all(name in names for names in known)]
+        self.models = {name: plain_model(args, name) for name in args.models}
+        configs = [model.config for model in self.models.values()]
+        self.size = configs[0].image_size
+        if any(config.image_size != self.size for config in configs):
+            raise SystemExit("the models draw pictures of different sizes: measure them apart")
+        self.shared = [label for label, name in enumerate(self.names)
+                       if all(name in config.class_names for config in configs)]
         self.training = self._crops("train", args.crops, TRAINING_SEED)
         self.held_out = self._crops("held_out", args.samples, HELD_OUT_SEED)
         self.probe = LinearProbe(self.training.features, self.training.labels)
         self.usual = nearest(self.held_out.features, self.training.features)[1].mean().item()
-
-    def model(self, name: str) -> VARSR:
-        """A model, whose pictures must be of the size that the crops have."""
-        self.args.model = name
-        model = plain_model(self.args)
-        size = model.config.image_size
-        if self.size not in (0, size):
-            raise SystemExit(f"{name} draws pictures of {size} pixels, the others of {self.size}")
-        self.size = size
-        return model
 
     def _crops(self, part: str, count: int, seed: int) -> Crops:
         """So many crops of each class."""
@@ -139,9 +132,7 @@ class Study:
     def of_model(self, name: str) -> dict:
         """A model's pictures of the classes that it shares with the data."""
         import torch
-
-        from evaluation.class_quality import nearest
-        model = self.model(name)
+        model = self.models[name]
         shared = [label for label in model.config.class_names if label in self.names]
         if not shared:
             raise SystemExit(f"{name} knows none of the classes {', '.join(self.names)}")
@@ -151,7 +142,7 @@ class Study:
         labels = torch.tensor([self.names.index(label) for label in shared]).repeat_interleave(self.args.samples)
         drawn = Crops(pictures, labels, self.features.of_all(pictures.split(BATCH)))
         if self.args.sheet:
-            self._write_sheet(drawn, nearest(drawn.features, self.training.features)[0])
+            self._write_sheet(drawn)
         return {**self._measured(drawn), f"seconds_of_{TIMED_PICTURES}": seconds * TIMED_PICTURES}
 
     def _drawn(self, model: VARSR, shared: list[str]) -> Iterator[Tensor]:
@@ -182,16 +173,17 @@ class Study:
         right = self.probe.predict(drawn.features) == drawn.labels
         return {"distance": frechet_distance(drawn.features, real.features), "probe": right.double().mean().item()}
 
-    def _write_sheet(self, drawn: Crops, places: Tensor) -> None:
+    def _write_sheet(self, drawn: Crops) -> None:
         """A row a class: each sample, then the training crop whose features are nearest."""
         import torch
 
+        from evaluation.class_quality import nearest
         from pictures.sheets import write_grid
         rows = []
         for label in drawn.labels.unique().tolist():
             chosen = (drawn.labels == label).nonzero().flatten()[:SHEET_SAMPLES]
-            rows.append(torch.stack([each for i in chosen.tolist()
-                                     for each in (drawn.pictures[i], self.training.pictures[places[i]])]))
+            crops = self.training.pictures[nearest(drawn.features[chosen], self.training.features)[0]]
+            rows.append(torch.stack([drawn.pictures[chosen], crops], 1).flatten(0, 1))
         write_grid(self.args.sheet, rows)
 
 

@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +25,13 @@ from utils.errors import UserError
 from utils.ranks import Ranks
 
 from .adversary import Seen
+from .class_validation import CLASS_CROPS, SHEET_CLASSES, SHEET_SEEDS, VALIDATION_SEED
 from .judged import JUDGED_FIELDS, JudgedSettings, JudgedStage
 from .model import build_model
 from .perceptual import Perceptual, find_perceptual
 from .pool import from_bytes, to_bytes
 from .setup import Setup, class_crops, generating_settings, loader, tune
-from .validation import measure
-
-VALIDATION_SEED = 12345
-SHEET_COLUMNS = 12
+from .validation import mean_distance, measure
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class ClassDecoderSettings(JudgedSettings):
     map_weight: float = 1.0
     adversarial_weight: float = 0.1
     ema: float = 0.998
-    val_batch: int = 160
+    val_batch: int = CLASS_CROPS
 
 
 def latents_of(model: VARSR, pairs: Pairs, seed: int) -> Tensor:
@@ -65,11 +64,10 @@ class DecodedClasses:
         self.latents: Tensor | None = None
 
     @torch.no_grad()
-    def run(self, model: VARSR, sheet: Path, fidelity: float | None = None,
-            perceptual: Perceptual | None = None) -> dict[str, float]:
+    def run(self, model: VARSR, sheet: Path, perceptual: Perceptual | None = None) -> dict[str, float]:
         """Of the crops and what is decoded of them: `measure`, the perceptual distance, and the Fréchet distance of
         features (`evaluation/class_quality.py`). The sheet: crops above what is decoded of them, and below pictures of
-        every class. fidelity: without effect, there is no LR picture."""
+        every class."""
         target = (self.pairs.target + 1) / 2
         with autocast(model.device, self.precision):
             if self.latents is None:
@@ -79,16 +77,13 @@ class DecodedClasses:
                                           for part in parts])
             pictures = torch.cat([(model.vqvae.decode(part).float() + 1) / 2
                                   for part in self.latents.split(self.batch_size)])
-            labels = torch.arange(model.config.num_classes, device=model.device)[:SHEET_COLUMNS]
-            drawn = [model.generate(labels=labels, seed=seed) for seed in (0, 1000)]
+            labels = torch.arange(model.config.num_classes, device=model.device)[:SHEET_CLASSES]
+            drawn = [model.generate(labels=labels, seed=seed) for seed in SHEET_SEEDS]
         write_grid(sheet, [target[:len(labels)], pictures[:len(labels)], *drawn])
         decoded = self.features.of_all(pictures.split(self.batch_size))
         values = {**measure(pictures.cpu(), target.cpu()), "distance": frechet_distance(decoded, self.expected)}
         if perceptual is not None:
-            seen = [[perceptual.look(part * 2 - 1) for part in each.split(self.batch_size)]
-                    for each in (pictures, target)]
-            distances = [perceptual.distance(*pair).item() * len(pair[0].picture) for pair in zip(*seen, strict=True)]
-            values["perceptual"] = sum(distances) / len(target)
+            values["perceptual"] = mean_distance(pictures, target, perceptual, self.batch_size, model.device)
         return values
 
 
@@ -96,7 +91,6 @@ class ClassDecoderStage(JudgedStage):
     """Trains the decoder of a class-to-image model."""
 
     best_metric = ("distance", -1.0)
-    fidelity = 0.0
     conditional = False
 
     def __init__(self, model: VARSR, pairs: ClassSource, validation: DecodedClasses, settings: ClassDecoderSettings,
@@ -105,6 +99,10 @@ class ClassDecoderStage(JudgedStage):
         trained = nn.ModuleList([model.vqvae.decoder, model.vqvae.post_quant])
         super().__init__(model, trained, pairs, validation, settings, perceptual, (validation.pairs.target + 1) / 2,
                          device)
+
+    def viewing(self) -> dict[str, Any]:
+        """Without LR pictures there is no fidelity to choose."""
+        return {"perceptual": self.perceptual}
 
     @torch.no_grad()
     def _add_samples(self) -> float:

@@ -20,6 +20,8 @@ from utils.device import autocast
 
 from .validation import scale_metrics
 
+VALIDATION_SEED = 12345
+CLASS_CROPS = 160  # held-out ones, of all classes
 SHEET_CLASSES, SHEET_SEEDS = 16, (0, 1000)
 TRAINING_PREFIX = "training_"  # of the measures on training crops
 

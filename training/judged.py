@@ -126,9 +126,9 @@ class JudgedStage(PooledStage):
             loss = loss + settings.adversarial_weight * self.adversary.loss(restored, condition, metrics)
         return loss
 
-    def judging(self) -> dict[str, Any]:
+    def viewing(self) -> dict[str, Any]:
         """Validation measures the judge's distance too."""
-        return {"perceptual": self.perceptual}
+        return {**super().viewing(), "perceptual": self.perceptual}
 
     def state_dict(self) -> dict[str, Any]:
         """As the other stage's, and the adversary."""

@@ -179,12 +179,11 @@ class PooledStage:
     def report(self, folder: Path, iteration: int) -> dict[str, float]:
         """Free-running restoration of held-out pairs with the averaged part (see `Validation.run`)."""
         with self.averaged():
-            return self.validation.run(self.model, folder / "sheets" / f"{iteration:07d}.png", fidelity=self.fidelity,
-                                       **self.judging())
+            return self.validation.run(self.model, folder / "sheets" / f"{iteration:07d}.png", **self.viewing())
 
-    def judging(self) -> dict[str, Any]:
-        """What more `Validation.run` is to look with."""
-        return {}
+    def viewing(self) -> dict[str, Any]:
+        """What `Validation.run` is to look at, and with."""
+        return {"fidelity": self.fidelity}
 
     def state_dict(self) -> dict[str, Any]:
         """The part, its average, optimiser and generator, the pool, the data position."""

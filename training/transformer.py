@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from .class_validation import ClassValidation
 
 ZERO_WARMUP = 0.02  # what --wp=0 means in the published command line
-VALIDATION_SEED = 12345
-CLASS_CROPS = 160  # held-out ones, of all classes
 # Flags and the fields of the settings they set.
 FIELDS = {"ac": "accumulation", "afuse": "fused", "ls": "label_smoothing", "wp0": "warmup_start", "wpe": "final",
           "sche": "schedule", "error_rate": "error_rate", "scale_balance": "scale_balance"}
@@ -254,7 +252,7 @@ def _classes(args: argparse.Namespace, batch: int, ranks: Ranks) -> _Parts:
     """A class for each folder of --data."""
     from dataloader.class_crops import class_folders
 
-    from .class_validation import ClassValidation
+    from .class_validation import CLASS_CROPS, VALIDATION_SEED, ClassValidation
     names = tuple(folder.name for folder in class_folders(args.data))
     model = build_model(args, names)
     crops, held_out = class_crops(args, model.config)

@@ -88,7 +88,8 @@ class Validation:
         sides = model.config.vqvae.scales
         values = self._measure(pictures)
         if perceptual is not None:
-            values["perceptual"] = self._distance(pictures, perceptual, model.device)
+            values["perceptual"] = mean_distance(pictures, self.pairs.target, perceptual, self.settings.batch_size,
+                                                 model.device)
         return {**values, **self.bicubic, **_shares("accuracy", hits, sides),
                 **_shares("forced_accuracy", forced, sides)}
 
@@ -98,14 +99,6 @@ class Validation:
                 for pair in zip(pictures, self.pairs.target, strict=True)]
         learned = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
         return {**measure(pictures, self.pairs.target), **learned}
-
-    def _distance(self, pictures: Tensor, perceptual: Perceptual, device: torch.device) -> float:
-        """Mean over the pictures, in batches."""
-        total = 0.0
-        for part in torch.arange(len(pictures)).split(self.settings.batch_size):
-            seen = [perceptual.look(each[part].float().to(device) * 2 - 1) for each in (pictures, self.pairs.target)]
-            total += perceptual.distance(*seen).item() * len(part)
-        return total / len(pictures)
 
     def _write_sheet(self, restored: Tensor, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,6 +140,16 @@ def measure(pictures: Tensor, targets: Tensor) -> dict[str, float]:
     detail = high_frequency(luma(targets))
     values["high_frequency"] = high_frequency(luma(pictures)) / detail if detail else float("nan")
     return values
+
+
+def mean_distance(pictures: Tensor, targets: Tensor, perceptual: Perceptual, batch_size: int,
+                  device: torch.device) -> float:
+    """Mean perceptual distance of pictures (M, 3, H, W) in [0, 1] from their targets, looked at in batches."""
+    total = 0.0
+    for part in torch.arange(len(pictures)).split(batch_size):
+        seen = [perceptual.look(each[part].float().to(device) * 2 - 1) for each in (pictures, targets)]
+        total += perceptual.distance(*seen).item() * len(part)
+    return total / len(pictures)
 
 
 def _shares(name: str, hits: list[list[Tensor]], sides: tuple[int, ...]) -> dict[str, float]:
