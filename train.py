@@ -2,7 +2,7 @@
 
 `--stage sr` trains transformer and refiner on a frozen tokenizer (train_vqvae.py makes one), `--stage decoder` fits the
 decoder to what they generate, and `--stage detail` adds the branch that makes its pictures sharp. `--stage c2i` trains
-class-to-image on trainset/{class}/*, `--stage c2i_decoder` teaches its decoder to paint texture. The flags keep the
+class-to-image on trainset/{class}/*, `--stage c2i_detail` adds the branch that paints its texture. The flags keep the
 names and meanings of the published command line where it has them; one that cannot act is refused.
 """
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from training.flags import CLASS_DECODER, DECODER, DETAIL, build_parser, parse
+from training.flags import CLASS_DETAIL, DECODER, DETAIL, build_parser, parse
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,8 +30,8 @@ def _train(args, device, ranks, began: float) -> int:
         from training.decoder import set_up
     elif args.stage == DETAIL:
         from training.detail import set_up
-    elif args.stage == CLASS_DECODER:
-        from training.class_decoder import set_up
+    elif args.stage == CLASS_DETAIL:
+        from training.class_detail import set_up
     else:
         from training.transformer import set_up
     setup = ranks.together(lambda: set_up(args, device, ranks))

@@ -99,6 +99,7 @@ class VQVAEConfig:
     fidelity_pixels: int = 0  # width of the correction of the decoded pixels beside the LR ones; 0: none
     detail_width: int = 0  # width of the detail branch on top of the decoder (lr_features.py); 0: none
     detail_blocks: int = 10  # its residual blocks
+    detail_lr: bool = True  # whether it sees the LR picture; without, of class-to-image, the decoded one alone
 
     def __post_init__(self) -> None:
         width = (0, MAX_WIDTH)
@@ -282,6 +283,8 @@ class VARSRConfig:
         _require(prefix is None or prefix.downsampling == self.vqvae.downsampling,
                  f"the prefix encoder down-samples by {prefix and prefix.downsampling}, "
                  f"the VQVAE by {self.vqvae.downsampling}: they must agree")
+        _require(self.is_super_resolution or not self.vqvae.detail_width or not self.vqvae.detail_lr,
+                 "class-to-image has no LR picture that its detail branch could see: set detail_lr to false")
         _require(not self.class_names or len(self.class_names) == self.num_classes,
                  f"{len(self.class_names)} class names for {self.num_classes} classes")
 

@@ -1,4 +1,5 @@
-"""What the decoder sees of the LR picture: features for its levels, a correction of its pixels, and the detail branch.
+"""What the decoder sees of the LR picture: features for its levels, a correction of its pixels, and the detail branch
+(which class-to-image has too, without an LR picture).
 
 The published decoder sees the generated latent alone, and a small tokenizer pays for that in lost detail that the LR
 picture still shows. Feature skips from the degraded picture into the decoder, trained last and on generated latents,
@@ -122,7 +123,8 @@ class DetailBlock(nn.Module):
 
 class DetailBranch(nn.Module):
     """Decoded picture and LR picture, both (B, 3, H, W) in [-1, 1], and the latent (B, c, H/f, W/f) that the picture
-    was decoded from, to the detail (B, 3, H, W) that is added to it.
+    was decoded from, to the detail (B, 3, H, W) that is added to it. Without `detail_lr` in the configuration there is
+    no LR picture.
 
     The decoder is trained for the right level at every pixel, and so averages over everything that a photograph might
     show there. This branch adds what makes it look like a photograph: residual blocks at a quarter of the resolution,
@@ -139,7 +141,9 @@ class DetailBranch(nn.Module):
         width = config.detail_width
         self.latent_factor = config.downsampling // DETAIL_STRIDE
         self.unshuffle = nn.PixelUnshuffle(DETAIL_STRIDE)
-        self.conv_in = _conv(2 * RGB * DETAIL_STRIDE ** 2 + config.latent_channels, width)
+        self.sees_lr = config.detail_lr
+        pictures = 2 if self.sees_lr else 1
+        self.conv_in = _conv(pictures * RGB * DETAIL_STRIDE ** 2 + config.latent_channels, width)
         self.blocks = nn.ModuleList(DetailBlock(width) for _ in range(config.detail_blocks))
         self.conv_trunk = _conv(width, width)
         self.up1 = _conv(width, width * 3 // 4)
@@ -153,10 +157,11 @@ class DetailBranch(nn.Module):
         convolutions = 2 * len(self.blocks) + 2  # 3x3, a cell each; those at full resolution add up to two cells
         return (convolutions + 2 + self.latent_factor - 1) * DETAIL_STRIDE
 
-    def forward(self, decoded: Tensor, lr: Tensor, latent: Tensor) -> Tensor:
+    def forward(self, decoded: Tensor, lr: Tensor | None, latent: Tensor) -> Tensor:
         """See the class."""
+        pictures = [decoded, lr] if self.sees_lr else [decoded]
         cells = F.interpolate(latent, scale_factor=float(self.latent_factor), mode="nearest")
-        x = torch.cat([self.unshuffle(decoded), self.unshuffle(lr), cells], dim=1)
+        x = torch.cat([*map(self.unshuffle, pictures), cells], dim=1)
         x = x.contiguous(memory_format=torch.channels_last)
         start = x = self.conv_in(x)
         for block in self.blocks:

@@ -248,8 +248,7 @@ class VQVAE(nn.Module):
         lr: (B, 3, f*h, f*w) in [-1, 1], the LR picture at output size, for models that look at it while they decode.
         detail: share of the detail branch's output that is added, where there is one.
         """
-        decoded = self.decode_unclamped(latent, lr).float()
-        return (decoded if lr is None else self.add_detail(decoded, lr, latent, detail)).clamp(-1, 1)
+        return self.add_detail(self.decode_unclamped(latent, lr).float(), lr, latent, detail).clamp(-1, 1)
 
     def decode_unclamped(self, latent: Tensor, lr: Tensor | None = None) -> Tensor:
         """As `decode`, without detail and the clamp, for training."""
@@ -272,13 +271,13 @@ class VQVAE(nn.Module):
         dtype = self.post_quant.weight.dtype
         return self.fidelity.pixels(decoded.to(dtype), lr.to(dtype))
 
-    def add_detail(self, decoded: Tensor, lr: Tensor, latent: Tensor, share: float = 1.0) -> Tensor:
+    def add_detail(self, decoded: Tensor, lr: Tensor | None, latent: Tensor, share: float = 1.0) -> Tensor:
         """Decoded pictures and a share of the detail branch's output for them, float32, not clamped; see
-        `DetailBranch` for shapes. Without a branch in the model, what came in."""
-        if self.detail is None or not share:
+        `DetailBranch` for shapes. Without a branch in the model, or the LR pictures that it sees, what came in."""
+        if self.detail is None or not share or (lr is None and self.detail.sees_lr):
             return decoded
         dtype, decoded = self.post_quant.weight.dtype, decoded.float().clamp(-1, 1)
-        detail = self.detail(decoded.to(dtype), lr.to(dtype), latent.to(dtype))
+        detail = self.detail(decoded.to(dtype), None if lr is None else lr.to(dtype), latent.to(dtype))
         return decoded + share * detail.float()
 
     def finishing_reach(self, detail: float) -> int:

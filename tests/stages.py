@@ -19,7 +19,7 @@ from models.initialization import initialize
 from models.varsr import VARSR
 from models.vqvae import VQVAE
 from models.weights.transfer import with_detail
-from training.class_decoder import ClassDecoderSettings, ClassDecoderStage, DecodedClasses
+from training.class_detail import ClassDetailSettings, ClassDetailStage, DecodedClasses
 from training.class_validation import ClassValidation
 from training.decoder import DecoderSettings, DecoderStage
 from training.detail import DetailSettings, DetailStage
@@ -164,11 +164,11 @@ class MeanColours:
                           for batch in batches])
 
 
-def class_decoder_stage(device: torch.device = CPU, count: int | None = None, **changes) -> ClassDecoderStage:
+def class_detail_stage(device: torch.device = CPU, count: int | None = None, **changes) -> ClassDetailStage:
     torch.manual_seed(0)
-    settings = ClassDecoderSettings(**{"batch_size": 4, "fresh": 2, "renew_every": 2, "pool_size": 8, "max_iters": 40,
+    settings = ClassDetailSettings(**{"batch_size": 4, "fresh": 2, "renew_every": 2, "pool_size": 8, "max_iters": 40,
                                        "warmup_iters": 2, "precision": "fp32", "learning_rate": 2e-3, **changes})
     held_out = ClassSource(BatchLoader(ClassBlobs(), 5, seed=9)).draw(device)
     expected = DecodedClasses(held_out, MeanColours(), settings.precision, batch_size=3)
-    return ClassDecoderStage(fresh_class_model(), ClassSource(BatchLoader(ClassBlobs(count), 2)), expected, settings,
-                             perceptual(Squares(), device), device)
+    model, crops = with_detail(fresh_class_model(), 8, 1), ClassSource(BatchLoader(ClassBlobs(count), 2))
+    return ClassDetailStage(model, crops, expected, settings, perceptual(Squares(), device), device)

@@ -14,9 +14,9 @@ from utils.flags import OneLineParser, boolean, bounded, numbers
 
 from .schedule import CURVES
 
-SR, DECODER, DETAIL, CLASSES, CLASS_DECODER = STAGES = ("sr", "decoder", "detail", "c2i", "c2i_decoder")
-GENERATING = (DECODER, DETAIL, CLASS_DECODER)  # stages that train on what the model itself generates
-OF_CLASSES = (CLASSES, CLASS_DECODER)
+SR, DECODER, DETAIL, CLASSES, CLASS_DETAIL = STAGES = ("sr", "decoder", "detail", "c2i", "c2i_detail")
+GENERATING = (DECODER, DETAIL, CLASS_DETAIL)  # stages that train on what the model itself generates
+OF_CLASSES = (CLASSES, CLASS_DETAIL)
 FP16 = 1
 PRECISIONS = {0: "fp32", FP16: "fp16", 2: "bf16"}
 COMPILE_MODES = {0: None, 1: "reduce-overhead", 2: "max-autotune", 3: "default"}
@@ -50,7 +50,7 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
                            allow_abbrev=False)
     parser.add_argument("--config", metavar="YAML", help="flags from a file of `flag: value`; the command line wins")
     parser.add_argument("--stage", choices=STAGES, default=SR,
-                        help="super-resolution, its decoder, its detail branch, class-to-image")
+                        help="super-resolution, its decoder, its detail branch, class-to-image, its detail branch")
     _add_model(parser.add_argument_group("model").add_argument)
     _add_data(parser.add_argument_group("data").add_argument)
     _add_course(parser.add_argument_group("course").add_argument)
@@ -77,8 +77,8 @@ def _add_model(add: Callable[..., Any]) -> None:
     add("--fidelity_blocks", type=bounded(int, 1), help="decoder stage: their residual blocks per level, likewise")
     add("--fidelity_pixels", type=bounded(int, 1), help="decoder stage: channels of its correction at full resolution, "
                                                         "likewise")
-    add("--detail_width", type=bounded(int, 4), help="detail stage: channels of its branch (--init's, or 64)")
-    add("--detail_blocks", type=bounded(int, 1), help="detail stage: residual blocks of it (--init's, or 10)")
+    add("--detail_width", type=bounded(int, 4), help="detail stages: channels of their branch (--init's, or 64)")
+    add("--detail_blocks", type=bounded(int, 1), help="detail stages: residual blocks of it (--init's, or 10)")
 
 
 def _add_data(add: Callable[..., Any]) -> None:
@@ -170,7 +170,7 @@ def _add_optimisation(add: Callable[..., Any]) -> None:
     add("--map_weight", type=bounded(float, 0), help="detail stages: weight of feature maps (0.3; classes 1)")
     add("--adversary", choices=ADVERSARIES, help="detail stages: what judges: patches of pixels, feature maps, both")
     add("--adversarial_weight", type=bounded(float, 0),
-        help="detail stages: weight of discriminators (0.018; classes 0.1)")
+        help="detail stages: weight of discriminators (0.018; classes 0.05)")
     add("--fresh", type=bounded(int, 1), help="decoder and detail stages: samples that are generated at a time (4)")
     add("--pool_size", type=bounded(int, 1), help="detail stages: generated samples that are drawn from (2400)")
     add("--renew_every", type=bounded(int, 1), help="detail stages: iterations between four new samples of them (4)")
@@ -197,9 +197,9 @@ _FRESH = ("preset", "depth", "pn", "patch_size", "saln", "vqvae", "ini", "hd", "
 _CODES = ("ac", "twde", "ls", "wp", "wp0", "wpe", "sche", "opt", "afuse", "error_rate", "scale_balance")
 ONLY_IN: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("ssim_weight", "fidelity_width", "fidelity_blocks", "fidelity_pixels"), (DECODER,)),
-    (("detail_width", "detail_blocks"), (DETAIL,)),
+    (("detail_width", "detail_blocks"), (DETAIL, CLASS_DETAIL)),
     (("pixel_weight", "chroma_weight", "perceptual_weight", "map_weight", "adversary", "adversarial_weight",
-      "pool_size", "renew_every"), (DETAIL, CLASS_DECODER)),
+      "pool_size", "renew_every"), (DETAIL, CLASS_DETAIL)),
     ((*_FRESH, *_CODES), (SR, CLASSES)),
     (("data_neg", "negative_share"), (SR,)),
     (("fresh",), GENERATING),

@@ -57,6 +57,11 @@ class Validation:
         self.learned = LearnedMetrics(torch.device("cpu"), (ST_LPIPS,))
         self.bicubic = {f"{name}_bicubic": value for name, value in self._measure(self.guides).items()}
 
+    @property
+    def photographs(self) -> Tensor:
+        """The HR pictures (M, 3, S, S) in [0, 1]."""
+        return self.pairs.target
+
     @torch.no_grad()
     def run(self, model: VARSR, sheet: Path | None = None, fidelity: float | None = None,
             perceptual: Perceptual | None = None) -> dict[str, float]:

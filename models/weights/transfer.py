@@ -117,12 +117,12 @@ def with_fidelity(model: VARSR, width: int, blocks: int, pixels: int) -> VARSR:
 
 def with_detail(model: VARSR, width: int, blocks: int) -> VARSR:
     """The model with a detail branch of `width` channels and `blocks` residual blocks (`models/lr_features.py`), fresh
-    unless it has one of that shape already."""
+    unless it has one of that shape already. It sees the LR picture in a super-resolution model."""
     old = model.config.vqvae
     if (old.detail_width, old.detail_blocks) == (width, blocks):
         return model
     larger = VARSR(dataclasses.replace(model.config, vqvae=dataclasses.replace(
-        old, detail_width=width, detail_blocks=blocks)))
+        old, detail_width=width, detail_blocks=blocks, detail_lr=model.config.is_super_resolution)))
     kept = {name: value for name, value in model.state_dict().items() if not name.startswith(DETAIL)}
     larger.load_state_dict(kept, strict=False)
     return larger

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from conftest import noise_picture, small_model
 from stages import (
     Blobs,
-    class_decoder_stage,
+    class_detail_stage,
     class_stage,
     decoder_stage,
     detail_stage,
@@ -42,7 +42,7 @@ STAGES: dict[str, tuple[Callable[..., Stage], str]] = {
     "decoder": (lambda **settings: decoder_stage(source=Blobs(2), **settings), "pixel"),
     "detail": (lambda **settings: detail_stage(source=Blobs(8), **settings), "pixel"),
     "c2i": (lambda **settings: class_stage(count=8, **settings), "cross_entropy"),
-    "c2i_decoder": (lambda **settings: class_decoder_stage(count=8, **settings), "pixel"),
+    "c2i_detail": (lambda **settings: class_detail_stage(count=8, **settings), "pixel"),
 }
 
 

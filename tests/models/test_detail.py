@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import small_model
+from conftest import small_class_model, small_model
 from torch import Tensor
 
 from models.config import PRESETS, ConfigError, GenerationConfig
@@ -93,6 +93,28 @@ def test_the_models_own_fidelity_and_that_of_a_generation() -> None:
     torch.testing.assert_close(model.generate(lr), faithful, atol=0, rtol=0)
 
 
+def test_pictures_of_classes_have_detail_without_an_lr_picture() -> None:
+    """The branch sees the decoded picture and the latent alone; a share of 0 gives the model without it."""
+    plain = small_class_model()
+    model, labels = detailed(plain), torch.tensor([0, 2])
+    assert model.vqvae.detail.conv_in.in_channels == 3 * 16 + 8  # of a picture in cells of 4x4, and of the latent
+    latent = model.generate_latent(labels=labels)
+    sharp, faithful = (model.decode(latent, fidelity=value) for value in (0.0, 1.0))
+    torch.testing.assert_close(faithful, plain.decode(latent), atol=0, rtol=0)
+    decoded = model.vqvae.decode_unclamped(latent).clamp(-1, 1)
+    expected = (decoded + model.vqvae.detail(decoded, None, latent)).clamp(-1, 1)
+    torch.testing.assert_close(sharp, (expected + 1) / 2, atol=1e-6, rtol=0)
+    torch.testing.assert_close(model.generate(labels=labels), sharp, atol=0, rtol=0)
+    assert (sharp - faithful).abs().mean() > 1e-3
+
+
+def test_a_super_resolution_model_decodes_without_detail_where_there_is_no_lr_picture() -> None:
+    """As while its tokenizer is looked at."""
+    plain = small_model()
+    latent = torch.randn(1, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(detailed(plain).decode(latent), plain.decode(latent), atol=0, rtol=0)
+
+
 def test_a_branch_is_kept_or_drawn_anew() -> None:
     model = detailed(small_model())
     assert with_detail(model, 8, 1) is model
@@ -117,3 +139,6 @@ def test_settings_that_cannot_be() -> None:
         dataclasses.replace(PRESETS["varsr-tiny"].vqvae, detail_width=6)
     with pytest.raises(ConfigError, match="down-sampling"):
         dataclasses.replace(PRESETS["varsr-tiny"].vqvae, stem=1, detail_width=8)
+    config = PRESETS["varsr-tiny-c2i"]
+    with pytest.raises(ConfigError, match="detail_lr"):
+        dataclasses.replace(config, vqvae=dataclasses.replace(config.vqvae, detail_width=8))

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -228,6 +229,20 @@ def test_a_detail_branch_is_added_and_all_else_kept(place: Path, tmp_path: Path)
                                   "--data", place / "pictures", "--tblr", 1e-12)) == 0
     again = VARSR.from_pretrained(tmp_path / "again").vqvae.detail
     torch.testing.assert_close(again.conv_in.weight, after.vqvae.detail.conv_in.weight, atol=1e-6, rtol=0)
+
+
+@pytest.mark.skipif(packaged_weights() is None, reason=f"the perceptual network is not installed: {REMEDY}")
+def test_a_detail_branch_is_added_to_a_class_to_image_model(place: Path, tmp_path: Path) -> None:
+    save_pretrained(small_class_model(), tmp_path / "c2i")
+    for label in "abc":
+        shutil.copytree(place / "pictures", tmp_path / "classes" / label)
+    line = detail_line(place, tmp_path / "run", "--stage", "c2i_detail", "--init", tmp_path / "c2i", "--data",
+                       tmp_path / "classes", "--detail_width", 8, "--detail_blocks", 1, "--max_iters", 2)
+    assert train.main(line) == 0
+    before, after = VARSR.from_pretrained(tmp_path / "c2i"), VARSR.from_pretrained(tmp_path / "run")
+    assert after.config.vqvae.detail_width == 8 and not after.config.vqvae.detail_lr
+    for name, value in before.state_dict().items():
+        assert torch.equal(after.state_dict()[name], value), name
 
 
 def test_the_detail_stage_names_what_it_needs(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -1,19 +1,19 @@
-"""Last training stage of a class-to-image model: its decoder learns to paint what codes alone leave out.
+"""Last training stage of a class-to-image model: a detail branch learns to paint what codes alone leave out.
 
-A tokenizer's codes keep little of fine texture, and nothing but they and the refiner's residual comes out of the
-transformer; an LR picture that could help does not exist here. So the decoder is trained, all else frozen, on the
-latents that the refiner really makes of the right codes, to give pictures that look like the crops they are of.
+Nothing but codes and the refiner's residual comes out of the transformer, and an LR picture that could help does not
+exist here. So the branch is trained, all else frozen, on what the decoder makes of the right codes and the residual
+that the refiner really draws for them, to give pictures that look like the crops they are of. Discriminators see the
+decoded picture beside, where those of super-resolution see the LR one.
 """
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dataloader.pairs import BatchLoader, ClassSource, Pairs
 from evaluation.class_quality import ClassFeatures, frechet_distance
@@ -24,26 +24,24 @@ from utils.device import autocast
 from utils.errors import UserError
 from utils.ranks import Ranks
 
-from .adversary import Seen
 from .class_validation import CLASS_CROPS, SHEET_CLASSES, SHEET_SEEDS, VALIDATION_SEED
-from .judged import JUDGED_FIELDS, JudgedSettings, JudgedStage
+from .detail import Decoded, DetailSettings, DetailStage
+from .judged import JUDGED_FIELDS
 from .model import build_model
 from .perceptual import Perceptual, find_perceptual
-from .pool import from_bytes, to_bytes
 from .setup import Setup, class_crops, generating_settings, loader, tune
 from .validation import mean_distance, measure
 
 
 @dataclass(frozen=True)
-class ClassDecoderSettings(JudgedSettings):
+class ClassDetailSettings(DetailSettings):
     """Hyper-parameters of the stage."""
 
     max_iters: int = 2000
-    learning_rate: float = 2e-4
     chroma_weight: float = 1.0
     perceptual_weight: float = 0.0
     map_weight: float = 1.0
-    adversarial_weight: float = 0.1
+    adversarial_weight: float = 0.05
     ema: float = 0.998
     val_batch: int = CLASS_CROPS
 
@@ -56,11 +54,12 @@ def latents_of(model: VARSR, pairs: Pairs, seed: int) -> Tensor:
 
 
 class DecodedClasses:
-    """Held-out crops of classes, whose latents are decoded again and again while the decoder is trained."""
+    """Held-out crops of classes, whose latents are decoded again and again while what decodes them is trained."""
 
     def __init__(self, pairs: Pairs, features: ClassFeatures, precision: str, batch_size: int) -> None:
         self.pairs, self.features, self.precision, self.batch_size = pairs, features, precision, batch_size
-        self.expected = self.features.of_all(((pairs.target + 1) / 2).split(batch_size))
+        self.photographs = (pairs.target + 1) / 2
+        self.expected = self.features.of_all(self.photographs.split(batch_size))
         self.latents: Tensor | None = None
 
     @torch.no_grad()
@@ -68,7 +67,7 @@ class DecodedClasses:
         """Of the crops and what is decoded of them: `measure`, the perceptual distance, and the Fréchet distance of
         features (`evaluation/class_quality.py`). The sheet: crops above what is decoded of them, and below pictures of
         every class."""
-        target = (self.pairs.target + 1) / 2
+        target = self.photographs
         with autocast(model.device, self.precision):
             if self.latents is None:
                 parts = torch.arange(len(target)).split(self.batch_size)
@@ -87,38 +86,27 @@ class DecodedClasses:
         return values
 
 
-class ClassDecoderStage(JudgedStage):
-    """Trains the decoder of a class-to-image model."""
+class ClassDetailStage(DetailStage):
+    """Trains the detail branch of a class-to-image model."""
 
     best_metric = ("distance", -1.0)
-    conditional = False
 
-    def __init__(self, model: VARSR, pairs: ClassSource, validation: DecodedClasses, settings: ClassDecoderSettings,
+    def __init__(self, model: VARSR, pairs: ClassSource, validation: DecodedClasses, settings: ClassDetailSettings,
                  perceptual: Perceptual, device: torch.device) -> None:
-        """Raises ValueError where there are no feature maps."""
-        trained = nn.ModuleList([model.vqvae.decoder, model.vqvae.post_quant])
-        super().__init__(model, trained, pairs, validation, settings, perceptual, (validation.pairs.target + 1) / 2,
-                         device)
+        """Raises as the base class."""
+        super().__init__(model, pairs, validation, settings, perceptual, device)
 
     def viewing(self) -> dict[str, Any]:
-        """Without LR pictures there is no fidelity to choose."""
+        """Pictures are validated with all of the detail."""
         return {"perceptual": self.perceptual}
 
-    @torch.no_grad()
-    def _add_samples(self) -> float:
-        """See the base class."""
+    def _decoded(self) -> Decoded:
+        """See the base class: here the decoded picture is in the LR one's place."""
         pairs, wait = self.next_pairs()
         with autocast(self.device, self.settings.precision):
             latent = latents_of(self.model, pairs, self.next_seed())
-        self.pool.add(latent=latent.half(), target=to_bytes(pairs.target))
-        return wait
-
-    def _restore(self, drawn: Mapping[str, Tensor]) -> tuple[Tensor, Seen, None]:
-        """See the base class."""
-        decoded = self.model.vqvae.decode_unclamped(drawn["latent"].float()).float()
-        with torch.no_grad():
-            real = self.perceptual.look(from_bytes(drawn["target"]))
-        return decoded, real, None
+            decoded = self.model.vqvae.decode_unclamped(latent).float()
+        return Decoded(latent, decoded, pairs.target, decoded, wait)
 
 
 def set_up(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setup:
@@ -128,9 +116,9 @@ def set_up(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setu
         raise UserError(f"--stage {args.stage} needs a perceptual network: {perceptual.description}")
     model = build_model(args)
     crops, held_out = class_crops(args, model.config)
-    settings = generating_settings(args, device, ranks, ClassDecoderSettings, JUDGED_FIELDS, len(crops))
+    settings = generating_settings(args, device, ranks, ClassDetailSettings, JUDGED_FIELDS, len(crops))
     tune(args, model, device)
     pairs = ClassSource(loader(args, crops, settings.fresh, ranks))
     expected = ClassSource(BatchLoader(held_out, settings.val_batch, seed=VALIDATION_SEED)).draw(device)
     validation = DecodedClasses(expected, ClassFeatures(device), settings.precision, settings.batch_size)
-    return Setup(settings, model, lambda: ClassDecoderStage(model, pairs, validation, settings, perceptual, device))
+    return Setup(settings, model, lambda: ClassDetailStage(model, pairs, validation, settings, perceptual, device))
