@@ -39,6 +39,10 @@ class Seen:
         """The same without gradients."""
         return Seen(self.picture.detach(), [each.detach() for each in self.maps])
 
+    def first(self, count: int) -> Seen:
+        """The first so many of them."""
+        return Seen(self.picture[:count], [each[:count] for each in self.maps])
+
 
 def _conv(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Module:
     # spectral norm keeps it from outrunning a small decoder (Miyato et al., 2018)

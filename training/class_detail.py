@@ -1,13 +1,14 @@
 """Last training stage of a class-to-image model: a detail branch learns to paint what codes alone leave out.
 
 Nothing but codes and the refiner's residual comes out of the transformer, and an LR picture that could help does not
-exist here. So the branch is trained, all else frozen, on what the decoder makes of the right codes and the residual
-that the refiner really draws for them, to give pictures that look like the crops they are of. Discriminators see the
-decoded picture beside, where those of super-resolution see the LR one.
+exist here. So the branch is trained, all else frozen, on two kinds of pictures: what the decoder makes of the right
+codes of crops and the residual that the refiner really draws for them, to give pictures that look like these crops; and
+what it makes of codes that the transformer draws itself, which discriminators shall take for crops as well.
 """
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,20 +25,23 @@ from utils.device import autocast
 from utils.errors import UserError
 from utils.ranks import Ranks
 
+from .adversary import Seen
 from .class_validation import CLASS_CROPS, SHEET_CLASSES, SHEET_SEEDS, VALIDATION_SEED
-from .detail import Decoded, DetailSettings, DetailStage
-from .judged import JUDGED_FIELDS
+from .judged import JUDGED_FIELDS, JudgedSettings, JudgedStage
 from .model import build_model
 from .perceptual import Perceptual, find_perceptual
+from .pool import from_bytes, to_bytes
 from .setup import Setup, class_crops, generating_settings, loader, tune
 from .validation import mean_distance, measure
 
 
 @dataclass(frozen=True)
-class ClassDetailSettings(DetailSettings):
-    """Hyper-parameters of the stage."""
+class ClassDetailSettings(JudgedSettings):
+    """Hyper-parameters of the stage. A batch has as many pictures of codes that the transformer draws besides."""
 
     max_iters: int = 2000
+    learning_rate: float = 3e-4
+    pool_size: int = 800
     chroma_weight: float = 1.0
     perceptual_weight: float = 0.0
     map_weight: float = 1.0
@@ -54,59 +58,88 @@ def latents_of(model: VARSR, pairs: Pairs, seed: int) -> Tensor:
 
 
 class DecodedClasses:
-    """Held-out crops of classes, whose latents are decoded again and again while what decodes them is trained."""
+    """Held-out crops of classes: latents of their right codes, and latents of their classes that the model draws, both
+    made once and decoded again and again while what decodes them is trained."""
 
     def __init__(self, pairs: Pairs, features: ClassFeatures, precision: str, batch_size: int) -> None:
         self.pairs, self.features, self.precision, self.batch_size = pairs, features, precision, batch_size
         self.photographs = (pairs.target + 1) / 2
         self.expected = self.features.of_all(self.photographs.split(batch_size))
-        self.latents: Tensor | None = None
+        self.latents: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
     def run(self, model: VARSR, sheet: Path, perceptual: Perceptual | None = None) -> dict[str, float]:
-        """Of the crops and what is decoded of them: `measure`, the perceptual distance, and the Fréchet distance of
-        features (`evaluation/class_quality.py`). The sheet: crops above what is decoded of them, and below pictures of
-        every class."""
+        """Of the crops and what is decoded of their codes: `measure` and the perceptual distance; and the Fréchet
+        distance of features (`evaluation/class_quality.py`) of that and of pictures that the model draws. The sheet:
+        crops above what is decoded of them, and below pictures of every class."""
         target = self.photographs
         with autocast(model.device, self.precision):
             if self.latents is None:
-                parts = torch.arange(len(target)).split(self.batch_size)
-                self.latents = torch.cat([latents_of(model, Pairs(self.pairs.target[part], None,
-                                                                  self.pairs.labels[part]), int(part[0]))
-                                          for part in parts])
-            pictures = torch.cat([(model.vqvae.decode(part).float() + 1) / 2
-                                  for part in self.latents.split(self.batch_size)])
+                self.latents = self._latents(model)
+            decoded, drawn = (torch.cat([(model.vqvae.decode(part).float() + 1) / 2
+                                         for part in latents.split(self.batch_size)]) for latents in self.latents)
             labels = torch.arange(model.config.num_classes, device=model.device)[:SHEET_CLASSES]
-            drawn = [model.generate(labels=labels, seed=seed) for seed in SHEET_SEEDS]
-        write_grid(sheet, [target[:len(labels)], pictures[:len(labels)], *drawn])
-        decoded = self.features.of_all(pictures.split(self.batch_size))
-        values = {**measure(pictures.cpu(), target.cpu()), "distance": frechet_distance(decoded, self.expected)}
+            shown = [model.generate(labels=labels, seed=seed) for seed in SHEET_SEEDS]
+        write_grid(sheet, [target[:len(labels)], decoded[:len(labels)], *shown])
+        values = {**measure(decoded.cpu(), target.cpu()), "distance": self._distance(decoded),
+                  "drawn_distance": self._distance(drawn)}
         if perceptual is not None:
-            values["perceptual"] = mean_distance(pictures, target, perceptual, self.batch_size, model.device)
+            values["perceptual"] = mean_distance(decoded, target, perceptual, self.batch_size, model.device)
         return values
 
+    def _latents(self, model: VARSR) -> tuple[Tensor, Tensor]:
+        """Those of right codes, and those that are drawn."""
+        right, drawn = [], []
+        for part in torch.arange(len(self.photographs)).split(self.batch_size):
+            pairs = Pairs(self.pairs.target[part], None, self.pairs.labels[part])
+            right.append(latents_of(model, pairs, int(part[0])))
+            drawn.append(model.generate_latent(labels=pairs.labels, seed=int(part[0])))
+        return torch.cat(right), torch.cat(drawn)
 
-class ClassDetailStage(DetailStage):
+    def _distance(self, pictures: Tensor) -> float:
+        return frechet_distance(self.features.of_all(pictures.split(self.batch_size)), self.expected)
+
+
+class ClassDetailStage(JudgedStage):
     """Trains the detail branch of a class-to-image model."""
 
-    best_metric = ("distance", -1.0)
+    best_metric = ("drawn_distance", -1.0)
+    conditional = False
 
     def __init__(self, model: VARSR, pairs: ClassSource, validation: DecodedClasses, settings: ClassDetailSettings,
                  perceptual: Perceptual, device: torch.device) -> None:
-        """Raises as the base class."""
-        super().__init__(model, pairs, validation, settings, perceptual, device)
+        """Raises ValueError for a model without a detail branch, or where there are no feature maps."""
+        if model.vqvae.detail is None:
+            raise UserError("the model has no detail branch to train")
+        super().__init__(model, model.vqvae.detail, pairs, validation, settings, perceptual, validation.photographs,
+                         device)
 
     def viewing(self) -> dict[str, Any]:
         """Pictures are validated with all of the detail."""
         return {"perceptual": self.perceptual}
 
-    def _decoded(self) -> Decoded:
-        """See the base class: here the decoded picture is in the LR one's place."""
+    @torch.no_grad()
+    def _add_samples(self) -> float:
+        """See the base class. A sample of the pool is of a crop, and of a picture of its class that the model draws."""
         pairs, wait = self.next_pairs()
+        sample = {"target": to_bytes(pairs.target)}
         with autocast(self.device, self.settings.precision):
-            latent = latents_of(self.model, pairs, self.next_seed())
-            decoded = self.model.vqvae.decode_unclamped(latent).float()
-        return Decoded(latent, decoded, pairs.target, decoded, wait)
+            latents = {"right": latents_of(self.model, pairs, self.next_seed()),
+                       "drawn": self.model.generate_latent(labels=pairs.labels, seed=self.next_seed()).float()}
+            for name, latent in latents.items():
+                sample |= {f"{name}_latent": latent.half(),
+                           f"{name}_decoded": to_bytes(self.model.vqvae.decode_unclamped(latent).float())}
+        self.pool.add(**sample)
+        return wait
+
+    def _restore(self, drawn: Mapping[str, Tensor]) -> tuple[Tensor, Seen, None]:
+        """See the base class: pictures of right codes, then of drawn ones."""
+        latent, decoded = (torch.cat([drawn[f"{name}_{part}"] for name in ("right", "drawn")])
+                           for part in ("latent", "decoded"))
+        decoded = from_bytes(decoded)
+        with torch.no_grad():
+            real = self.perceptual.look(from_bytes(drawn["target"]))
+        return decoded + self.trained(decoded, None, latent.float()).float(), real, None
 
 
 def set_up(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setup:

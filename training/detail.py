@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,17 +40,6 @@ class DetailSettings(JudgedSettings):
     val_batch: int = 24
 
 
-class Decoded(NamedTuple):
-    """Pictures (M, 3, S, S) in [-1, 1] that were decoded from latents (M, c, N, N), the real ones, and the ones that
-    both are seen beside: LR ones. wait: seconds that the data took."""
-
-    latent: Tensor
-    decoded: Tensor
-    target: Tensor
-    lr: Tensor
-    wait: float
-
-
 class DetailStage(JudgedStage):
     """Trains the detail branch, and discriminators beside it."""
 
@@ -69,17 +58,12 @@ class DetailStage(JudgedStage):
     @torch.no_grad()
     def _add_samples(self) -> float:
         """Put new samples into the pool; returns the seconds that their data took."""
-        new = self._decoded()
-        pictures = {"decoded": to_bytes(new.decoded), HR: to_bytes(new.target), LR: to_bytes(new.lr)}
-        self.pool.add(latent=new.latent.half(), **pictures, **self._maps(pictures))
-        return new.wait
-
-    def _decoded(self) -> Decoded:
-        """New samples."""
         pairs, latent, wait = self.generated()
         with autocast(self.device, self.settings.precision):
             decoded = self.model.vqvae.decode_unclamped(latent, pairs.lr).float()
-        return Decoded(latent, decoded, pairs.target, pairs.lr, wait)
+        pictures = {"decoded": to_bytes(decoded), HR: to_bytes(pairs.target), LR: to_bytes(pairs.lr)}
+        self.pool.add(latent=latent.half(), **pictures, **self._maps(pictures))
+        return wait
 
     @torch.no_grad()
     def _maps(self, pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -83,7 +83,8 @@ class JudgedStage(PooledStage):
 
     def _restore(self, drawn: Mapping[str, Tensor]) -> tuple[Tensor, Seen, Seen | None]:
         """A batch of the pool as the part in training makes it, the real pictures, and the LR ones if there are any;
-        in [-1, 1]."""
+        in [-1, 1]. What is made beyond the number of real pictures has none to be like: discriminators alone judge
+        it."""
         raise NotImplementedError
 
     def train_step(self, iteration: int, place: float | None = None) -> dict[str, float]:
@@ -111,15 +112,15 @@ class JudgedStage(PooledStage):
 
     def _loss(self, restored: Seen, real: Seen, condition: Seen | None, place: float,
               metrics: dict[str, float | Tensor]) -> Tensor:
-        settings = self.settings
-        pixel = F.l1_loss(restored.picture, real.picture)
-        chroma = F.l1_loss(smooth_chroma((restored.picture + 1) / 2), smooth_chroma((real.picture + 1) / 2))
-        maps = map_distance(restored.maps, real.maps)
+        settings, matched = self.settings, restored.first(len(real.picture))
+        pixel = F.l1_loss(matched.picture, real.picture)
+        chroma = F.l1_loss(smooth_chroma((matched.picture + 1) / 2), smooth_chroma((real.picture + 1) / 2))
+        maps = map_distance(matched.maps, real.maps)
         metrics |= {"pixel": pixel, "chroma": chroma, "maps": maps}
         loss = settings.pixel_weight * pixel + settings.chroma_weight * chroma + settings.map_weight * maps
         if self.perceptual.judge is not None and settings.perceptual_weight > 0:
             with autocast(self.device, settings.precision):
-                judged = self.perceptual.judged(restored, real, settings.perceptual_side, self.generator).float()
+                judged = self.perceptual.judged(matched, real, settings.perceptual_side, self.generator).float()
             metrics["perceptual"] = judged
             loss = loss + settings.perceptual_weight * judged
         if self.adversary.takes_part(place):

@@ -99,6 +99,21 @@ def test_the_branch_of_classes_is_trained_alone_on_the_right_codes(tmp_path: Pat
     assert VARSR.from_pretrained(tmp_path).config == model.config
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+def test_only_discriminators_judge_what_the_transformer_draws(weight: float) -> None:
+    """Without them, what is in the pool of drawn codes changes nothing."""
+    weights = []
+    for share in (1, 0):
+        stage = class_detail_stage(adversarial_weight=weight)
+        while len(stage.pool) < stage.settings.pool_size:
+            stage._add_samples()
+        for name in ("drawn_latent", "drawn_decoded"):
+            stage.pool.fields[name] *= share
+        stage.train_step(1)
+        weights.append(stage.trained.conv_in.weight)
+    assert torch.equal(*weights) == (weight == 0)
+
+
 def test_the_latents_of_classes_are_the_right_codes_and_what_the_refiner_adds(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = class_detail_stage()
     model, pairs = stage.model, stage.pairs.draw(torch.device("cpu"))
