@@ -34,6 +34,8 @@ from .pool import from_bytes, to_bytes
 from .setup import Setup, class_crops, generating_settings, loader, tune
 from .validation import mean_distance, measure
 
+KINDS = ("right", "drawn")  # of codes
+
 
 @dataclass(frozen=True)
 class ClassDetailSettings(JudgedSettings):
@@ -124,9 +126,9 @@ class ClassDetailStage(JudgedStage):
         pairs, wait = self.next_pairs()
         sample = {"target": to_bytes(pairs.target)}
         with autocast(self.device, self.settings.precision):
-            latents = {"right": latents_of(self.model, pairs, self.next_seed()),
-                       "drawn": self.model.generate_latent(labels=pairs.labels, seed=self.next_seed()).float()}
-            for name, latent in latents.items():
+            latents = (latents_of(self.model, pairs, self.next_seed()),
+                       self.model.generate_latent(labels=pairs.labels, seed=self.next_seed()).float())
+            for name, latent in zip(KINDS, latents, strict=True):
                 sample |= {f"{name}_latent": latent.half(),
                            f"{name}_decoded": to_bytes(self.model.vqvae.decode_unclamped(latent).float())}
         self.pool.add(**sample)
@@ -134,12 +136,11 @@ class ClassDetailStage(JudgedStage):
 
     def _restore(self, drawn: Mapping[str, Tensor]) -> tuple[Tensor, Seen, None]:
         """See the base class: pictures of right codes, then of drawn ones."""
-        latent, decoded = (torch.cat([drawn[f"{name}_{part}"] for name in ("right", "drawn")])
-                           for part in ("latent", "decoded"))
-        decoded = from_bytes(decoded)
+        latent = torch.cat([drawn[f"{name}_latent"].float() for name in KINDS])
+        decoded = torch.cat([from_bytes(drawn[f"{name}_decoded"]) for name in KINDS])
         with torch.no_grad():
             real = self.perceptual.look(from_bytes(drawn["target"]))
-        return decoded + self.trained(decoded, None, latent.float()).float(), real, None
+        return decoded + self.trained(decoded, None, latent).float(), real, None
 
 
 def set_up(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setup:
