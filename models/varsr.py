@@ -311,9 +311,12 @@ class VARSR(nn.Module):
         cross_entropy = self._balanced(token_losses, settings.scale_balance)
         last = self.config.vqvae.side ** 2
         with torch.no_grad():
-            predicted = self.vqvae.quantizer.codebook(logits[:, -last:].argmax(-1)).float()
-            residual = quantized.residual_last.flatten(2).transpose(1, 2) - predicted
-        features = hidden[:, -last:] + self._code_features(predicted)
+            # Super-resolution refines the likeliest codes, right ones mostly. Without an LR picture they mostly are not,
+            # and a refiner of them learns to draw anew what codes that are sampled say already.
+            chosen = logits[:, -last:].argmax(-1) if self.config.is_super_resolution else quantized.codes[-1]
+            embedding = self.vqvae.quantizer.codebook(chosen).float()
+            residual = quantized.residual_last.flatten(2).transpose(1, 2) - embedding
+        features = hidden[:, -last:] + self._code_features(embedding)
         refiner = self.refiner.loss(residual.flatten(0, 1), features.flatten(0, 1), refiner_times, refiner_noise)
         hits = (logits.detach().argmax(-1) == targets).float()
         return Losses(cross_entropy + REFINER_LOSS_WEIGHT * refiner, cross_entropy, refiner, hits.mean(), logits,

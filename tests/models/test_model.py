@@ -170,3 +170,21 @@ def test_many_classes_are_not_folded() -> None:
     transformer = dataclasses.replace(config.transformer, class_rows=config.transformer.width)
     model = VARSR(dataclasses.replace(config, transformer=transformer, class_names=()))
     assert not model.for_inference().transformer.is_folded
+
+
+@pytest.mark.parametrize("kind", ["super-resolution", "class-to-image"])
+def test_what_the_refiner_learns(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Super-resolution: what the likeliest codes leave over; class-to-image, whose codes are drawn: what the right ones
+    do, and then it is the quantiser's error alone."""
+    model = small_model() if kind == "super-resolution" else small_class_model()
+    side = model.config.vqvae.side
+    image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    targets = []
+    monkeypatch.setattr(model.refiner, "loss", lambda residual, *_: targets.append(residual) or residual.mean())
+    losses = model(image, image if kind == "super-resolution" else None, torch.tensor([0, 1]))
+    quantized = model.vqvae.quantizer.encode(model.vqvae.encode(image))
+    likeliest = losses.logits[:, -side * side:].argmax(-1)
+    assert (likeliest != quantized.codes[-1]).any()
+    codes = likeliest if kind == "super-resolution" else quantized.codes[-1]
+    expected = quantized.residual_last.flatten(2).transpose(1, 2) - model.vqvae.quantizer.codebook(codes)
+    torch.testing.assert_close(targets[0], expected.flatten(0, 1))
