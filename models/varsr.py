@@ -311,8 +311,8 @@ class VARSR(nn.Module):
         cross_entropy = self._balanced(token_losses, settings.scale_balance)
         last = self.config.vqvae.side ** 2
         with torch.no_grad():
-            # Super-resolution refines the likeliest codes, right ones mostly. Without an LR picture they mostly are not,
-            # and a refiner of them learns to draw anew what codes that are sampled say already.
+            # Super-resolution refines the likeliest codes. Without an LR picture these are nearly always wrong, and a
+            # refiner of them would learn to draw anew what sampled codes say already.
             chosen = logits[:, -last:].argmax(-1) if self.config.is_super_resolution else quantized.codes[-1]
             embedding = self.vqvae.quantizer.codebook(chosen).float()
             residual = quantized.residual_last.flatten(2).transpose(1, 2) - embedding
