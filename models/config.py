@@ -415,7 +415,7 @@ PRESETS: dict[str, VARSRConfig] = {
         transformer=TransformerConfig(depth=4, width=192, num_heads=3, ffn_ratio=3, drop_path=0.0,
                                       shared_modulation=True, prefix=None),
         refiner=RefinerConfig(width=128, depth=2),
-        generation=GenerationConfig(cfg=3.0, top_k=100, top_p=0.95, scale=1.0)),
+        generation=GenerationConfig(cfg=2.0, top_k=4096, top_p=0.92, scale=1.0)),
     # For tests and dry runs: seconds on one core.
     "varsr-debug": VARSRConfig(
         name="varsr-debug",

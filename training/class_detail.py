@@ -42,12 +42,13 @@ class ClassDetailSettings(JudgedSettings):
     """Hyper-parameters of the stage. A batch has as many pictures of codes that the transformer draws besides."""
 
     max_iters: int = 2000
-    learning_rate: float = 3e-4
-    pool_size: int = 800
+    learning_rate: float = 4e-4
+    pool_size: int = 400
+    pixel_weight: float = 0.5
     chroma_weight: float = 1.0
     perceptual_weight: float = 0.0
     map_weight: float = 1.0
-    adversarial_weight: float = 0.05
+    adversarial_weight: float = 0.02  # 0.1 gives grain
     ema: float = 0.998
     val_batch: int = CLASS_CROPS
 

@@ -164,15 +164,16 @@ def _add_optimisation(add: Callable[..., Any]) -> None:
     add("--error_rate", type=bounded(float, 0, 1), help="share of codes replaced by wrong ones in the inputs, at most")
     add("--scale_balance", type=bounded(float, 0, 1), help="share of the cross-entropy that weighs all scales alike")
     add("--ssim_weight", type=bounded(float, 0), help="decoder stage: weight of 1 - SSIM beside the pixel loss (0)")
-    add("--pixel_weight", type=bounded(float, 0), help="detail stages: weight of L1 (1)")
+    add("--pixel_weight", type=bounded(float, 0), help="detail stages: weight of L1 (1; classes 0.5)")
     add("--chroma_weight", type=bounded(float, 0), help="detail stages: weight of the colours' L1 (4; classes 1)")
     add("--perceptual_weight", type=bounded(float, 0), help="detail stages: weight of the judge (0.1; classes 0)")
     add("--map_weight", type=bounded(float, 0), help="detail stages: weight of feature maps (0.3; classes 1)")
     add("--adversary", choices=ADVERSARIES, help="detail stages: what judges: patches of pixels, feature maps, both")
     add("--adversarial_weight", type=bounded(float, 0),
-        help="detail stages: weight of discriminators (0.018; classes 0.05)")
+        help="detail stages: weight of discriminators (0.018; classes 0.02)")
     add("--fresh", type=bounded(int, 1), help="decoder and detail stages: samples that are generated at a time (4)")
-    add("--pool_size", type=bounded(int, 1), help="detail stages: generated samples that are drawn from (2400)")
+    add("--pool_size", type=bounded(int, 1),
+        help="detail stages: generated samples that are drawn from (2400; classes 400)")
     add("--renew_every", type=bounded(int, 1), help="detail stages: iterations between four new samples of them (4)")
     add("--ema", type=bounded(float, 0, 1), help="decay of the moving average, the result (0.999; decoder 0.998)")
 

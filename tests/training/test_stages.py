@@ -1,6 +1,7 @@
 """The training stages on the debug preset: they learn, resume exactly and export what from_pretrained reads."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from models.varsr import VARSR
 from models.weights.transfer import with_detail
-from training.class_detail import latents_of
+from training.class_detail import ClassDetailStage, latents_of
 from training.detail import DetailSettings, DetailStage
 from training.optim import parameter_groups
 from training.perceptual import Perceptual
@@ -112,6 +113,12 @@ def test_only_discriminators_judge_what_the_transformer_draws(weight: float) -> 
         stage.train_step(1)
         weights.append(stage.trained.conv_in.weight)
     assert torch.equal(*weights) == (weight == 0)
+
+
+@pytest.mark.parametrize("stage_of", [detail_stage, class_detail_stage])
+def test_the_detail_stages_in_bf16(stage_of: Callable[..., DetailStage | ClassDetailStage]) -> None:
+    exact, rounded = (stage_of(precision=precision).train_step(0)["pixel"] for precision in ("fp32", "bf16"))
+    assert rounded == pytest.approx(exact, rel=0.02)
 
 
 def test_the_latents_of_classes_are_the_right_codes_and_what_the_refiner_adds(monkeypatch: pytest.MonkeyPatch) -> None:
