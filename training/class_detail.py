@@ -109,14 +109,6 @@ class ClassDetailStage(JudgedStage):
     best_metric = ("drawn_distance", -1.0)
     conditional = False
 
-    def __init__(self, model: VARSR, pairs: ClassSource, validation: DecodedClasses, settings: ClassDetailSettings,
-                 perceptual: Perceptual, device: torch.device) -> None:
-        """Raises ValueError for a model without a detail branch, or where there are no feature maps."""
-        if model.vqvae.detail is None:
-            raise UserError("the model has no detail branch to train")
-        super().__init__(model, model.vqvae.detail, pairs, validation, settings, perceptual, validation.photographs,
-                         device)
-
     def viewing(self) -> dict[str, Any]:
         """Pictures are validated with all of the detail."""
         return {"perceptual": self.perceptual}

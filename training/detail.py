@@ -14,18 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dataloader.pairs import PairSource
-from models.varsr import VARSR
 from utils.device import autocast
 from utils.errors import UserError
 from utils.ranks import Ranks
 
 from .adversary import Seen
 from .judged import JUDGED_FIELDS, JudgedSettings, JudgedStage
-from .perceptual import Perceptual, find_perceptual
+from .perceptual import find_perceptual
 from .pool import SamplePool, from_bytes, to_bytes
 from .setup import Setup, generating_parts
-from .validation import Validation
 
 HR, LR = "hr", "lr"  # whose maps the pool holds
 
@@ -46,14 +43,6 @@ class DetailStage(JudgedStage):
     best_metric = ("st_lpips", -1.0)  # without its weights there is no best one, just the last
     fidelity = 0.0
     conditional = True
-
-    def __init__(self, model: VARSR, pairs: PairSource, validation: Validation, settings: DetailSettings,
-                 perceptual: Perceptual, device: torch.device) -> None:
-        """Raises ValueError for a model without a detail branch, or where there are no feature maps."""
-        if model.vqvae.detail is None:
-            raise UserError("the model has no detail branch to train")
-        super().__init__(model, model.vqvae.detail, pairs, validation, settings, perceptual, validation.photographs,
-                         device)
 
     @torch.no_grad()
     def _add_samples(self) -> float:

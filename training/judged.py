@@ -1,5 +1,5 @@
-"""What the last stages of both kinds of model share: a part of a frozen model learns to make pictures that look like
-photographs, by pixels, a perceptual distance, feature maps and discriminators."""
+"""What the last stages of both kinds of model share: the detail branch of a frozen model learns to make pictures that
+look like photographs, by pixels, a perceptual distance, feature maps and discriminators."""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from evaluation.metrics.full_reference import smooth_chroma
 from models.varsr import VARSR
@@ -58,19 +58,21 @@ class JudgedSettings(PooledSettings):
 
 
 class JudgedStage(PooledStage):
-    """Trains a part of the model, and discriminators beside it. conditional: whether they see the LR picture too."""
+    """Trains the detail branch, and discriminators beside it. conditional: whether they see the LR picture too."""
 
     conditional: bool
 
-    def __init__(self, model: VARSR, trained: nn.Module, pairs: Any, validation: Any, settings: JudgedSettings,
-                 perceptual: Perceptual, photographs: Tensor, device: torch.device) -> None:
-        """photographs: (M, 3, S, S) in [0, 1], for the deviations of feature maps. Raises ValueError where there are no
-        feature maps."""
+    def __init__(self, model: VARSR, pairs: Any, validation: Any, settings: JudgedSettings, perceptual: Perceptual,
+                 device: torch.device) -> None:
+        """validation: its `photographs` tell the deviations of feature maps. Raises ValueError for a model without a
+        detail branch, or where there are no feature maps."""
+        if model.vqvae.detail is None:
+            raise UserError("the model has no detail branch to train")
         if perceptual.features is None:
             raise UserError(f"this stage needs a perceptual network: {perceptual.description}")
-        super().__init__(model, trained, pairs, validation, settings, device)
+        super().__init__(model, model.vqvae.detail, pairs, validation, settings, device)
         self.perceptual = perceptual
-        perceptual.calibrate(photographs.to(device) * 2 - 1)
+        perceptual.calibrate(validation.photographs.to(device) * 2 - 1)
         self.adversary = Adversary(
             AdversarySettings(settings.adversarial_weight, start=0, learning_rate=settings.discriminator_rate,
                               betas=settings.discriminator_betas, clip=settings.clip, precision=settings.precision,
@@ -82,13 +84,13 @@ class JudgedStage(PooledStage):
         raise NotImplementedError
 
     def _restore(self, drawn: Mapping[str, Tensor]) -> tuple[Tensor, Seen, Seen | None]:
-        """A batch of the pool as the part in training makes it, the real pictures, and the LR ones if there are any;
+        """A batch of the pool as the branch makes it, the real pictures, and the LR ones if there are any;
         in [-1, 1]. What is made beyond the number of real pictures has none to be like: discriminators alone judge
         it."""
         raise NotImplementedError
 
     def train_step(self, iteration: int, place: float | None = None) -> dict[str, float]:
-        """One step of the part and one of the discriminators. place: see `loop.Stage`; by default that of a run of
+        """One step of the branch and one of the discriminators. place: see `loop.Stage`; by default that of a run of
         iterations."""
         settings, wait = self.settings, 0.0
         place = iteration if place is None else place
