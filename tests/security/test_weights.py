@@ -426,7 +426,8 @@ def changed(part: str, field: str, value: object) -> str:
 WRONG = ["x", -1, 10 ** 30, float("nan"), float("inf"), 1e300, [[]], [None], {}, {"a": {"b": []}}, "x" * 10 ** 6,
          [10 ** 9] * 1000, True]
 RIGHT = {("", "name"): ("x",), ("", "class_names"): (), ("", "inference"): (True,), ("vqvae", "linear_path"): (True,),
-         ("vqvae", "detail_lr"): (True,), ("transformer", "shared_modulation"): (True,), ("transformer", "prefix_injection"): (True,),
+         ("vqvae", "detail_lr"): (True,), ("transformer", "shared_modulation"): (True,),
+         ("transformer", "prefix_injection"): (True,),
          ("generation", "more_smooth"): (True,),
          **{("", part): ({},) for part in ("vqvae", "transformer", "refiner", "generation")}}
 
