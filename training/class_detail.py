@@ -22,14 +22,13 @@ from models.generation import GivenTokens
 from models.varsr import VARSR
 from pictures.sheets import write_grid
 from utils.device import autocast
-from utils.errors import UserError
 from utils.ranks import Ranks
 
 from .adversary import Seen
 from .class_validation import CLASS_CROPS, SHEET_CLASSES, SHEET_SEEDS, VALIDATION_SEED
 from .judged import JUDGED_FIELDS, JudgedSettings, JudgedStage
 from .model import build_model
-from .perceptual import Perceptual, find_perceptual
+from .perceptual import Perceptual, needed_perceptual
 from .pool import from_bytes, to_bytes
 from .setup import Setup, class_crops, generating_settings, loader, tune
 from .validation import mean_distance, measure
@@ -138,9 +137,7 @@ class ClassDetailStage(JudgedStage):
 
 def set_up(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setup:
     """The stage from the flags. Raises ValueError, OSError or CheckpointError for flags and files."""
-    perceptual = find_perceptual(device)
-    if perceptual.features is None:
-        raise UserError(f"--stage {args.stage} needs a perceptual network: {perceptual.description}")
+    perceptual = needed_perceptual(args.stage, device)
     model = build_model(args)
     crops, held_out = class_crops(args, model.config)
     settings = generating_settings(args, device, ranks, ClassDetailSettings, JUDGED_FIELDS, len(crops))

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from utils.device import autocast
-from utils.errors import UserError
 from utils.ranks import Ranks
 
 from .adversary import Seen
 from .judged import JUDGED_FIELDS, JudgedSettings, JudgedStage
-from .perceptual import find_perceptual
+from .perceptual import needed_perceptual
 from .pool import SamplePool, from_bytes, to_bytes
 from .setup import Setup, generating_parts
 
@@ -100,7 +99,6 @@ def _map_name(picture: str, index: int) -> str:
 
 def set_up(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setup:
     """The stage from the flags. Raises as `generating_parts`, and where there is no perceptual network."""
-    parts, perceptual = generating_parts(args, device, ranks, DetailSettings, JUDGED_FIELDS), find_perceptual(device)
-    if perceptual.features is None:
-        raise UserError(f"--stage detail needs a perceptual network: {perceptual.description}")
+    parts = generating_parts(args, device, ranks, DetailSettings, JUDGED_FIELDS)
+    perceptual = needed_perceptual(args.stage, device)
     return Setup(parts.settings, parts.model, lambda: DetailStage(*parts, perceptual, device))

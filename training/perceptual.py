@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from evaluation.metrics.efficientnet import NoFeatures, load_network, network_input
 from evaluation.metrics.st_lpips import STLPIPS, VGG16, find_weights
+from utils.errors import UserError
 
 from .adversary import Seen
 
@@ -144,6 +145,14 @@ def find_perceptual(device: torch.device) -> Perceptual:
     if features is None:
         return Perceptual(description=f"none, {why_not}")
     return Perceptual(features, description="feature maps (EfficientNet-Lite0)")
+
+
+def needed_perceptual(stage: str, device: torch.device) -> Perceptual:
+    """The same for a stage that cannot do without feature maps. Raises UserError where there are none."""
+    perceptual = find_perceptual(device)
+    if perceptual.features is None:
+        raise UserError(f"--stage {stage} needs a perceptual network: {perceptual.description}")
+    return perceptual
 
 
 def _find_judge() -> tuple[nn.Module | None, str]:

@@ -247,7 +247,7 @@ def test_a_detail_branch_is_added_to_a_class_to_image_model(place: Path, tmp_pat
 
 def test_the_detail_stage_names_what_it_needs(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                               capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr("training.detail.find_perceptual", lambda device: Perceptual(description="none, get one"))
+    monkeypatch.setattr("training.perceptual.find_perceptual", lambda device: Perceptual(description="none, get one"))
     assert "none, get one" in refusal(capsys, *detail_line(place, tmp_path / "run", "--max_iters", 1))
     assert "continues from a trained" in refusal(capsys, "--stage", "detail", "--data", place / "pictures", "--output",
                                                  tmp_path / "run", "--device", "cpu")
