@@ -1,6 +1,7 @@
 """The web page in headless Chromium, as its users see it: results, files, cancellation, two of them at once."""
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -282,7 +283,8 @@ def test_classes_are_drawn(page, tmp_path: Path) -> None:
     page.get_by_role("tab", name="Class to image").click()
     expect(page.locator("#classes")).to_contain_text("earth")
     page.locator("#draw").click()
-    expect(page.locator("#class_status")).to_contain_text("8 pictures, seed 0, cfg 1.5", timeout=PATIENCE)
+    own = json.loads((EMBEDDED[False] / "config.json").read_text())["generation"]["cfg"]
+    expect(page.locator("#class_status")).to_contain_text(f"8 pictures, seed 0, cfg {own:g}", timeout=PATIENCE)
     assert page.locator("#gallery img").count() >= 8
     with page.expect_download() as download:
         page.locator("#download_sheet").click()
