@@ -179,13 +179,11 @@ class BatchLoader:
 
 @dataclass
 class Pairs:
-    """A batch: pictures in [-1, 1] (no LR for class-to-image), labels (B,), and what a teacher makes of the LR pictures
-    where there is one."""
+    """A batch: pictures in [-1, 1] (no LR for class-to-image), labels (B,)."""
 
     target: Tensor
     lr: Tensor | None
     labels: Tensor
-    taught: Tensor | None = None
 
 
 class CropSource:
@@ -264,14 +262,14 @@ class PairSource(CropSource):
 
 
 class TaughtPairs(PairSource):
-    """The same pairs, each with what a teacher makes of its LR picture."""
+    """The same pairs, but with what a teacher makes of the LR pictures in place of the photographs."""
 
     def __init__(self, loader: BatchLoader, degrade: BothSizes, teacher: Teacher, group: int = 1) -> None:
-        super().__init__(loader, lambda hr, generator: degrade(hr, generator)[1], group)
+        super().__init__(loader, lambda hr, generator: degrade(hr, generator)[1], group, negatives_are_degraded=False)
         self.at_both_sizes, self.teacher = degrade, teacher
 
     def _draw(self, device: torch.device) -> Pairs:
-        target, labels, generators = self._next_with_generators(device)
-        groups = [self.at_both_sizes(*each) for each in zip(target.split(self.group), generators, strict=True)]
+        hr, labels, generators = self._next_with_generators(device)
+        groups = [self.at_both_sizes(*each) for each in zip(hr.split(self.group), generators, strict=True)]
         small, enlarged = (torch.cat(parts) for parts in zip(*groups, strict=True))
-        return Pairs(target * 2 - 1, enlarged * 2 - 1, labels, self.teacher(small) * 2 - 1)
+        return Pairs(self.teacher(small) * 2 - 1, enlarged * 2 - 1, labels)

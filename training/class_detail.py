@@ -24,8 +24,9 @@ from pictures.sheets import write_grid
 from utils.device import autocast
 from utils.ranks import Ranks
 
+from .adversary import Seen
 from .class_validation import CLASS_CROPS, SHEET_CLASSES, SHEET_SEEDS, VALIDATION_SEED
-from .judged import JUDGED_FIELDS, Batch, JudgedSettings, JudgedStage
+from .judged import JUDGED_FIELDS, JudgedSettings, JudgedStage
 from .model import build_model
 from .perceptual import Perceptual, needed_perceptual
 from .pool import from_bytes, to_bytes
@@ -125,13 +126,13 @@ class ClassDetailStage(JudgedStage):
         self.pool.add(**sample)
         return wait
 
-    def _restore(self, drawn: Mapping[str, Tensor]) -> Batch:
+    def _restore(self, drawn: Mapping[str, Tensor]) -> tuple[Tensor, Seen, None]:
         """See the base class: pictures of right codes, then of drawn ones."""
         latent = torch.cat([drawn[f"{name}_latent"].float() for name in KINDS])
         decoded = torch.cat([from_bytes(drawn[f"{name}_decoded"]) for name in KINDS])
         with torch.no_grad():
             real = self.perceptual.look(from_bytes(drawn["target"]))
-        return Batch(decoded + self.trained(decoded, None, latent).float(), real.picture, real, None)
+        return decoded + self.trained(decoded, None, latent).float(), real, None
 
 
 def set_up(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setup:

@@ -18,12 +18,12 @@ from utils.device import autocast
 from utils.ranks import Ranks
 
 from .adversary import Seen
-from .judged import JUDGED_FIELDS, Batch, JudgedSettings, JudgedStage
+from .judged import JUDGED_FIELDS, JudgedSettings, JudgedStage
 from .perceptual import needed_perceptual
 from .pool import SamplePool, from_bytes, to_bytes
 from .setup import Setup, generating_parts
 
-HR, LR, TAUGHT = PICTURES = ("hr", "lr", "taught")  # of a sample in the pool; the last with a teacher alone
+HR, LR = "hr", "lr"  # whose maps the pool holds
 
 
 @dataclass(frozen=True)
@@ -50,36 +50,33 @@ class DetailStage(JudgedStage):
         with autocast(self.device, self.settings.precision):
             decoded = self.model.vqvae.decode_unclamped(latent, pairs.lr).float()
         pictures = {"decoded": to_bytes(decoded), HR: to_bytes(pairs.target), LR: to_bytes(pairs.lr)}
-        if pairs.taught is not None:
-            pictures[TAUGHT] = to_bytes(pairs.taught)
         self.pool.add(latent=latent.half(), **pictures, **self._maps(pictures))
         return wait
 
     @torch.no_grad()
     def _maps(self, pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Feature maps of real and LR pictures in half precision, by the pool's names."""
+        """Feature maps of HR and LR pictures in half precision, by the pool's names."""
         maps = {}
-        for name in (_real(pictures), LR):
+        for name in (HR, LR):
             with autocast(self.device, self.settings.precision):
                 seen = self.perceptual.look(from_bytes(pictures[name].to(self.device)))
             maps |= {_map_name(name, i): each.half() for i, each in enumerate(seen.maps)}
         return maps
 
-    def _restore(self, drawn: Mapping[str, Tensor]) -> Batch:
+    def _restore(self, drawn: Mapping[str, Tensor]) -> tuple[Tensor, Seen, Seen]:
         """See the base class."""
-        decoded, condition = from_bytes(drawn["decoded"]), self._seen(LR, drawn)
-        added = self.trained(decoded, condition.picture, drawn["latent"].float()).float()
-        return Batch(decoded + added, from_bytes(drawn[HR]), self._seen(_real(drawn), drawn), condition)
+        decoded, real, condition = (from_bytes(drawn[name]) for name in ("decoded", HR, LR))
+        added = self.trained(decoded, condition, drawn["latent"].float()).float()
+        return decoded + added, self._seen(HR, real, drawn), self._seen(LR, condition, drawn)
 
-    def _seen(self, name: str, drawn: Mapping[str, Tensor]) -> Seen:
-        maps = (drawn[_map_name(name, i)].float() for i in range(len(self.perceptual.channels)))
-        return Seen(from_bytes(drawn[name]), list(maps))
+    def _seen(self, name: str, picture: Tensor, drawn: Mapping[str, Tensor]) -> Seen:
+        return Seen(picture, [drawn[_map_name(name, i)].float() for i in range(len(self.perceptual.channels))])
 
     def state_dict(self) -> dict[str, Any]:
         """As the base class's, the pool without its maps."""
         state = super().state_dict()
         fields = {name: value for name, value in state["pool"]["fields"].items()
-                  if name in ("latent", "decoded", *PICTURES)}
+                  if name in ("latent", "decoded", HR, LR)}
         return {**state, "pool": {**state["pool"], "fields": fields}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -91,15 +88,9 @@ class DetailStage(JudgedStage):
     def _restore_maps(self) -> None:
         """Compute the maps of the pool's pictures again, which states leave out."""
         count, maps = len(self.pool), SamplePool(self.settings.pool_size, self.pool.device)
-        pictures = {name: self.pool.fields[name] for name in PICTURES if name in self.pool.fields}
         for part in torch.arange(count).split(self.settings.batch_size):
-            maps.add(**self._maps({name: each[part] for name, each in pictures.items()}))
+            maps.add(**self._maps({name: self.pool.fields[name][part] for name in (HR, LR)}))
         self.pool.fields |= maps.fields
-
-
-def _real(pictures: Mapping[str, Tensor]) -> str:
-    """Name of those that feature maps and discriminators take for real."""
-    return TAUGHT if TAUGHT in pictures else HR
 
 
 def _map_name(picture: str, index: int) -> str:

@@ -173,7 +173,7 @@ def _add_optimisation(add: Callable[..., Any]) -> None:
     add("--adversarial_weight", type=bounded(float, 0),
         help="detail stages: weight of discriminators (0.018; classes 0.02)")
     add("--teacher", choices=TEACHERS,
-        help="detail stage: what discriminators and feature maps take for real is this model's, no photographs")
+        help="detail stage: learn from what this model makes of the LR pictures, in place of the photographs")
     add("--fresh", type=bounded(int, 1), help="decoder and detail stages: samples that are generated at a time (4)")
     add("--pool_size", type=bounded(int, 1),
         help="detail stages: generated samples that are drawn from (2400; classes 400)")

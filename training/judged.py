@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,16 +57,6 @@ class JudgedSettings(PooledSettings):
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
-class Batch(NamedTuple):
-    """A batch of the pool, pictures in [-1, 1]. What the branch makes beyond the number of real pictures has none to be
-    like: discriminators alone judge it."""
-
-    made: Tensor  # by the branch
-    photographs: Tensor
-    real: Seen  # what feature maps and discriminators take for real: the photographs, or a teacher's pictures
-    condition: Seen | None  # the LR pictures, if there are any
-
-
 class JudgedStage(PooledStage):
     """Trains the detail branch, and discriminators beside it. conditional: whether they see the LR picture too."""
 
@@ -93,8 +83,10 @@ class JudgedStage(PooledStage):
         """Put new samples into the pool; returns the seconds that their data took."""
         raise NotImplementedError
 
-    def _restore(self, drawn: Mapping[str, Tensor]) -> Batch:
-        """What was drawn from the pool, and what the branch makes of it."""
+    def _restore(self, drawn: Mapping[str, Tensor]) -> tuple[Tensor, Seen, Seen | None]:
+        """A batch of the pool as the branch makes it, the real pictures, and the LR ones if there are any;
+        in [-1, 1]. What is made beyond the number of real pictures has none to be like: discriminators alone judge
+        it."""
         raise NotImplementedError
 
     def train_step(self, iteration: int, place: float | None = None) -> dict[str, float]:
@@ -110,31 +102,31 @@ class JudgedStage(PooledStage):
         drawn = self.drawn()
         rate = self.set_rate(place)
         with autocast(self.device, settings.precision):
-            batch = self._restore(drawn)
-            restored = self.perceptual.look(batch.made)
+            made, real, condition = self._restore(drawn)
+            restored = self.perceptual.look(made)
         metrics: dict[str, float | Tensor] = {"lr": settings.learning_rate * rate, "wait": wait,
-                                              "samples": float(len(batch.made))}
-        loss = self._loss(restored, batch, place, metrics)
+                                              "samples": float(len(made))}
+        loss = self._loss(restored, real, condition, place, metrics)
         self.step(loss, iteration, metrics)
         if self.adversary.takes_part(place):
-            metrics["discriminator"] = self.adversary.step(restored, batch.real, batch.condition, rate)
+            metrics["discriminator"] = self.adversary.step(restored, real, condition, rate)
         return numbers({"loss": loss, **metrics})
 
-    def _loss(self, restored: Seen, batch: Batch, place: float, metrics: dict[str, float | Tensor]) -> Tensor:
-        settings, right = self.settings, batch.photographs
-        matched = restored.first(len(right))
-        pixel = F.l1_loss(matched.picture, right)
-        chroma = F.l1_loss(smooth_chroma((matched.picture + 1) / 2), smooth_chroma((right + 1) / 2))
-        maps = map_distance(matched.maps, batch.real.maps)
+    def _loss(self, restored: Seen, real: Seen, condition: Seen | None, place: float,
+              metrics: dict[str, float | Tensor]) -> Tensor:
+        settings, matched = self.settings, restored.first(len(real.picture))
+        pixel = F.l1_loss(matched.picture, real.picture)
+        chroma = F.l1_loss(smooth_chroma((matched.picture + 1) / 2), smooth_chroma((real.picture + 1) / 2))
+        maps = map_distance(matched.maps, real.maps)
         metrics |= {"pixel": pixel, "chroma": chroma, "maps": maps}
         loss = settings.pixel_weight * pixel + settings.chroma_weight * chroma + settings.map_weight * maps
         if self.perceptual.judge is not None and settings.perceptual_weight > 0:
             with autocast(self.device, settings.precision):
-                judged = self.perceptual.judged(matched, Seen(right), settings.perceptual_side, self.generator).float()
+                judged = self.perceptual.judged(matched, real, settings.perceptual_side, self.generator).float()
             metrics["perceptual"] = judged
             loss = loss + settings.perceptual_weight * judged
         if self.adversary.takes_part(place):
-            loss = loss + settings.adversarial_weight * self.adversary.loss(restored, batch.condition, metrics)
+            loss = loss + settings.adversarial_weight * self.adversary.loss(restored, condition, metrics)
         return loss
 
     def viewing(self) -> dict[str, Any]:

@@ -267,7 +267,7 @@ def test_a_detail_branch_learns_from_a_teacher(place: Path, tmp_path: Path, monk
     monkeypatch.setattr("training.teacher.load_teacher", load)
     assert train.main([*line, "--max_iters", "2"]) == 0
     state = torch.load(StateFolder(tmp_path / "run" / "states").files()[-1], weights_only=True)
-    assert (state["pool"]["fields"]["taught"] == round(gray * 255)).all()
+    assert (state["pool"]["fields"]["hr"] == round(gray * 255)).all()
 
 
 def test_lr_features_of_another_decoder_start_silent(place: Path, tmp_path: Path,
