@@ -149,18 +149,13 @@ class Degradation:
 
     def and_upsample(self, hr: Tensor, generator: torch.Generator) -> Tensor:
         """As the call, then resized back to HR size with a random mode per group, as training sees it: (B, 3, H, W)."""
-        return self.at_both_sizes(hr, generator)[1]
-
-    def at_both_sizes(self, hr: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """What the call gives for the same draws, and the same resized back (`and_upsample`)."""
         _check(hr)
         draws = _Draws(generator)
-        small, enlarged = [], []
+        parts = []
         for part in hr.split(self.config.group):
             lr = self._group(part.float(), draws)
-            small.append(lr)
-            enlarged.append(_resize(lr, part.shape[-2:], draws.choice(self.config.upsample_modes)).clamp(0, 1))
-        return torch.cat(small), torch.cat(enlarged)
+            parts.append(_resize(lr, part.shape[-2:], draws.choice(self.config.upsample_modes)).clamp(0, 1))
+        return torch.cat(parts)
 
     def _group(self, hr: Tensor, draws: _Draws) -> Tensor:
         config = self.config

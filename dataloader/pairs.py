@@ -30,8 +30,6 @@ LEVELS = 255.0
 
 News = list[tuple[str, str]]
 Degrader = Callable[[Tensor, torch.Generator], Tensor]  # HR (B, 3, S, S) -> LR at HR size, both in [0, 1]
-BothSizes = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]  # HR -> LR at its own size and at HR size
-Teacher = Callable[[Tensor], Tensor]  # LR (B, 3, h, w) -> a restored picture (B, 3, S, S), both in [0, 1]
 
 
 class SampleSource(Protocol):
@@ -247,29 +245,10 @@ class PairSource(CropSource):
         self.degrade, self.group, self.negatives_are_degraded = degrade, group, negatives_are_degraded
 
     def _draw(self, device: torch.device) -> Pairs:
-        target, labels, generators = self._next_with_generators(device)
-        lr = torch.cat([self.degrade(*each) for each in zip(target.split(self.group), generators, strict=True)])
+        first = self.loader.first_sample
+        target, labels = self._next(device)
+        lr = torch.cat([self.degrade(part, generator_at(self.loader.seed, Stream.DEGRADATION, first + i * self.group))
+                        for i, part in enumerate(target.split(self.group))])
         if self.negatives_are_degraded:
             target = torch.where((labels == LOW_QUALITY)[:, None, None, None], lr, target)
         return Pairs(target * 2 - 1, lr * 2 - 1, labels)
-
-    def _next_with_generators(self, device: torch.device) -> tuple[Tensor, Tensor, list[torch.Generator]]:
-        """The next pictures and classes, and what each group of them is degraded with."""
-        first = self.loader.first_sample
-        target, labels = self._next(device)
-        return target, labels, [generator_at(self.loader.seed, Stream.DEGRADATION, first + i)
-                                for i in range(0, len(target), self.group)]
-
-
-class TaughtPairs(PairSource):
-    """The same pairs, but with what a teacher makes of the LR pictures in place of the photographs."""
-
-    def __init__(self, loader: BatchLoader, degrade: BothSizes, teacher: Teacher, group: int = 1) -> None:
-        super().__init__(loader, lambda hr, generator: degrade(hr, generator)[1], group, negatives_are_degraded=False)
-        self.at_both_sizes, self.teacher = degrade, teacher
-
-    def _draw(self, device: torch.device) -> Pairs:
-        hr, labels, generators = self._next_with_generators(device)
-        groups = [self.at_both_sizes(*each) for each in zip(hr.split(self.group), generators, strict=True)]
-        small, enlarged = (torch.cat(parts) for parts in zip(*groups, strict=True))
-        return Pairs(self.teacher(small) * 2 - 1, enlarged * 2 - 1, labels)

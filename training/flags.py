@@ -37,7 +37,6 @@ REFUSED = {
 }
 
 PATCH, PROJECTED, BOTH = ADVERSARIES = ("patch", "projected", "both")  # kinds of discriminators (adversary.py)
-TEACHERS = ("real-esrgan",)  # teacher.py
 
 
 def sides(text: str) -> tuple[int, ...]:
@@ -172,8 +171,6 @@ def _add_optimisation(add: Callable[..., Any]) -> None:
     add("--adversary", choices=ADVERSARIES, help="detail stages: what judges: patches of pixels, feature maps, both")
     add("--adversarial_weight", type=bounded(float, 0),
         help="detail stages: weight of discriminators (0.018; classes 0.02)")
-    add("--teacher", choices=TEACHERS,
-        help="detail stage: learn from what this model makes of the LR pictures, in place of the photographs")
     add("--fresh", type=bounded(int, 1), help="decoder and detail stages: samples that are generated at a time (4)")
     add("--pool_size", type=bounded(int, 1),
         help="detail stages: generated samples that are drawn from (2400; classes 400)")
@@ -206,7 +203,6 @@ ONLY_IN: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
       "pool_size", "renew_every"), (DETAIL, CLASS_DETAIL)),
     ((*_FRESH, *_CODES), (SR, CLASSES)),
     (("data_neg", "negative_share"), (SR,)),
-    (("teacher",), (DETAIL,)),
     (("fresh",), GENERATING),
     (("crops", "light", "upsample", "group"), (SR, DECODER, DETAIL)),
 )

@@ -13,7 +13,7 @@ import torch
 from dataloader.degradation import Degradation, DegradationConfig
 from dataloader.entries import find_entries
 from dataloader.held_out import held_out
-from dataloader.pairs import BatchLoader, PairSource, SampleSource, TaughtPairs, WithNegatives
+from dataloader.pairs import BatchLoader, PairSource, SampleSource, WithNegatives
 from dataloader.photo_crops import PhotoCrops
 from models.config import HIGH_QUALITY, LOW_QUALITY, VARSRConfig
 from models.varsr import VARSR
@@ -76,15 +76,8 @@ def photo_pairs(args: argparse.Namespace, size: int, batch_size: int, ranks: Ran
     if args.upsample is not None:
         changes["upsample_modes"] = tuple(args.upsample.split(","))
     degradation = Degradation(DegradationConfig.load(light_probability=args.light or 0.0, **changes))
-    batches = loader(args, WithNegatives(crops, share, negatives), batch_size, ranks)
-    if args.teacher is not None:
-        from .teacher import load_teacher
-        device = training_device(args.device)
-        pairs = TaughtPairs(batches, degradation.at_both_sizes, load_teacher(device, precision(args, device)),
-                                 degradation.config.group)
-    else:
-        pairs = PairSource(batches, degradation.and_upsample, degradation.config.group,
-                           negatives_are_degraded=negatives is None)
+    pairs = PairSource(loader(args, WithNegatives(crops, share, negatives), batch_size, ranks),
+                       degradation.and_upsample, degradation.config.group, negatives_are_degraded=negatives is None)
     return TrainingData(pairs, crops, len(crops))
 
 

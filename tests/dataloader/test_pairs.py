@@ -17,7 +17,7 @@ from PIL import Image
 from dataloader.centre_crops import CentreCrops
 from dataloader.class_crops import ClassCrops
 from dataloader.degradation import Degradation, DegradationConfig
-from dataloader.pairs import BatchLoader, ClassSource, PairSource, TaughtPairs, WithLostClasses, WithNegatives, drawn
+from dataloader.pairs import BatchLoader, ClassSource, PairSource, WithLostClasses, WithNegatives, drawn
 from dataloader.photo_crops import PhotoCrops
 from dataloader.positions import PictureOrder
 from models.config import HIGH_QUALITY, LOW_QUALITY
@@ -221,24 +221,3 @@ def test_published_crops_pass_over_broken_pictures(folder, tmp_path, caplog):
     empty.mkdir()
     with pytest.raises(FileNotFoundError, match="no pictures"):
         CentreCrops(empty, 32)
-
-
-def test_a_teacher_takes_the_place_of_the_photographs(folder):
-    config = DegradationConfig.load(group=2, upsample_modes=("bilinear",))
-    shown = []
-
-    def enlarged(small: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.interpolate(small, scale_factor=4.0, mode="bilinear")
-
-    def teacher(small: torch.Tensor) -> torch.Tensor:
-        shown.append(small)
-        return 1 - enlarged(small)
-
-    def loader() -> BatchLoader:
-        return BatchLoader(PhotoCrops(folder, 32), 5, seed=3)
-    degrade = Degradation(config)
-    plain = PairSource(loader(), degrade.and_upsample, config.group).draw(CPU)
-    taught = TaughtPairs(loader(), degrade.at_both_sizes, teacher, config.group).draw(CPU)
-    assert torch.equal(taught.lr, plain.lr) and torch.equal(taught.labels, plain.labels), "the data are the same"
-    torch.testing.assert_close(enlarged(shown[0]) * 2 - 1, plain.lr, atol=1e-5, rtol=0)
-    torch.testing.assert_close(taught.target, -plain.lr, atol=1e-5, rtol=0)

