@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import shutil
 import signal
 import struct
@@ -41,6 +42,10 @@ def pytest_configure() -> None:
     """Workers of pytest-xdist ignore Ctrl-C, and so would the programs that tests start and stop by it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        # All children come from one server, which the first test to start one sets off. Unless it has imported by then
+        # what the page's children need, each of them imports it anew, and takes a second for what takes none otherwise.
+        multiprocessing.get_context("forkserver").set_forkserver_preload(["web.decoding"])
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -1,4 +1,4 @@
-"""Seams of the embedded model, on a quarter of the mosaic that `benchmarks/bench_seams.py` measures them on."""
+"""Seams of the embedded model, on parts of the mosaic that `benchmarks/bench_seams.py` measures them on."""
 from __future__ import annotations
 
 import dataclasses
@@ -16,6 +16,7 @@ from utils.device import choose_dtype
 
 ROOT = Path(__file__).resolve().parents[2]
 BORDER_TOLERANCE = 0.03
+LESS = LR_SIDE * 3 // 8  # LR pixels
 SEED_MARGIN = 1.5  # dB that another grid may change more than another seed
 
 
@@ -26,10 +27,14 @@ def tiny() -> VARSR:
     return VARSR.from_pretrained(ROOT / "checkpoints" / "varsr-tiny", dtype=dtype, device=device).for_inference()
 
 
+def part_of_mosaic(side: int) -> torch.Tensor:
+    return mosaic()[:, :side, :side]
+
+
 @pytest.mark.slow
 def test_borders_of_windows_do_not_show(tiny: VARSR) -> None:
     settings = RestoreSettings(dataclasses.replace(tiny.config.generation, fidelity=1.0))
-    picture, shifted = both_grids(tiny, mosaic()[:, :LR_SIDE // 2, :LR_SIDE // 2], settings)
+    picture, shifted = both_grids(tiny, part_of_mosaic(LR_SIDE // 2), settings)
     assert abs(border_ratio(tiny, picture, shifted, settings.overlap) - 1) < BORDER_TOLERANCE
     # docs/large_images.md: less than two gray levels, though not as little as another seed
     assert agreement(picture, shifted, settings.overlap) > 40
@@ -38,7 +43,7 @@ def test_borders_of_windows_do_not_show(tiny: VARSR) -> None:
 @pytest.mark.slow
 def test_they_do_not_show_in_what_is_added_to_it_either(tiny: VARSR) -> None:
     """Detail answers to small differences with large ones, so another grid is held to what another seed changes."""
-    settings, lr = RestoreSettings(tiny.config.generation), mosaic()[:, :LR_SIDE // 2, :LR_SIDE // 2]
+    settings, lr = RestoreSettings(tiny.config.generation), part_of_mosaic(LESS)
     assert tiny.config.generation.fidelity < 1
     picture, shifted = both_grids(tiny, lr, settings)
     assert abs(border_ratio(tiny, picture, shifted, settings.overlap) - 1) < BORDER_TOLERANCE
@@ -49,5 +54,5 @@ def test_they_do_not_show_in_what_is_added_to_it_either(tiny: VARSR) -> None:
 @pytest.mark.slow
 def test_without_overlap_they_do(tiny: VARSR) -> None:
     settings = RestoreSettings(dataclasses.replace(tiny.config.generation, fidelity=1.0), overlap=0.0)
-    picture, shifted = both_grids(tiny, mosaic()[:, :LR_SIDE // 2, :LR_SIDE // 2], settings)
+    picture, shifted = both_grids(tiny, part_of_mosaic(LESS), settings)
     assert abs(border_ratio(tiny, picture, shifted, settings.overlap) - 1) > 2 * BORDER_TOLERANCE
