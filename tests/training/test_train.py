@@ -336,8 +336,8 @@ def test_one_bad_process_ends_all_with_one_line(place: Path, tmp_path: Path) -> 
 
 # ---- kills
 
-# Forks a training and kills it, again and again, until it has been killed often enough; then lets it finish. Every other
-# time it dies on its way to the first step, else soon after a state that is new, wherever it is then.
+# Forks a training and kills it, again and again, until it has been killed often enough; then lets it finish. Every
+# other time it dies on its way to the first step, else soon after a state that is new, wherever it is then.
 KILLER = """
 import os, pathlib, random, signal, sys, time
 import train, torch, training.setup, training.run, training.loop  # what every attempt needs, once
