@@ -33,6 +33,7 @@ share() { awk "BEGIN { print $MINUTES * $1 }"; }
 TOKENIZER_MINUTES=${TOKENIZER_MINUTES:-$(share 0.25)} TOKENIZER_BATCH=${TOKENIZER_BATCH:-64}
 SR_MINUTES=${SR_MINUTES:-$(share 0.4)} SR_BATCH=${SR_BATCH:-128}
 DECODER_MINUTES=${DECODER_MINUTES:-$(share 0.1)} DECODER_BATCH=${DECODER_BATCH:-64}
+DECODER_POOL=${DECODER_POOL:-2048}  # generated latents that the decoder learns on
 DETAIL_MINUTES=${DETAIL_MINUTES:-$(share 0.25)} DETAIL_BATCH=${DETAIL_BATCH:-32}
 DETAIL_POOL=${DETAIL_POOL:-2400}  # restored pictures that details are learned on
 
@@ -46,7 +47,7 @@ degraded=(--light 0.3 --upsample bicubic --group "$GROUP")
     --tblr 1e-3 --wp 0.05 --wpe 0.02 --ema 0.998 --error_rate 0.6 --scale_balance 0.5 --negative_share 0.05
 "$PYTHON" train.py --stage decoder --init "$output/sr" "${photographs[@]}" "${degraded[@]}" \
     --output "$output/decoder" --minutes "$DECODER_MINUTES" --batch_size "$DECODER_BATCH" --fresh "$FRESH" \
-    --tblr 8e-4 --ssim_weight 0.5
+    --pool_size "$DECODER_POOL" --tblr 8e-4 --ssim_weight 0.5
 "$PYTHON" train.py --stage detail --init "$output/decoder" "${photographs[@]}" "${degraded[@]}" \
     --output "$output/detail" --minutes "$DETAIL_MINUTES" --batch_size "$DETAIL_BATCH" --fresh "$FRESH" \
     --renew_every "$FRESH" --pool_size "$DETAIL_POOL"

@@ -46,16 +46,14 @@ class DecoderStage(PooledStage):
         super().__init__(model, trained, pairs, validation, settings, device)
 
     def _add_samples(self) -> float:
-        """Put freshly generated samples into the pool; returns the seconds that their data took."""
+        """See the base class."""
         pairs, latent, wait = self.generated()
         self.pool.add(latent=latent, target=to_bytes(pairs.target), lr=to_bytes(pairs.lr))
         return wait
 
     def train_step(self, iteration: int, place: float | None = None) -> dict[str, float]:
         """One decoder step. place: see `loop.Stage`; by default that of a run of iterations."""
-        wait = self._add_samples()
-        while len(self.pool) < min(self.settings.batch_size, self.settings.pool_size):
-            wait += self._add_samples()
+        wait = self.renew(iteration)
         drawn = self.drawn()
         target, lr = from_bytes(drawn["target"]), from_bytes(drawn["lr"])
         rate = self.set_rate(iteration if place is None else place)
@@ -80,5 +78,6 @@ class DecoderStage(PooledStage):
 
 def set_up(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setup:
     """The stage from the flags. Raises as `generating_parts`."""
-    parts = generating_parts(args, device, ranks, DecoderSettings, {"ssim_weight": "ssim_weight"})
+    parts = generating_parts(args, device, ranks, DecoderSettings,
+                             {name: name for name in ("ssim_weight", "pool_size", "renew_every")})
     return Setup(parts.settings, parts.model, lambda: DecoderStage(*parts, device))

@@ -45,7 +45,7 @@ class DetailStage(JudgedStage):
 
     @torch.no_grad()
     def _add_samples(self) -> float:
-        """Put new samples into the pool; returns the seconds that their data took."""
+        """See the base class."""
         pairs, latent, wait = self.generated()
         with autocast(self.device, self.settings.precision):
             decoded = self.model.vqvae.decode_unclamped(latent, pairs.lr).float()

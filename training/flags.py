@@ -173,8 +173,9 @@ def _add_optimisation(add: Callable[..., Any]) -> None:
         help="detail stages: weight of discriminators (0.018; classes 0.02)")
     add("--fresh", type=bounded(int, 1), help="decoder and detail stages: samples that are generated at a time (4)")
     add("--pool_size", type=bounded(int, 1),
-        help="detail stages: generated samples that are drawn from (2400; classes 400)")
-    add("--renew_every", type=bounded(int, 1), help="detail stages: iterations between four new samples of them (4)")
+        help="decoder and detail stages: generated samples that are drawn from (decoder 512; detail 2400; classes 400)")
+    add("--renew_every", type=bounded(int, 1),
+        help="decoder and detail stages: iterations between --fresh new samples of them (4)")
     add("--ema", type=bounded(float, 0, 1), help="decay of the moving average, the result (0.999; decoder 0.998)")
 
 
@@ -199,11 +200,11 @@ _CODES = ("ac", "twde", "ls", "wp", "wp0", "wpe", "sche", "opt", "afuse", "error
 ONLY_IN: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("ssim_weight", "fidelity_width", "fidelity_blocks", "fidelity_pixels"), (DECODER,)),
     (("detail_width", "detail_blocks"), (DETAIL, CLASS_DETAIL)),
-    (("pixel_weight", "chroma_weight", "perceptual_weight", "map_weight", "adversary", "adversarial_weight",
-      "pool_size", "renew_every"), (DETAIL, CLASS_DETAIL)),
+    (("pixel_weight", "chroma_weight", "perceptual_weight", "map_weight", "adversary", "adversarial_weight"),
+     (DETAIL, CLASS_DETAIL)),
     ((*_FRESH, *_CODES), (SR, CLASSES)),
     (("data_neg", "negative_share"), (SR,)),
-    (("fresh",), GENERATING),
+    (("fresh", "pool_size", "renew_every"), GENERATING),
     (("crops", "light", "upsample", "group"), (SR, DECODER, DETAIL)),
 )
 

@@ -32,7 +32,6 @@ class JudgedSettings(PooledSettings):
     """Hyper-parameters of these stages."""
 
     pool_size: int = 2400
-    renew_every: int = 4  # iterations between `fresh` new samples
     weight_decay: float = 0.0
     discriminator_rate: float = 4e-4
     discriminator_betas: tuple[float, float] = (0.5, 0.99)
@@ -52,9 +51,8 @@ class JudgedSettings(PooledSettings):
         for name in ("pixel_weight", "chroma_weight", "perceptual_weight", "map_weight", "adversarial_weight"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be at least 0, got {getattr(self, name)}")
-        for name in ("renew_every", "perceptual_side"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.perceptual_side < 1:
+            raise UserError(f"perceptual_side must be at least 1, got {self.perceptual_side}")
 
 
 class JudgedStage(PooledStage):
@@ -79,10 +77,6 @@ class JudgedStage(PooledStage):
                               loss_scale=settings.loss_scale),
             Discriminators(settings.adversary, perceptual.channels, self.conditional, settings.patch_width), device)
 
-    def _add_samples(self) -> float:
-        """Put new samples into the pool; returns the seconds that their data took."""
-        raise NotImplementedError
-
     def _restore(self, drawn: Mapping[str, Tensor]) -> tuple[Tensor, Seen, Seen | None]:
         """A batch of the pool as the branch makes it, the real pictures, and the LR ones if there are any;
         in [-1, 1]. What is made beyond the number of real pictures has none to be like: discriminators alone judge
@@ -92,13 +86,8 @@ class JudgedStage(PooledStage):
     def train_step(self, iteration: int, place: float | None = None) -> dict[str, float]:
         """One step of the branch and one of the discriminators. place: see `loop.Stage`; by default that of a run of
         iterations."""
-        settings, wait = self.settings, 0.0
+        settings, wait = self.settings, self.renew(iteration)
         place = iteration if place is None else place
-        if not len(self.pool):
-            while len(self.pool) < settings.pool_size:
-                self._add_samples()
-        elif iteration % settings.renew_every == 0:
-            wait = self._add_samples()
         drawn = self.drawn()
         rate = self.set_rate(place)
         with autocast(self.device, settings.precision):

@@ -88,6 +88,7 @@ class PooledSettings:
 
     batch_size: int = 8
     fresh: int = 4  # samples that are generated anew at a time
+    renew_every: int = 4  # iterations between `fresh` new samples
     pool_size: int = 512
     pool_on_device: bool = False  # whether its samples lie on the training device, or on the CPU
     max_iters: int = 2000
@@ -104,7 +105,7 @@ class PooledSettings:
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that no training can have."""
-        for name in ("batch_size", "pool_size", "fresh"):
+        for name in ("batch_size", "pool_size", "fresh", "renew_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
 
@@ -139,6 +140,19 @@ class PooledStage:
         with autocast(self.device, self.settings.precision):
             latent = self.model.generate_latent((pairs.lr + 1) / 2, pairs.labels, seed=self.next_seed())
         return pairs, latent.float(), wait
+
+    def renew(self, iteration: int) -> float:
+        """Fill the pool at first, and renew it slowly from then on; returns the seconds that the data took."""
+        if not len(self.pool):
+            while len(self.pool) < self.settings.pool_size:
+                self._add_samples()
+        elif iteration % self.settings.renew_every == 0:
+            return self._add_samples()
+        return 0.0
+
+    def _add_samples(self) -> float:
+        """Put new samples into the pool; returns the seconds that their data took."""
+        raise NotImplementedError
 
     def next_pairs(self) -> tuple[Pairs, float]:
         """The next pairs, and the seconds that they took."""

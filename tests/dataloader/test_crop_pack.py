@@ -87,8 +87,9 @@ def test_the_embedded_training_runs_from_packs_to_a_model(photographs: Path, tmp
     small = {f"{stage}_BATCH": "4" for stage in ("TOKENIZER", "SR", "DECODER", "DETAIL")}
     run = subprocess.run(
         ["bash", str(ROOT / "examples/train_embedded.sh"), str(tmp_path / "packs"), str(tmp_path / "runs")],
-        env={**os.environ, **small, "MINUTES": "0.2", "DETAIL_POOL": "4", "PRESET": "varsr-debug",
-             "PYTHON": sys.executable, "FRESH": "2", "GROUP": "2", "DEVICE": "cpu", "VAL_DATA": str(photographs)},
+        env={**os.environ, **small, "MINUTES": "0.2", "DECODER_POOL": "4", "DETAIL_POOL": "4",
+             "PRESET": "varsr-debug", "PYTHON": sys.executable, "FRESH": "2", "GROUP": "2", "DEVICE": "cpu",
+             "VAL_DATA": str(photographs)},
         cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     model = VARSR.from_pretrained(tmp_path / "runs" / "model", dtype=torch.float32)

@@ -28,7 +28,7 @@ from training.class_detail import ClassDetailStage, latents_of
 from training.detail import DetailSettings, DetailStage
 from training.optim import parameter_groups
 from training.perceptual import Perceptual
-from training.pool import from_bytes
+from training.pool import PooledStage, from_bytes
 from training.states import StateFolder
 from training.transformer import NO_DECAY
 from utils.ranks import Ranks
@@ -174,8 +174,10 @@ def test_a_state_without_samples_fills_its_pool_anew() -> None:
     assert again.train_step(0) == stage.train_step(0)
 
 
-def test_the_pool_of_details_is_renewed_slowly() -> None:
-    stage = detail_stage(renew_every=3)
+@pytest.mark.parametrize("stage_of", [decoder_stage, detail_stage, class_detail_stage])
+def test_the_pool_is_filled_at_first_and_renewed_slowly(
+        stage_of: Callable[..., PooledStage]) -> None:
+    stage = stage_of(renew_every=3)
     added = []
     for i in range(7):
         stage.train_step(i)

@@ -197,7 +197,7 @@ def test_the_published_line_needs_the_published_tokenizer(place: Path, tmp_path:
 def test_larger_lr_features_keep_the_pictures(place: Path, tmp_path: Path) -> None:
     before = VARSR.from_pretrained(place / "model")
     base = ("--stage", "decoder", "--data", place / "pictures", "--device", "cpu", "--max_iters", 1, "--tblr", 1e-9,
-            "--fp16", 0, "--batch_size", 2)
+            "--fp16", 0, "--batch_size", 2, "--pool_size", 4)
     for init, output, *larger in (
             (place / "model", "a", "--fidelity_width", 8, "--fidelity_blocks", 1),
             (tmp_path / "a", "b", "--fidelity_blocks", 3, "--fidelity_pixels", 4),
@@ -293,7 +293,8 @@ def test_crops_cut_on_the_device_train_the_same_model(place: Path, tmp_path: Pat
     for name, more in (("host", ()), ("device", ("--data_on_device",))):
         line = flags(place, tmp_path / name, "--max_iters", 3, *more) if stage == "sr" else [
             "--stage", stage, "--init", str(place / "model"), "--data", str(place / "pictures"), "--output",
-            str(tmp_path / name), "--max_iters", "3", "--fresh", "3", "--fp16", "0", "--device", "cpu", *more]
+            str(tmp_path / name), "--max_iters", "3", "--fresh", "3", "--pool_size", "6", "--fp16", "0",
+            "--device", "cpu", *more]
         assert train.main(line) == 0
     host, device = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("host", "device"))
     assert host == device
