@@ -175,8 +175,7 @@ def test_a_state_without_samples_fills_its_pool_anew() -> None:
 
 
 @pytest.mark.parametrize("stage_of", [decoder_stage, detail_stage, class_detail_stage])
-def test_the_pool_is_filled_at_first_and_renewed_slowly(
-        stage_of: Callable[..., PooledStage]) -> None:
+def test_the_pool_is_filled_at_first_and_renewed_slowly(stage_of: Callable[..., PooledStage]) -> None:
     stage = stage_of(renew_every=3)
     added = []
     for i in range(7):
