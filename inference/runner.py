@@ -18,7 +18,7 @@ from pictures.picture import MAX_PIXELS, SETTINGS, Header, Picture, read_header,
 from pictures.result_file import ResultFile, ResultOptions
 from pictures.rgb import save_picture
 from pictures.sheets import comparison_sheet, evenly, labels_of
-from utils.errors import describe, visible
+from utils.errors import describe, unstopped, visible
 from utils.ranks import Ranks
 
 from .generate import Progress, batch_size_for, generate_windows
@@ -246,19 +246,23 @@ class Runner:
             start = time.monotonic()
             deque(write_rows(self.model, started.tiled, self.settings, self.batch, started.result, started.error,
                              started.result.first, started.result.last), maxlen=0)
-            rendered = time.monotonic()
-            started.finish(self.settings.lr_consistency)
-            started.record.render_seconds = rendered - start
-            started.record.write_seconds = time.monotonic() - rendered
+            started.record.render_seconds = time.monotonic() - start
+            self._place(started)
         except Exception as error:  # whatever happens to one picture, the others go on
             self._recover()
             self._fail(started.record, started.job.source, error)
             return
         finally:
             started.discard()
-        try:
-            self.judge(started)
-        finally:  # the picture is there, even if someone stops the run now
+        self.judge(started)
+
+    def _place(self, started: Started) -> None:
+        """Write the files of a picture and count it: a stop comes before both or after them, so that the run's last
+        line tells what is there."""
+        start = time.monotonic()
+        with unstopped():
+            started.finish(self.settings.lr_consistency)
+            started.record.write_seconds = time.monotonic() - start
             self._close(started.record, "restored")
 
     def _render(self, started: Started, latents: LatentStore, result: ResultFile) -> None:

@@ -91,6 +91,27 @@ def terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def unstopped() -> Iterator[None]:
+    """Within it stops (Ctrl-C, SIGTERM) wait until it ends: what it does is done as a whole, and not twice."""
+    if threading.current_thread() is not threading.main_thread():  # no stop is raised in another
+        yield
+        return
+    waiting: list[int] = []
+    # a handler that is None is not Python's, and cannot be put back
+    before = {number: handler for number in (signal.SIGINT, signal.SIGTERM)
+              if (handler := signal.getsignal(number)) is not None}
+    for number in before:
+        signal.signal(number, lambda number, frame: waiting.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if waiting:
+            signal.raise_signal(waiting[0])
+
+
 class _Tolerant:
     """A text stream that writes what it can: characters it cannot encode and such as steer the terminal are escaped,
     and what nobody takes (a closed pipe, a full disk behind a redirection) is dropped."""

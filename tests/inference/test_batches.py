@@ -32,7 +32,7 @@ from models.weights.load import identity
 from pictures import formats, result_file
 from pictures.formats import InputError, matching_reference
 from pictures.picture import read_header
-from utils.errors import UserError
+from utils.errors import UserError, guarded
 
 ROOT = Path(__file__).resolve().parents[2]
 LARGE = (104, 101)  # LR pixels: more windows of the debug model than fit into a wave
@@ -391,6 +391,23 @@ def test_a_stop_tells_what_is_finished(weights: Path, tmp_path: Path, number: in
     assert f"{len(restored)} restored" in out and "stopped" in out
     measured = set(table(tmp_path / "out" / "metrics.csv")) - {"mean"}
     assert measured <= restored and len(restored - measured) <= 1  # one may have been stopped while it was measured
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_picture_that_is_there_when_a_stop_comes_is_counted(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                              capsys: pytest.CaptureFixture, number: int) -> None:
+    for name in "abc":
+        noise(tmp_path / "in" / f"{name}.png")
+    replace = os.replace
+
+    def replaced(*paths: Path) -> None:  # the stop comes at the worst moment: the file is there, and not yet counted
+        replace(*paths)
+        signal.raise_signal(number)
+    monkeypatch.setattr(utils.files.os, "replace", replaced)
+    assert guarded("test_tile.py", lambda: run("-i", tmp_path / "in", "-o", tmp_path / "out", "--batch_size", "1")) \
+        == 128 + number
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+    assert "1 restored" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("buffered", [True, False])

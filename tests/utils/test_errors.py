@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from utils.errors import Terminated, UserError, describe, escaped, first_line, guarded, tolerant_output
+from utils.errors import Terminated, UserError, describe, escaped, first_line, guarded, tolerant_output, unstopped
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,6 +55,31 @@ def test_a_stop_is_one_line_and_an_exit_code_of_its_own(stop: str, code: int) ->
 def test_a_request_to_terminate_is_a_stop() -> None:
     assert guarded("a.py", lambda: os.kill(os.getpid(), signal.SIGTERM) or 0) == 143
     assert issubclass(Terminated, KeyboardInterrupt) and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_what_must_be_whole_is_not_stopped() -> None:
+    done = []
+
+    def run() -> int:
+        with unstopped():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+            done.append("whole")
+        done.append("more")
+        return 0
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    assert guarded("a.py", run) == 130 and done == ["whole"]  # the first one counts
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+
+def test_what_fails_unstopped_fails() -> None:
+    with pytest.raises(UserError, match="full"), unstopped():
+        raise UserError("full")
+
+
+def test_threads_do_without_handlers() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: unstopped().__enter__()).result() is None
 
 
 class Broken(io.StringIO):
