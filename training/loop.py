@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from utils.errors import UserError, first_line
+from utils.errors import UserError, first_line, stop_requests
 from utils.ranks import Ranks
 
 from .log import TrainingLog, open_log
@@ -133,19 +133,6 @@ class LoopConfig:
         if self.minutes is None:
             return Course(self.max_iters, self.report_every or DEFAULT_EVERY, self.save_every or DEFAULT_EVERY)
         return TimedCourse(self.minutes, self.report_every, self.save_every, self.began)
-
-
-@contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT instead of dying at once; the list fills when one arrives."""
-    received: list[int] = []
-    previous = {number: signal.signal(number, lambda n, _: received.append(n))
-                for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 class TrainLoop:

@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TextIO
@@ -76,40 +76,49 @@ def exit_code(stop: KeyboardInterrupt) -> int:
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
-    """Within it SIGTERM raises `Terminated`, so that what is unfinished is cleared away and what is finished told."""
-    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
-        yield
-        return
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def unstopped() -> Iterator[None]:
-    """Within it stops (Ctrl-C, SIGTERM) wait until it ends: what it does is done as a whole, and not twice."""
-    if threading.current_thread() is not threading.main_thread():  # no stop is raised in another
-        yield
-        return
-    waiting: list[int] = []
-    # a handler that is None is not Python's, and cannot be put back
-    before = {number: handler for number in (signal.SIGINT, signal.SIGTERM)
-              if (handler := signal.getsignal(number)) is not None}
+def _handling(handlers: Mapping[int, Callable[[int, FrameType | None], None]]) -> Iterator[None]:
+    """Within it signals, by number, have these handlers. Elsewhere than in the main thread, which alone can set any,
+    all stays as it is."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        # a handler that is None is not Python's, and could not be put back
+        before = {number: handler for number in handlers if (handler := signal.getsignal(number)) is not None}
     for number in before:
-        signal.signal(number, lambda number, frame: waiting.append(number))
+        signal.signal(number, handlers[number])
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if waiting:
-            signal.raise_signal(waiting[0])
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Within it SIGTERM raises `Terminated`, so that what is unfinished is cleared away and what is finished told."""
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+    with _handling({signal.SIGTERM: terminate}):
+        yield
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """Within it stops (Ctrl-C, SIGTERM) raise nothing; their numbers are put into the list."""
+    received: list[int] = []
+    with _handling(dict.fromkeys((signal.SIGTERM, signal.SIGINT), lambda number, _: received.append(number))):
+        yield received
+
+
+@contextmanager
+def unstopped() -> Iterator[None]:
+    """Within it stops wait until it ends, so that what it does is done as a whole."""
+    received: list[int] = []
+    try:
+        with stop_requests() as received:
+            yield
+    finally:
+        if received:
+            signal.raise_signal(received[0])
 
 
 class _Tolerant:
