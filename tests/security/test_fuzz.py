@@ -88,7 +88,7 @@ worker.READERS["misdeed"] = worker.Reader(misbehave, (worker.ImageError, FileNot
 worker.main()
 """
 MISDEEDS = {
-    "while True: pass": "hang", "len(b'a' * (600 * 2 ** 20))": "memory", "import os; os.abort()": "crash",
+    "while True: pass": "hang", "len(b'a' * (330 * 2 ** 20))": "memory", "import os; os.abort()": "crash",
     "raise KeyError('x')": "raised: KeyError", "bytearray(2 ** 40)": "raised: MemoryError",
     "raise SystemExit(0)": "raised: SystemExit",
     "raise FileNotFoundError(f'{path}: a\\nb')": "raised: the error is not one line",
