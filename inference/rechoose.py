@@ -89,7 +89,8 @@ class Rechooser:
         vqvae = self.model.vqvae
         latent = f_hat[None] + vqvae.quantizer.contribution(embedding, scale)
         guide = to_device(self.guides[index:index + 1], self.model.device) * 2 - 1
-        return self.fits[index].energy((vqvae.decode_unclamped(latent, guide)[0].float() + 1) / 2)
+        detail = 1.0 if vqvae.restores else 0.0  # all that codes have a part in, where a branch restores the picture
+        return self.fits[index].energy((vqvae.decode_unclamped(latent, guide, detail)[0].float() + 1) / 2)
 
     def gradient(self, index: int, scale: int, codes: Tensor, f_hat: Tensor) -> tuple[Tensor, Tensor]:
         """E, and its gradient (L, c) by the code vectors of a scale. Inference mode's tensors know no gradients: what

@@ -1,9 +1,9 @@
 """From window latents to rows of pixels: merging, decoding, finishing, colour fix; no stage sees the whole picture.
 
 Decoded windows depend on all that they hold (norms, attention), so they overlap and are blended. The decoder's last
-steps, correction and detail (`models/lr_features.py`), are convolutions alone: made after blending, every pixel is
-finished once instead of in every window that holds it, and has no seams. Colours are transferred from the LR picture
-by AdaIN or wavelets (StableSR, section 3.4).
+steps, correction and detail (`models/branches.py`), are convolutions alone: made after blending, every pixel is
+finished once instead of in every window that holds it, and has no seams. A model with a faithful branch decodes no
+window at all. Colours are transferred from the LR picture by AdaIN or wavelets (StableSR, section 3.4).
 """
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.branches import Part
 from models.varsr import VARSR
 
 from .consistency import Projection
@@ -144,6 +145,8 @@ def render(model: VARSR, picture: TiledPicture, latents: LatentStore, color_fix:
         return _decoded(picture, latents, decode, batch, first, last, model.device)
 
     def finished(first: int, last: int) -> Iterator[Band]:
+        if model.vqvae.restores:
+            return _restored(model, picture, latents, fidelity, first, last)
         return filtered(decoded, finish, finish.reach, first, last, picture.height, PART)
 
     def fix(rows: Tensor, start: int) -> Tensor:
@@ -171,6 +174,26 @@ def filtered(bands: Callable[[int, int], Iterator[Band]], apply: Callable[[Tenso
         inside = rows[:, max(top - start, 0):max(bottom - start, 0)]
         if inside.shape[1]:
             yield max(start, top), inside
+
+
+def _restored(model: VARSR, picture: TiledPicture, latents: LatentStore, fidelity: float, first: int,
+              last: int) -> Iterator[Band]:
+    """Rows [first, last) that branches make of the LR picture: no window is decoded, any part can be had alone."""
+    factor, reach = picture.factor, model.finishing_reach(fidelity)
+    height, width = (-(-side // factor) for side in (picture.height, picture.width))
+    for top in range(first, last, PART):
+        rows = Part(top, 0, min(PART, last - top), picture.width)
+        seen = rows.covered(factor, -(-reach // factor), height, width)
+        cells = merged_latent(picture, latents, seen.top, seen.height)
+        parts = []
+        for left in range(0, picture.width, PART):
+            part = rows._replace(left=left, width=min(PART, picture.width - left))
+            inside = part.covered(factor, -(-reach // factor), height, width)
+            pixels = inside.scaled(factor)
+            made = model.restore(picture.guide(*pixels)[None], inside.seen_from(seen).of(cells)[None],
+                                 part.seen_from(pixels), fidelity)
+            parts.append(made[0].cpu())
+        yield top, torch.cat(parts, dim=2)
 
 
 def _decoded(picture: TiledPicture, latents: LatentStore, decode: WindowDecoder, batch: BatchSize, first: int,

@@ -18,7 +18,7 @@ FORMAT_VERSION = 1
 HIGH_QUALITY, LOW_QUALITY = 0, 1  # the classes of super-resolution
 FULL_PRECISION = "vqvae.quantizer."  # tensors that stay float32: sums over the scales must not be rounded
 WIDTH_PER_BLOCK = 64  # of the published family
-DETAIL_STRIDE = 4  # pixels per cell of the detail branch's blocks
+DETAIL_STRIDE = 4  # pixels per cell of the branches' blocks
 
 # Bounds that no model of the next years meets: a configuration may come from anybody, and what it asks for is built,
 # on the meta device, before its weights are looked at. Within them that takes a second and no memory to speak of.
@@ -94,10 +94,12 @@ class VQVAEConfig:
     stem: int = 1  # pixel-unshuffle factor before the first convolution
     phi_count: int = 4  # shared refinement convolutions of the quantiser
     linear_path: bool = False  # blocks of pixels also take a linear way to the latent and back (vqvae.py)
-    fidelity_width: int = 0  # width of the decoder's LR features (lr_features.py); 0: the decoder sees the latent alone
+    fidelity_width: int = 0  # width of the decoder's LR features (branches.py); 0: the decoder sees the latent alone
     fidelity_blocks: int = 3  # residual blocks of these features per resolution level
     fidelity_pixels: int = 0  # width of the correction of the decoded pixels beside the LR ones; 0: none
-    detail_width: int = 0  # width of the detail branch on top of the decoder (lr_features.py); 0: none
+    faithful_width: int = 0  # width of the branch that restores LR pictures (branches.py); 0: the decoder does
+    faithful_blocks: int = 14  # its residual blocks
+    detail_width: int = 0  # width of the detail branch on top of either (branches.py); 0: none
     detail_blocks: int = 10  # its residual blocks
     detail_lr: bool = True  # whether it sees the LR picture; without, of class-to-image, the decoded one alone
 
@@ -106,8 +108,8 @@ class VQVAEConfig:
         _check(self, scales=(1, MAX_SIDE), vocab_size=(1, MAX_VOCAB), latent_channels=(1, MAX_WIDTH),
                base_width=(1, MAX_WIDTH), multipliers=(1, MAX_MULTIPLIER), res_blocks=(1, MAX_LEVEL_BLOCKS),
                norm_groups=(1, MAX_WIDTH), stem=(1, MAX_STEM), phi_count=(1, MAX_SCALES), fidelity_width=width,
-               fidelity_blocks=(0, MAX_LEVEL_BLOCKS), fidelity_pixels=width, detail_width=width,
-               detail_blocks=(0, MAX_BLOCKS))
+               fidelity_blocks=(0, MAX_LEVEL_BLOCKS), fidelity_pixels=width, faithful_width=width,
+               faithful_blocks=(0, MAX_BLOCKS), detail_width=width, detail_blocks=(0, MAX_BLOCKS))
         _require(1 < len(self.scales) <= MAX_SCALES,
                  f"scales needs at least two sides and at most {MAX_SCALES}, got {len(self.scales)}")
         _require(all(a < b for a, b in zip(self.scales, self.scales[1:])),
@@ -121,11 +123,14 @@ class VQVAEConfig:
         _require(self.image_size <= MAX_IMAGE,
                  f"scales, multipliers and stem give a window of {self.image_size} pixels, more than {MAX_IMAGE}")
         _require(self.fidelity_width > 0 or not self.fidelity_pixels, "fidelity_pixels needs fidelity_width above 0")
-        _require(not self.detail_width or self.downsampling % DETAIL_STRIDE == 0,
-                 f"the detail branch needs a down-sampling that is a multiple of {DETAIL_STRIDE}, got "
-                 f"{self.downsampling}")
-        _require(self.detail_width % DETAIL_STRIDE == 0,
-                 f"detail_width must be a multiple of {DETAIL_STRIDE}, got {self.detail_width}")
+        for branch, branch_width in (("detail", self.detail_width), ("faithful", self.faithful_width)):
+            _require(not branch_width or self.downsampling % DETAIL_STRIDE == 0,
+                     f"the {branch} branch needs a down-sampling that is a multiple of {DETAIL_STRIDE}, got "
+                     f"{self.downsampling}")
+            _require(branch_width % DETAIL_STRIDE == 0,
+                     f"{branch}_width must be a multiple of {DETAIL_STRIDE}, got {branch_width}")
+        _require(not self.faithful_width or not self.fidelity_width,
+                 "a faithful branch stands in place of the decoder's LR features: set fidelity_width to 0")
         _require(not self.linear_path or self.latent_channels <= 3 * self.downsampling ** 2,
                  f"linear_path: {self.latent_channels} latent_channels are more than a block of "
                  f"{self.downsampling}x{self.downsampling} pixels has components")
@@ -285,6 +290,11 @@ class VARSRConfig:
                  f"the VQVAE by {self.vqvae.downsampling}: they must agree")
         _require(self.is_super_resolution or not self.vqvae.detail_width or not self.vqvae.detail_lr,
                  "class-to-image has no LR picture that its detail branch could see: set detail_lr to false")
+        _require(self.is_super_resolution or not self.vqvae.faithful_width,
+                 "class-to-image has no LR picture that a faithful branch could restore: set faithful_width to 0")
+        _require(self.vqvae.detail_lr or not self.vqvae.faithful_width,
+                 "the detail branch sees the LR picture's features where a faithful branch makes some: set detail_lr "
+                 "to true")
         _require(not self.class_names or len(self.class_names) == self.num_classes,
                  f"{len(self.class_names)} class names for {self.num_classes} classes")
 
@@ -403,7 +413,7 @@ PRESETS: dict[str, VARSRConfig] = {
     # The embedded model: a 128-pixel window, small enough for two CPU cores (docs/embedded_model.md).
     "varsr-tiny": VARSRConfig(
         name="varsr-tiny",
-        vqvae=dataclasses.replace(_TINY_VQVAE, fidelity_width=96, fidelity_pixels=24),
+        vqvae=_TINY_VQVAE,
         transformer=TransformerConfig(depth=4, width=256, num_heads=4, drop_path=0.0, shared_modulation=True,
                                       prefix=PrefixConfig(widths=(96, 256), stem=4), prefix_injection=True),
         refiner=RefinerConfig(width=256, depth=2),

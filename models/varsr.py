@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from utils.errors import UserError
 
+from .branches import Part
 from .config import FULL_PRECISION, HIGH_QUALITY, GenerationConfig, LossConfig, VARSRConfig
 from .generation import Branches, Generation, GivenTokens, Rechoose, RefinerNoise, ScaleStep
 from .refiner import DiffusionRefiner
@@ -151,18 +152,24 @@ class VARSR(nn.Module):
     def decode_unfinished(self, latent: Tensor, lr: Tensor) -> Tensor:
         """As `decode`, without its last steps, `finish`, and not clamped: parts of a larger picture are put together
         before them."""
-        return (self.vqvae.decode_uncorrected(to_device(latent, self.device), self._condition(lr)).float() + 1) / 2
+        return (self.vqvae.decode_unfinished(to_device(latent, self.device), self._condition(lr)).float() + 1) / 2
 
     @torch.inference_mode()
     def finish(self, decoded: Tensor, lr: Tensor, latent: Tensor, fidelity: float | None = None) -> Tensor:
         """Correction and detail: pictures (B, 3, H, W) of `decode_unfinished`, or parts of what is made of them, and LR
         ones of their size, both in [0, 1], and the cells (B, c, H/f, W/f) they were decoded from, to pictures in
         [0, 1]. H and W are multiples of f; a pixel depends on those up to `finishing_reach` away."""
-        decoded, lr = to_device(decoded, self.device) * 2 - 1, self._condition(lr)
-        corrected = self.vqvae.correct(decoded, lr).float()
-        latent = to_device(latent, self.device)
-        finished = self.vqvae.add_detail(corrected, lr, latent, self._detail_share(fidelity))
+        decoded, latent = to_device(decoded, self.device) * 2 - 1, to_device(latent, self.device)
+        finished = self.vqvae.finish(decoded, self._condition(lr), latent, self._detail_share(fidelity))
         return ((finished + 1) / 2).clamp(0, 1)
+
+    @torch.inference_mode()
+    def restore(self, lr: Tensor, latent: Tensor, part: Part, fidelity: float | None = None) -> Tensor:
+        """A part of the pictures in [0, 1] that a model with a faithful branch makes of LR ones (B, 3, H, W) in [0, 1]
+        and the cells (B, c, H/f, W/f) beside them; see `finish` for what it depends on."""
+        latent = to_device(latent, self.device)
+        restored = self.vqvae.restore(self._condition(lr), latent, self._detail_share(fidelity), part)
+        return ((restored + 1) / 2).clamp(0, 1)
 
     def finishing_reach(self, fidelity: float | None = None) -> int:
         """How many pixels to each side a pixel of `finish` depends on; 0 where it does nothing."""

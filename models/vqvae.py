@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .branches import DetailBranch, FaithfulBranch, FidelityEncoder, Part, PixelCorrection, whole
 from .config import VQVAEConfig
-from .lr_features import DetailBranch, FidelityEncoder, PixelCorrection
 from .quantizer import MultiScaleQuantizer
 
 RGB = 3
@@ -209,6 +209,7 @@ class VQVAE(nn.Module):
         self.decoder = Decoder(config)
         self.linear_path = LinearPath(config.downsampling, channels) if config.linear_path else None
         self.fidelity = FidelityEncoder(config) if config.fidelity_width else None
+        self.faithful = FaithfulBranch(config) if config.faithful_width else None
         self.detail = DetailBranch(config) if config.detail_width else None
 
     @torch.no_grad()
@@ -248,42 +249,67 @@ class VQVAE(nn.Module):
         lr: (B, 3, f*h, f*w) in [-1, 1], the LR picture at output size, for models that look at it while they decode.
         detail: share of the detail branch's output that is added, where there is one.
         """
-        return self.add_detail(self.decode_unclamped(latent, lr).float(), lr, latent, detail).clamp(-1, 1)
+        return self.decode_unclamped(latent, lr, detail).clamp(-1, 1)
 
-    def decode_unclamped(self, latent: Tensor, lr: Tensor | None = None) -> Tensor:
-        """As `decode`, without detail and the clamp, for training."""
-        decoded = self.decode_uncorrected(latent, lr)
-        return decoded if lr is None else self.correct(decoded, lr)
+    def decode_unclamped(self, latent: Tensor, lr: Tensor | None = None, detail: float = 0.0) -> Tensor:
+        """As `decode`, without the clamp and by default without detail, for training."""
+        return self.finish(self.decode_unfinished(latent, lr), lr, latent, detail)
 
-    def decode_uncorrected(self, latent: Tensor, lr: Tensor | None = None) -> Tensor:
-        """First part of `decode_unclamped`, from which `correct` makes its result."""
+    def decode_unfinished(self, latent: Tensor, lr: Tensor | None = None) -> Tensor:
+        """First part of `decode_unclamped`, from which `finish` makes its result: what the decoder makes of the latent,
+        or the LR picture itself where a branch restores it."""
+        if self.restores and lr is not None:
+            return lr
         dtype = self.post_quant.weight.dtype
         latent = latent.to(dtype).contiguous(memory_format=torch.channels_last)
         features = None if self.fidelity is None or lr is None else self.fidelity(lr.to(dtype))
         decoded = self.decoder(self.post_quant(latent), features)
         return decoded if self.linear_path is None else decoded + self.linear_path.synthesis(latent)
 
-    def correct(self, decoded: Tensor, lr: Tensor) -> Tensor:
-        """Correction of decoded pictures beside the LR ones, both (B, 3, H, W) in [-1, 1], not clamped. H and W may be
-        anything. Without a correction in the model, what came in."""
-        if not self.corrects:
-            return decoded
+    def finish(self, decoded: Tensor, lr: Tensor | None, latent: Tensor, detail: float) -> Tensor:
+        """The second part, convolutions alone: (B, 3, H, W) of `decode_unfinished`, the LR pictures beside it, both in
+        [-1, 1], and the latent (B, c, H/f, W/f), to pictures, float32, not clamped. A pixel depends on those up to
+        `finishing_reach` away."""
+        if self.restores and lr is not None:
+            return self.restore(lr, latent, detail)
         dtype = self.post_quant.weight.dtype
-        return self.fidelity.pixels(decoded.to(dtype), lr.to(dtype))
+        lr = None if lr is None else lr.to(dtype)
+        corrected = self._corrected(decoded.to(dtype), lr).float()
+        if self.detail is None or not detail or (lr is None and self.detail.sees_lr):
+            return corrected
+        corrected = corrected.clamp(-1, 1)
+        seen = self.detail.picture_cells(corrected.to(dtype), lr)
+        return corrected + detail * self.detail(seen, latent.to(dtype)).float()
 
-    def add_detail(self, decoded: Tensor, lr: Tensor | None, latent: Tensor, share: float = 1.0) -> Tensor:
-        """Decoded pictures and a share of the detail branch's output for them, float32, not clamped; see
-        `DetailBranch` for shapes. Without a branch in the model, or the LR pictures that it sees, what came in."""
-        if self.detail is None or not share or (lr is None and self.detail.sees_lr):
+    def restore(self, lr: Tensor, latent: Tensor, detail: float, part: Part | None = None) -> Tensor:
+        """What the branches of a model with a faithful one make of LR pictures (B, 3, H, W) in [-1, 1] and the latent
+        (B, c, H/f, W/f): a part (B, 3, part.height, part.width) of the pictures, by default all, float32, not clamped.
+        No more is computed than the part needs; its pixels depend on those up to `finishing_reach` away."""
+        dtype, part = self.post_quant.weight.dtype, part or whole(lr)
+        lr = lr.to(dtype)
+        features = self.faithful.features(lr)
+        picture = self.faithful.picture(lr, features, part)
+        if self.detail is None or not detail:
+            return picture
+        return picture.clamp(-1, 1) + detail * self.detail.part(features, latent.to(dtype), part).float()
+
+    def _corrected(self, decoded: Tensor, lr: Tensor | None) -> Tensor:
+        """Decoded pictures, by the model's correction if it has one."""
+        if not self.corrects or lr is None:
             return decoded
-        dtype, decoded = self.post_quant.weight.dtype, decoded.float().clamp(-1, 1)
-        detail = self.detail(decoded.to(dtype), None if lr is None else lr.to(dtype), latent.to(dtype))
-        return decoded + share * detail.float()
+        return self.fidelity.pixels(decoded, lr)
 
     def finishing_reach(self, detail: float) -> int:
-        """How many pixels to each side a pixel depends on in `correct` and `add_detail` with a share of `detail`."""
-        correction = PixelCorrection.REACH if self.corrects else 0
-        return correction + (self.detail.reach if self.detail is not None and detail else 0)
+        """How many pixels to each side a pixel depends on in `finish` with a share of `detail`."""
+        branch = self.detail if detail else None
+        if self.restores:
+            return self.faithful.reach if branch is None else max(branch.reach, self.faithful.reach_through(branch))
+        return (0 if branch is None else branch.reach) + (PixelCorrection.REACH if self.corrects else 0)
+
+    @property
+    def restores(self) -> bool:
+        """Whether a branch restores LR pictures, and the decoder has no part in it."""
+        return self.faithful is not None
 
     @property
     def corrects(self) -> bool:

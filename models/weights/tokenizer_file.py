@@ -22,7 +22,7 @@ from .weight_file import DTYPE_NAMES, check_header, finite, read_safetensors, wr
 TOKENIZER_WEIGHTS = "vqvae.safetensors"
 CONFIG_KEY = "vqvae_config"
 CODE_USAGE = "quantizer.code_usage"
-BESIDE_LR = ("fidelity.", "detail.")  # parts that look at the LR picture, which a tokenizer of its own does not see
+BESIDE_LR = ("fidelity.", "faithful.", "detail.")  # parts that look at the LR picture, which no tokenizer sees
 LISTED_NAMES = 3
 
 
@@ -77,7 +77,7 @@ def load_tokenizer(source: str | PathLike, fallback: VQVAEConfig | None = None,
     if scales is not None and tuple(scales) != config.scales:
         config = dataclasses.replace(config, scales=tuple(scales))
         tensors[CODE_USAGE] = torch.zeros(len(config.scales), config.vocab_size)
-    config = dataclasses.replace(config, fidelity_width=0, fidelity_pixels=0, detail_width=0)
+    config = dataclasses.replace(config, fidelity_width=0, fidelity_pixels=0, faithful_width=0, detail_width=0)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(BESIDE_LR)}
     with torch.device("meta"):  # nothing is made before the file is known to fill it
         own = VQVAE(config).state_dict()

@@ -26,6 +26,7 @@ BLOCKS = "transformer.blocks."
 FIDELITY = "vqvae.fidelity."
 PIXELS = FIDELITY + "pixels."
 DETAIL = "vqvae.detail."
+FAITHFUL = "vqvae.faithful."
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def _resized(name: str, tensor: Tensor, target: Tensor, file: LooseTensors,
 @torch.no_grad()
 def with_fidelity(model: VARSR, width: int, blocks: int, pixels: int) -> VARSR:
     """The model with LR features of `width` channels and `blocks` residual blocks per level, and a correction of the
-    decoded pixels of `pixels` channels (0: none; all of them in `models/lr_features.py`).
+    decoded pixels of `pixels` channels (0: none; all of them in `models/branches.py`).
 
     It restores as before: parts of another width start anew, with outputs of zero; those of the same width are kept,
     and further blocks begin as identities. Raises ValueError for fewer blocks than there are.
@@ -115,9 +116,27 @@ def with_fidelity(model: VARSR, width: int, blocks: int, pixels: int) -> VARSR:
     return larger
 
 
+@torch.no_grad()
+def with_faithful(model: VARSR, width: int, blocks: int) -> VARSR:
+    """The model with a faithful branch of `width` channels and `blocks` residual blocks (`models/branches.py`) in place
+    of what its decoder sees of the LR picture, fresh unless it has one of that shape already. A detail branch that was
+    trained for another faithful picture goes."""
+    old = model.config.vqvae
+    if (old.faithful_width, old.faithful_blocks) == (width, blocks):
+        return model
+    larger = VARSR(dataclasses.replace(model.config, vqvae=dataclasses.replace(
+        old, faithful_width=width, faithful_blocks=blocks, fidelity_width=0, fidelity_pixels=0, detail_width=0)))
+    kept = {name: value for name, value in model.state_dict().items()
+            if not name.startswith((FIDELITY, FAITHFUL, DETAIL))}
+    larger.load_state_dict(kept, strict=False)
+    return larger
+
+
+@torch.no_grad()
 def with_detail(model: VARSR, width: int, blocks: int) -> VARSR:
-    """The model with a detail branch of `width` channels and `blocks` residual blocks (`models/lr_features.py`), fresh
-    unless it has one of that shape already. It sees the LR picture in a super-resolution model."""
+    """The model with a detail branch of `width` channels and `blocks` residual blocks (`models/branches.py`), fresh
+    unless it has one of that shape already. It sees the LR picture in a super-resolution model; on a faithful branch it
+    hears the latent's channels by their deviations, which are taken from those of the code vectors."""
     old = model.config.vqvae
     if (old.detail_width, old.detail_blocks) == (width, blocks):
         return model
@@ -125,4 +144,6 @@ def with_detail(model: VARSR, width: int, blocks: int) -> VARSR:
         old, detail_width=width, detail_blocks=blocks, detail_lr=model.config.is_super_resolution)))
     kept = {name: value for name, value in model.state_dict().items() if not name.startswith(DETAIL)}
     larger.load_state_dict(kept, strict=False)
+    if larger.vqvae.restores:
+        larger.vqvae.detail.latent_cells.deviation.copy_(model.vqvae.quantizer.codebook.weight.std(0))
     return larger

@@ -29,6 +29,8 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 PARTS = {"correction": {"fidelity_width": 8, "fidelity_blocks": 1, "fidelity_pixels": 4},
          "detail": {"detail_width": 8, "detail_blocks": 1}}
 PARTS["both"] = PARTS["correction"] | PARTS["detail"]
+PARTS["faithful"] = {"faithful_width": 8, "faithful_blocks": 1}
+PARTS["faithful and detail"] = PARTS["faithful"] | PARTS["detail"]
 
 
 @pytest.fixture(scope="module", params=PARTS)
@@ -40,8 +42,9 @@ def finishing_model(request: pytest.FixtureRequest) -> VARSR:
     initialize(model)
     if model.vqvae.corrects:
         torch.nn.init.normal_(model.vqvae.fidelity.pixels.conv_out.weight, std=0.1)
-    if model.vqvae.detail is not None:
-        torch.nn.init.normal_(model.vqvae.detail.conv_out.weight, std=0.1)
+    for branch in (model.vqvae.faithful, model.vqvae.detail):
+        if branch is not None:
+            torch.nn.init.normal_(branch.conv_out.weight, std=0.1)
     return model.eval()
 
 
@@ -64,6 +67,8 @@ def rows(model: VARSR, picture: TiledPicture, top: int, bottom: int, color_fix: 
 
 
 def unfinished(model: VARSR, picture: TiledPicture, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    if model.vqvae.restores:
+        return picture.guide(0, 0, *SIZE)
     with monkeypatch.context() as patch:
         patch.setattr(VARSR, "finish", lambda self, decoded, *_: decoded)
         return rows(model, picture, 0, picture.height)

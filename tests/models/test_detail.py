@@ -8,8 +8,8 @@ import torch
 from conftest import small_class_model, small_model
 from torch import Tensor
 
+from models.branches import DetailBranch
 from models.config import PRESETS, ConfigError, GenerationConfig
-from models.lr_features import DetailBranch
 from models.varsr import VARSR
 from models.weights.save import save_pretrained
 from models.weights.transfer import with_detail
@@ -39,7 +39,7 @@ def test_its_reach_is_the_distance_that_gradients_come_from(blocks: int) -> None
     network, farthest = branch(blocks), 0
     decoded, lr, latent = (each.requires_grad_() for each in inputs())
     for row in range(SIDE // 2, SIDE // 2 + 8):  # all places within a latent cell
-        output = network(decoded, lr, latent)[0, :, row, SIDE // 2].sum()
+        output = network(network.picture_cells(decoded, lr), latent)[0, :, row, SIDE // 2].sum()
         pixels, cells = torch.autograd.grad(output, (decoded, latent))
         seen = pixels.abs().sum((0, 1, 3)).nonzero().flatten().tolist()
         read = cells.abs().sum((0, 1, 3)).nonzero().flatten().tolist()
@@ -54,14 +54,15 @@ def test_a_spike_changes_nothing_far_away() -> None:
     decoded, lr, latent = inputs()
     spiked = decoded.clone()
     spiked[..., 128, 128] = 100.0
-    change = (network(spiked, lr, latent) - network(decoded, lr, latent)).abs().amax((0, 1))
+    spiked, calm = (network(network.picture_cells(each, lr), latent) for each in (spiked, decoded))
+    change = (spiked - calm).abs().amax((0, 1))
     changed = change.nonzero()
     assert len(changed) and (changed - 128).abs().max() <= network.reach
 
 
 def test_it_starts_near_zero_with_a_signal_to_learn_from() -> None:
     network, (decoded, lr, latent) = branch(10), inputs(64)
-    detail = network(decoded, lr, latent)
+    detail = network(network.picture_cells(decoded, lr), latent)
     assert 1e-3 < detail.abs().mean() < 0.2
     detail.square().mean().backward()
     first, last = network.conv_in.weight.grad.norm(), network.conv_out.weight.grad.norm()
@@ -102,7 +103,8 @@ def test_pictures_of_classes_have_detail_without_an_lr_picture() -> None:
     sharp, faithful = (model.decode(latent, fidelity=value) for value in (0.0, 1.0))
     torch.testing.assert_close(faithful, plain.decode(latent), atol=0, rtol=0)
     decoded = model.vqvae.decode_unclamped(latent).clamp(-1, 1)
-    expected = (decoded + model.vqvae.detail(decoded, None, latent)).clamp(-1, 1)
+    detail = model.vqvae.detail
+    expected = (decoded + detail(detail.picture_cells(decoded, None), latent)).clamp(-1, 1)
     torch.testing.assert_close(sharp, (expected + 1) / 2, atol=1e-6, rtol=0)
     torch.testing.assert_close(model.generate(labels=labels), sharp, atol=0, rtol=0)
     assert (sharp - faithful).abs().mean() > 1e-3
