@@ -1,9 +1,10 @@
 """Train VARSR on pictures that are degraded while it trains, on one device or, by torchrun, on many.
 
-`--stage sr` trains transformer and refiner on a frozen tokenizer (train_vqvae.py makes one), `--stage decoder` fits the
-decoder to what they generate, and `--stage detail` adds the branch that makes its pictures sharp. `--stage c2i` trains
-class-to-image on trainset/{class}/*, `--stage c2i_detail` adds the branch that paints its texture. The flags keep the
-names and meanings of the published command line where it has them; one that cannot act is refused.
+`--stage sr` trains transformer and refiner on a frozen tokenizer (train_vqvae.py makes one). `--stage faithful` adds
+the branch that restores LR pictures (`--stage decoder` fits the decoder to do it), and `--stage detail` the one that
+makes them sharp with what transformer and refiner generate. `--stage c2i` trains class-to-image on
+trainset/{class}/*, `--stage c2i_detail` adds the branch that paints its texture. The flags keep the names and meanings
+of the published command line where it has them; one that cannot act is refused.
 """
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from training.flags import CLASS_DETAIL, DECODER, DETAIL, build_parser, parse
+from training.flags import CLASS_DETAIL, DECODER, DETAIL, FAITHFUL, build_parser, parse
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,6 +29,8 @@ def _train(args, device, ranks, began: float) -> int:
     from training.run import loop_config, run_stage
     if args.stage == DECODER:
         from training.decoder import set_up
+    elif args.stage == FAITHFUL:
+        from training.faithful import set_up
     elif args.stage == DETAIL:
         from training.detail import set_up
     elif args.stage == CLASS_DETAIL:

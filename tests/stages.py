@@ -18,11 +18,12 @@ from models.config import HIGH_QUALITY, PRESETS
 from models.initialization import initialize
 from models.varsr import VARSR
 from models.vqvae import VQVAE
-from models.weights.transfer import with_detail
+from models.weights.transfer import with_detail, with_faithful
 from training.class_detail import ClassDetailSettings, ClassDetailStage, DecodedClasses
 from training.class_validation import ClassValidation
 from training.decoder import DecoderSettings, DecoderStage
 from training.detail import DetailSettings, DetailStage
+from training.faithful import FaithfulSettings, FaithfulStage
 from training.perceptual import FeatureNetwork, Perceptual
 from training.tokenizer import TokenizerSettings, TokenizerStage
 from training.transformer import TransformerSettings, TransformerStage, refiner_draws
@@ -123,6 +124,12 @@ def decoder_stage(device: torch.device = CPU, source: Blobs | None = None, **cha
     return DecoderStage(fresh_model(), pairs(2, source=source), validation(), settings, device)
 
 
+def faithful_stage(device: torch.device = CPU, source: Blobs | None = None, **changes) -> FaithfulStage:
+    settings = FaithfulSettings(**{"batch_size": 4, "fresh": 2, "pool_size": 8, "max_iters": 40, "warmup_iters": 2,
+                                   "precision": "fp32", "learning_rate": 4e-3, **changes})
+    return FaithfulStage(with_faithful(fresh_model(), 8, 1), pairs(2, source=source), validation(), settings, device)
+
+
 class Convolutions(torch.nn.Module):
     """Two random layers in place of a pretrained network."""
 
@@ -148,11 +155,14 @@ def perceptual(judge: torch.nn.Module | None = None, device: torch.device = CPU)
     return Perceptual(FeatureNetwork(Convolutions()).to(device), judge, description="two layers")
 
 
-def detail_stage(device: torch.device = CPU, source: Blobs | None = None, **changes) -> DetailStage:
+def detail_stage(device: torch.device = CPU, source: Blobs | None = None, faithful: bool = True,
+                 **changes) -> DetailStage:
+    """faithful: whether the branch goes on from a faithful one, or from decoded pictures."""
     torch.manual_seed(0)
     settings = DetailSettings(**{"batch_size": 4, "fresh": 2, "renew_every": 2, "pool_size": 8, "max_iters": 40,
                                  "warmup_iters": 2, "precision": "fp32", "learning_rate": 2e-3, **changes})
-    model = with_detail(fresh_model(), 8, 1)
+    start = fresh_model()
+    model = with_detail(with_faithful(start, 8, 1) if faithful else start, 8, 1)
     return DetailStage(model, pairs(2, source=source), validation(), settings, perceptual(Squares(), device), device)
 
 

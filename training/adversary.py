@@ -200,7 +200,7 @@ class Adversary:
         self.scaler.scale(loss).backward()
         parameters = list(self.discriminators.parameters())
         self.ranks.average_([parameter.grad for parameter in parameters])
-        clipped_step(self.optimizer, parameters, settings.clip, self.scaler)
+        clipped_step([self.optimizer], parameters, settings.clip, self.scaler)
         return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:

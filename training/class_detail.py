@@ -18,7 +18,6 @@ from torch import Tensor
 
 from dataloader.pairs import BatchLoader, ClassSource, Pairs
 from evaluation.class_quality import ClassFeatures, frechet_distance
-from models.generation import GivenTokens
 from models.varsr import VARSR
 from pictures.sheets import write_grid
 from utils.device import autocast
@@ -29,7 +28,7 @@ from .class_validation import CLASS_CROPS, SHEET_CLASSES, SHEET_SEEDS, VALIDATIO
 from .judged import JUDGED_FIELDS, JudgedSettings, JudgedStage
 from .model import build_model
 from .perceptual import Perceptual, needed_perceptual
-from .pool import from_bytes, to_bytes
+from .pool import from_bytes, right_codes, to_bytes
 from .setup import Setup, class_crops, generating_settings, loader, tune
 from .validation import mean_distance, measure
 
@@ -54,9 +53,7 @@ class ClassDetailSettings(JudgedSettings):
 
 def latents_of(model: VARSR, pairs: Pairs, seed: int) -> Tensor:
     """Latents (B, c, N, N) float32 of the right codes of pictures and the residual that the refiner draws for them."""
-    codes = model.vqvae.quantizer.encode(model.vqvae.encode(pairs.target)).codes
-    given = GivenTokens(codes, [torch.ones_like(each, dtype=torch.bool) for each in codes])
-    return model.generate_latent(labels=pairs.labels, given=given, seed=seed).float()
+    return model.generate_latent(labels=pairs.labels, given=right_codes(model, pairs.target), seed=seed).float()
 
 
 class DecodedClasses:
@@ -132,7 +129,7 @@ class ClassDetailStage(JudgedStage):
         decoded = torch.cat([from_bytes(drawn[f"{name}_decoded"]) for name in KINDS])
         with torch.no_grad():
             real = self.perceptual.look(from_bytes(drawn["target"]))
-        return decoded + self.trained(decoded, None, latent).float(), real, None
+        return decoded + self.trained(self.trained.picture_cells(decoded, None), latent).float(), real, None
 
 
 def set_up(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setup:

@@ -1,8 +1,8 @@
 """Last training stage: the detail branch learns to make faithful pictures look like photographs.
 
-All of the model but the branch (models/lr_features.py) is frozen. Its pictures and the feature maps of what does not
-change, HR and LR picture, are computed once for each sample of a pool. Losses: pixels, a perceptual distance, feature
-maps, and discriminators that see the LR picture too.
+All of the model but the branch (models/branches.py) is frozen. What the branch sees and the feature maps of what does
+not change, HR and LR picture, are computed once for each sample of a pool. Losses: pixels, a perceptual distance,
+feature maps, rims, and discriminators that see the LR picture too.
 """
 from __future__ import annotations
 
@@ -14,16 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dataloader.pairs import Pairs
+from models.generation import GivenTokens
 from utils.device import autocast
+from utils.errors import UserError
 from utils.ranks import Ranks
 
 from .adversary import Seen
 from .judged import JUDGED_FIELDS, JudgedSettings, JudgedStage
-from .perceptual import needed_perceptual
-from .pool import SamplePool, from_bytes, to_bytes
+from .perceptual import needed_perceptual, overshoot
+from .pool import SamplePool, from_bytes, right_codes, to_bytes
 from .setup import Setup, generating_parts
 
 HR, LR = "hr", "lr"  # whose maps the pool holds
+SEEN = "seen"  # features of the faithful branch
+RIM_RADIUS = 3  # pixels beside an edge
+SAVED = ("latent", "decoded", HR, LR)  # fields of the pool that states hold; the others follow from them
 
 
 @dataclass(frozen=True)
@@ -31,9 +37,18 @@ class DetailSettings(JudgedSettings):
     """Hyper-parameters of the detail stage."""
 
     max_iters: int = 10000
-    learning_rate: float = 3e-4
-    ema: float = 0.999
+    ema: float = 0.99  # a longer average is softer than any of the weights that it is made of
     val_batch: int = 24
+    rim_weight: float = 4.0  # of `overshoot`
+    right_share: float = 0.5  # of samples of the right codes: from generated ones alone none are learned to be heard
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values that no training can have."""
+        super().__post_init__()
+        if self.rim_weight < 0:
+            raise UserError(f"rim_weight must be at least 0, got {self.rim_weight}")
+        if not 0 <= self.right_share <= 1:
+            raise UserError(f"right_share must be in [0, 1], got {self.right_share}")
 
 
 class DetailStage(JudgedStage):
@@ -43,6 +58,11 @@ class DetailStage(JudgedStage):
     fidelity = 0.0
     conditional = True
 
+    def given(self, pairs: Pairs) -> GivenTokens | None:
+        """The right codes of the first `right_share` of the pairs."""
+        count = round(self.settings.right_share * len(pairs.target))
+        return right_codes(self.model, pairs.target, count) if count else None
+
     @torch.no_grad()
     def _add_samples(self) -> float:
         """See the base class."""
@@ -50,47 +70,60 @@ class DetailStage(JudgedStage):
         with autocast(self.device, self.settings.precision):
             decoded = self.model.vqvae.decode_unclamped(latent, pairs.lr).float()
         pictures = {"decoded": to_bytes(decoded), HR: to_bytes(pairs.target), LR: to_bytes(pairs.lr)}
-        self.pool.add(latent=latent.half(), **pictures, **self._maps(pictures))
+        self.pool.add(latent=latent.half(), **pictures, **self._derived(pictures))
         return wait
 
     @torch.no_grad()
-    def _maps(self, pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Feature maps of HR and LR pictures in half precision, by the pool's names."""
-        maps = {}
-        for name in (HR, LR):
-            with autocast(self.device, self.settings.precision):
+    def _derived(self, pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What follows from HR and LR pictures (M, 3, S, S) of the pool, in half precision by the pool's names: feature
+        maps, and what the branch sees of a faithful one."""
+        derived = {}
+        with autocast(self.device, self.settings.precision):
+            for name in (HR, LR):
                 seen = self.perceptual.look(from_bytes(pictures[name].to(self.device)))
-            maps |= {_map_name(name, i): each.half() for i, each in enumerate(seen.maps)}
-        return maps
+                derived |= {_map_name(name, i): each.half() for i, each in enumerate(seen.maps)}
+            if self.model.vqvae.restores:
+                derived[SEEN] = self.model.vqvae.faithful.features(from_bytes(pictures[LR].to(self.device))).half()
+        return derived
 
     def _restore(self, drawn: Mapping[str, Tensor]) -> tuple[Tensor, Seen, Seen]:
         """See the base class."""
         decoded, real, condition = (from_bytes(drawn[name]) for name in ("decoded", HR, LR))
-        added = self.trained(decoded, condition, drawn["latent"].float()).float()
+        seen = drawn[SEEN].float() if SEEN in drawn else self.trained.picture_cells(decoded, condition)
+        added = self.trained(seen, drawn["latent"].float()).float()
         return decoded + added, self._seen(HR, real, drawn), self._seen(LR, condition, drawn)
+
+    def _loss(self, restored: Seen, real: Seen, condition: Seen | None, place: float,
+              metrics: dict[str, float | Tensor]) -> Tensor:
+        """As the base class's, and the rims."""
+        loss = super()._loss(restored, real, condition, place, metrics)
+        if self.settings.rim_weight > 0:
+            rims = overshoot(restored.picture, real.picture, RIM_RADIUS)
+            metrics["rims"] = rims
+            loss = loss + self.settings.rim_weight * rims
+        return loss
 
     def _seen(self, name: str, picture: Tensor, drawn: Mapping[str, Tensor]) -> Seen:
         return Seen(picture, [drawn[_map_name(name, i)].float() for i in range(len(self.perceptual.channels))])
 
     def state_dict(self) -> dict[str, Any]:
-        """As the base class's, the pool without its maps."""
+        """As the base class's, the pool without what follows from the rest of it."""
         state = super().state_dict()
-        fields = {name: value for name, value in state["pool"]["fields"].items()
-                  if name in ("latent", "decoded", HR, LR)}
+        fields = {name: value for name, value in state["pool"]["fields"].items() if name in SAVED}
         return {**state, "pool": {**state["pool"], "fields": fields}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         super().load_state_dict(state)
         if len(self.pool):
-            self._restore_maps()
+            self._restore_pool()
 
-    def _restore_maps(self) -> None:
-        """Compute the maps of the pool's pictures again, which states leave out."""
-        count, maps = len(self.pool), SamplePool(self.settings.pool_size, self.pool.device)
-        for part in torch.arange(count).split(self.settings.batch_size):
-            maps.add(**self._maps({name: self.pool.fields[name][part] for name in (HR, LR)}))
-        self.pool.fields |= maps.fields
+    def _restore_pool(self) -> None:
+        """Compute again what states leave out of the pool."""
+        left_out = SamplePool(self.settings.pool_size, self.pool.device)
+        for part in torch.arange(len(self.pool)).split(self.settings.batch_size):
+            left_out.add(**self._derived({name: self.pool.fields[name][part] for name in (HR, LR)}))
+        self.pool.fields |= left_out.fields
 
 
 def _map_name(picture: str, index: int) -> str:
@@ -99,6 +132,7 @@ def _map_name(picture: str, index: int) -> str:
 
 def set_up(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setup:
     """The stage from the flags. Raises as `generating_parts`, and where there is no perceptual network."""
-    parts = generating_parts(args, device, ranks, DetailSettings, JUDGED_FIELDS)
+    own = {name: name for name in ("rim_weight", "right_share")}
+    parts = generating_parts(args, device, ranks, DetailSettings, JUDGED_FIELDS | own)
     perceptual = needed_perceptual(args.stage, device)
     return Setup(parts.settings, parts.model, lambda: DetailStage(*parts, perceptual, device))

@@ -14,8 +14,9 @@ from utils.flags import OneLineParser, boolean, bounded, numbers
 
 from .schedule import CURVES
 
-SR, DECODER, DETAIL, CLASSES, CLASS_DETAIL = STAGES = ("sr", "decoder", "detail", "c2i", "c2i_detail")
-GENERATING = (DECODER, DETAIL, CLASS_DETAIL)  # stages that train on what the model itself generates
+STAGES = ("sr", "decoder", "faithful", "detail", "c2i", "c2i_detail")
+SR, DECODER, FAITHFUL, DETAIL, CLASSES, CLASS_DETAIL = STAGES
+GENERATING = (DECODER, FAITHFUL, DETAIL, CLASS_DETAIL)  # stages that train a part of a trained model, from a pool
 OF_CLASSES = (CLASSES, CLASS_DETAIL)
 FP16 = 1
 PRECISIONS = {0: "fp32", FP16: "fp16", 2: "bf16"}
@@ -50,7 +51,8 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
                            allow_abbrev=False)
     parser.add_argument("--config", metavar="YAML", help="flags from a file of `flag: value`; the command line wins")
     parser.add_argument("--stage", choices=STAGES, default=SR,
-                        help="super-resolution, its decoder, its detail branch, class-to-image, its detail branch")
+                        help="super-resolution, its decoder, its faithful branch, its detail branch, class-to-image, "
+                             "its detail branch")
     _add_model(parser.add_argument_group("model").add_argument)
     _add_data(parser.add_argument_group("data").add_argument)
     _add_course(parser.add_argument_group("course").add_argument)
@@ -77,6 +79,8 @@ def _add_model(add: Callable[..., Any]) -> None:
     add("--fidelity_blocks", type=bounded(int, 1), help="decoder stage: their residual blocks per level, likewise")
     add("--fidelity_pixels", type=bounded(int, 1), help="decoder stage: channels of its correction at full resolution, "
                                                         "likewise")
+    add("--faithful_width", type=bounded(int, 4), help="faithful stage: channels of its branch (--init's, or 64)")
+    add("--faithful_blocks", type=bounded(int, 1), help="faithful stage: residual blocks of it (--init's, or 14)")
     add("--detail_width", type=bounded(int, 4), help="detail stages: channels of their branch (--init's, or 64)")
     add("--detail_blocks", type=bounded(int, 1), help="detail stages: residual blocks of it (--init's, or 10)")
 
@@ -163,20 +167,26 @@ def _add_optimisation(add: Callable[..., Any]) -> None:
     add("--sche", choices=tuple(CURVES), help="schedule of the learning rate (lin0)")
     add("--error_rate", type=bounded(float, 0, 1), help="share of codes replaced by wrong ones in the inputs, at most")
     add("--scale_balance", type=bounded(float, 0, 1), help="share of the cross-entropy that weighs all scales alike")
-    add("--ssim_weight", type=bounded(float, 0), help="decoder stage: weight of 1 - SSIM beside the pixel loss (0)")
+    add("--ssim_weight", type=bounded(float, 0), help="decoder and faithful stage: weight of 1 - SSIM beside the pixel "
+                                                      "loss (0; faithful 0.5)")
     add("--pixel_weight", type=bounded(float, 0), help="detail stages: weight of L1 (1; classes 0.5)")
-    add("--chroma_weight", type=bounded(float, 0), help="detail stages: weight of the colours' L1 (4; classes 1)")
+    add("--chroma_weight", type=bounded(float, 0), help="decoder, faithful and detail stages: weight of the "
+                                                             "colours' L1 (0; faithful and detail 4; classes 1)")
     add("--perceptual_weight", type=bounded(float, 0), help="detail stages: weight of the judge (0.1; classes 0)")
     add("--map_weight", type=bounded(float, 0), help="detail stages: weight of feature maps (0.3; classes 1)")
     add("--adversary", choices=ADVERSARIES, help="detail stages: what judges: patches of pixels, feature maps, both")
     add("--adversarial_weight", type=bounded(float, 0),
         help="detail stages: weight of discriminators (0.018; classes 0.02)")
-    add("--fresh", type=bounded(int, 1), help="decoder and detail stages: samples that are generated at a time (4)")
+    add("--rim_weight", type=bounded(float, 0), help="detail stage: weight of what goes beyond the photograph's range "
+                                                     "beside edges (4)")
+    add("--right_share", type=bounded(float, 0, 1), help="detail stage: share of samples of the right codes (0.5)")
+    add("--fresh", type=bounded(int, 1), help="stages with a pool: new samples at a time (4; faithful 8)")
     add("--pool_size", type=bounded(int, 1),
-        help="decoder and detail stages: generated samples that are drawn from (decoder 512; detail 2400; classes 400)")
+        help="stages with a pool: samples that are drawn from (decoder 512; faithful 1024; detail 2400; classes 400)")
     add("--renew_every", type=bounded(int, 1),
-        help="decoder and detail stages: iterations between --fresh new samples of them (4)")
-    add("--ema", type=bounded(float, 0, 1), help="decay of the moving average, the result (0.999; decoder 0.998)")
+        help="stages with a pool: iterations between --fresh new samples of it (4; faithful 1)")
+    add("--ema", type=bounded(float, 0, 1), help="decay of the moving average, the result (0.999; decoder, faithful, "
+                                                 "c2i_detail 0.998; detail 0.99)")
 
 
 def _add_machine(add: Callable[..., Any]) -> None:
@@ -198,14 +208,18 @@ def _add_machine(add: Callable[..., Any]) -> None:
 _FRESH = ("preset", "depth", "pn", "patch_size", "saln", "vqvae", "ini", "hd", "aln", "alng")
 _CODES = ("ac", "twde", "ls", "wp", "wp0", "wpe", "sche", "opt", "afuse", "error_rate", "scale_balance")
 ONLY_IN: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (("ssim_weight", "fidelity_width", "fidelity_blocks", "fidelity_pixels"), (DECODER,)),
+    (("fidelity_width", "fidelity_blocks", "fidelity_pixels"), (DECODER,)),
+    (("ssim_weight",), (DECODER, FAITHFUL)),
+    (("faithful_width", "faithful_blocks"), (FAITHFUL,)),
+    (("chroma_weight",), (DECODER, FAITHFUL, DETAIL, CLASS_DETAIL)),
     (("detail_width", "detail_blocks"), (DETAIL, CLASS_DETAIL)),
-    (("pixel_weight", "chroma_weight", "perceptual_weight", "map_weight", "adversary", "adversarial_weight"),
+    (("pixel_weight", "perceptual_weight", "map_weight", "adversary", "adversarial_weight"),
      (DETAIL, CLASS_DETAIL)),
+    (("rim_weight", "right_share"), (DETAIL,)),
     ((*_FRESH, *_CODES), (SR, CLASSES)),
     (("data_neg", "negative_share"), (SR,)),
     (("fresh", "pool_size", "renew_every"), GENERATING),
-    (("crops", "light", "upsample", "group"), (SR, DECODER, DETAIL)),
+    (("crops", "light", "upsample", "group"), (SR, DECODER, FAITHFUL, DETAIL)),
 )
 
 

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evaluation.metrics.full_reference import smooth_chroma
 from models.varsr import VARSR
 from utils.device import autocast
 from utils.errors import UserError
@@ -18,7 +17,7 @@ from utils.errors import UserError
 from .adversary import Adversary, AdversarySettings, Discriminators, Seen
 from .flags import BOTH
 from .loop import numbers
-from .perceptual import Perceptual, map_distance
+from .perceptual import Perceptual, chroma_distance, map_distance
 from .pool import PooledSettings, PooledStage
 
 # Flags that are fields of the settings under the same name.
@@ -105,7 +104,7 @@ class JudgedStage(PooledStage):
               metrics: dict[str, float | Tensor]) -> Tensor:
         settings, matched = self.settings, restored.first(len(real.picture))
         pixel = F.l1_loss(matched.picture, real.picture)
-        chroma = F.l1_loss(smooth_chroma((matched.picture + 1) / 2), smooth_chroma((real.picture + 1) / 2))
+        chroma = chroma_distance(matched.picture, real.picture)
         maps = map_distance(matched.maps, real.maps)
         metrics |= {"pixel": pixel, "chroma": chroma, "maps": maps}
         loss = settings.pixel_weight * pixel + settings.chroma_weight * chroma + settings.map_weight * maps

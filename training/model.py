@@ -13,11 +13,11 @@ from models.initialization import InitConfig, initialize
 from models.varsr import VARSR
 from models.vqvae import VQVAE
 from models.weights.load import CHECKPOINTS, LooseTensors, load_loose
-from models.weights.transfer import Transfer, transfer_weights, with_detail, with_fidelity
+from models.weights.transfer import Transfer, transfer_weights, with_detail, with_faithful, with_fidelity
 from models.weights.unpickle import CheckpointError
 from utils.errors import UserError
 
-from .flags import CLASS_DETAIL, DETAIL, GENERATING, OF_CLASSES, given
+from .flags import CLASS_DETAIL, DETAIL, FAITHFUL, GENERATING, OF_CLASSES, given
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +26,9 @@ Config = TypeVar("Config")
 DEFAULT_PRESETS = {True: "varsr-tiny", False: "varsr-tiny-c2i"}  # by super-resolution
 PUBLISHED_TOKENIZER, PUBLISHED_CLASSES = CHECKPOINTS / "VQVAE.pth", CHECKPOINTS / "VARSR_C2I.pth"
 # what a tokenizer's file does not know of
-FEATURES = ("fidelity_width", "fidelity_blocks", "fidelity_pixels", "detail_width", "detail_blocks", "detail_lr")
-DETAIL_WIDTH = 64  # of a detail branch that no flag describes
+FEATURES = ("fidelity_width", "fidelity_blocks", "fidelity_pixels", "faithful_width", "faithful_blocks", "detail_width",
+            "detail_blocks", "detail_lr")
+BRANCH_WIDTH = 64  # of a branch that no flag describes
 LISTED_NAMES = 6  # of each kind in the log
 SHAPE_FLAGS = ("preset", "depth", "pn", "saln", "vqvae")  # with one of these, --init is a source of weights alone
 
@@ -88,9 +89,13 @@ def _continued(args: argparse.Namespace) -> VARSR:
                              "flags")
         model = with_fidelity(model, width, args.fidelity_blocks or vqvae.fidelity_blocks,
                               args.fidelity_pixels or vqvae.fidelity_pixels)
+    if args.stage == FAITHFUL:
+        vqvae = model.config.vqvae
+        model = with_faithful(model, args.faithful_width or vqvae.faithful_width or BRANCH_WIDTH,
+                              args.faithful_blocks or vqvae.faithful_blocks)
     if args.stage in (DETAIL, CLASS_DETAIL):
         vqvae = model.config.vqvae
-        model = with_detail(model, args.detail_width or vqvae.detail_width or DETAIL_WIDTH,
+        model = with_detail(model, args.detail_width or vqvae.detail_width or BRANCH_WIDTH,
                             args.detail_blocks or vqvae.detail_blocks)
     _check_factor(args, model.config)
     return model.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""Optimiser groups by one rule, gradient clipping that notices broken steps, and a moving average of weights."""
+"""Optimisers and their groups by one rule, gradient clipping that notices broken steps, a moving average of weights."""
 from __future__ import annotations
 
 import copy
@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from utils.errors import UserError
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, no_decay: Sequence[str] = ()) -> list[dict]:
@@ -24,6 +26,53 @@ def parameter_groups(model: nn.Module, weight_decay: float, no_decay: Sequence[s
             {"params": exempt, "weight_decay": 0.0, "decays": False}]
 
 
+class ConvMuon(torch.optim.Optimizer):
+    """Muon (Jordan et al., 2024) for weights of convolutions, each taken as the matrix (out, in * h * w) that it is.
+
+    It orthogonalises what momentum has gathered, so that all directions of a weight learn alike; rates are scaled to be
+    those of AdamW. PyTorch's own does the work, which knows matrices alone.
+    """
+
+    def __init__(self, weights: Sequence[nn.Parameter], lr: float, weight_decay: float) -> None:
+        """Raises UserError for a PyTorch without Muon."""
+        if not hasattr(torch.optim, "Muon"):
+            raise UserError("this stage's optimiser, Muon, came with PyTorch 2.9: install that or a newer one")
+        super().__init__([{"params": list(weights), "decays": True}], {"lr": lr, "weight_decay": weight_decay})
+        self.matrices = torch.optim.Muon([nn.Parameter(weight.detach().flatten(1).clone()) for weight in weights],
+                                         lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One step of all weights that have a gradient."""
+        group, inner = self.param_groups[0], self.matrices.param_groups[0]
+        inner.update(lr=group["lr"], weight_decay=group["weight_decay"])
+        pairs = list(zip(group["params"], inner["params"], strict=True))
+        for weight, matrix in pairs:
+            matrix.copy_(weight.flatten(1))
+            matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
+        self.matrices.step()
+        for weight, matrix in pairs:
+            weight.copy_(matrix.view(weight.shape))
+
+    def state_dict(self) -> dict:
+        """Momenta and groups."""
+        return self.matrices.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what `state_dict` gave. Raises ValueError where it is not that of these weights."""
+        restore_optimizer(self.matrices, state)
+
+
+def hybrid_optimizers(module: nn.Module, hidden: Sequence[nn.Parameter], lr: float, weight_decay: float,
+                      betas: tuple[float, float]) -> list[torch.optim.Optimizer]:
+    """Muon for the `hidden` weights of a module, AdamW for its others: inputs, outputs and biases."""
+    chosen = {id(weight) for weight in hidden}
+    groups = [{**group, "params": [each for each in group["params"] if id(each) not in chosen]}
+              for group in parameter_groups(module, weight_decay)]
+    adam = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+    return [adam, ConvMuon(hidden, lr, weight_decay)] if chosen else [adam]
+
+
 def gradient_scaler(device: torch.device, precision: str, loss_scale: float) -> torch.amp.GradScaler:
     """Scales losses for fp16, from `loss_scale` on; passes them and the gradients on unchanged at other precisions."""
     return torch.amp.GradScaler(device.type, init_scale=loss_scale, enabled=precision == "fp16")
@@ -36,7 +85,7 @@ def set_rates(optimizer: torch.optim.Optimizer, rate: float, weight_decay: float
         group["weight_decay"] = weight_decay if group["decays"] else 0.0
 
 
-def clipped_step(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], max_norm: float,
+def clipped_step(optimizers: Sequence[torch.optim.Optimizer], parameters: Iterable[nn.Parameter], max_norm: float,
                  scaler: torch.amp.GradScaler | None = None) -> float:
     """Clip to max_norm (0: no clipping), step and clear the gradients; returns the gradient norm.
 
@@ -44,15 +93,18 @@ def clipped_step(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Param
     """
     scales = scaler is not None and scaler.is_enabled()  # a disabled one would step whatever the gradients are
     if scales:
-        scaler.unscale_(optimizer)
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else math.inf)
     norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # of shards (parallel.py)
+    for optimizer in optimizers:
+        if scales:
+            scaler.step(optimizer)  # leaves out steps with inf/nan gradients by itself
+        elif math.isfinite(norm):
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     if scales:
-        scaler.step(optimizer)  # leaves out steps with inf/nan gradients by itself
         scaler.update()
-    elif math.isfinite(norm):
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
     return norm
 
 

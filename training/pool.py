@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from dataloader.pairs import Pairs, PairSource
+from models.branches import Branch
+from models.generation import GivenTokens
 from models.varsr import VARSR
 from models.weights.save import save_pretrained
 from utils.device import autocast
 from utils.errors import UserError
 
 from .loop import timed
-from .optim import MovingAverage, clipped_step, gradient_scaler, parameter_groups, restore_optimizer, set_rates
+from .optim import MovingAverage, clipped_step, gradient_scaler, hybrid_optimizers, restore_optimizer, set_rates
 from .schedule import Schedule, short_warmup
 from .validation import Validation
 
@@ -82,6 +84,13 @@ def from_bytes(levels: Tensor) -> Tensor:
     return levels.float() / (LEVELS / 2) - 1
 
 
+def right_codes(model: VARSR, pictures: Tensor, count: int | None = None) -> GivenTokens:
+    """The codes of pictures (B, 3, S, S) in [-1, 1], which count in the first `count` of them, by default in all."""
+    codes = model.vqvae.quantizer.encode(model.vqvae.encode(pictures)).codes
+    chosen = torch.arange(len(pictures), device=pictures.device) < (len(pictures) if count is None else count)
+    return GivenTokens(codes, [chosen[:, None].expand_as(each) for each in codes])
+
+
 @dataclass(frozen=True)
 class PooledSettings:
     """Hyper-parameters that the stages share."""
@@ -124,13 +133,17 @@ class PooledStage:
         self.settings, self.device, self.pairs, self.validation = settings, device, pairs, validation
         self.model = model.to(device).channels_last().eval().requires_grad_(False)
         self.trained = trained.requires_grad_(True)
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.trained, settings.weight_decay),
-                                           lr=settings.learning_rate, betas=settings.betas, fused=True)
+        self.optimizers = hybrid_optimizers(self.trained, self.hidden_weights(), settings.learning_rate,
+                                            settings.weight_decay, settings.betas)
         self.scaler = gradient_scaler(device, settings.precision, settings.loss_scale)
         self.schedule = Schedule("cos", settings.max_iters, short_warmup(settings.warmup_iters, settings.max_iters))
         self.average = MovingAverage(self.trained, settings.ema)
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.pool = SamplePool(settings.pool_size, device if settings.pool_on_device else CPU)
+
+    def hidden_weights(self) -> list[nn.Parameter]:
+        """Weights that Muon trains: those between features of a branch (`models/branches.py`)."""
+        return self.trained.hidden_weights() if isinstance(self.trained, Branch) else []
 
     @torch.no_grad()
     def generated(self) -> tuple[Pairs, Tensor, float]:
@@ -138,8 +151,12 @@ class PooledStage:
         took."""
         pairs, wait = self.next_pairs()
         with autocast(self.device, self.settings.precision):
-            latent = self.model.generate_latent((pairs.lr + 1) / 2, pairs.labels, seed=self.next_seed())
+            latent = self.model.generate_latent((pairs.lr + 1) / 2, pairs.labels, seed=self.next_seed(),
+                                                given=self.given(pairs))
         return pairs, latent.float(), wait
+
+    def given(self, pairs: Pairs) -> GivenTokens | None:
+        """Codes that are not generated."""
 
     def renew(self, iteration: int) -> float:
         """Fill the pool at first, and renew it slowly from then on; returns the seconds that the data took."""
@@ -170,13 +187,15 @@ class PooledStage:
     def set_rate(self, place: float) -> float:
         """Set the learning rate of a place on the run's course; its share of the peak."""
         rate = self.schedule.rate(place)
-        set_rates(self.optimizer, self.settings.learning_rate * rate, self.settings.weight_decay)
+        for optimizer in self.optimizers:
+            set_rates(optimizer, self.settings.learning_rate * rate, self.settings.weight_decay)
         return rate
 
     def step(self, loss: Tensor, iteration: int, metrics: dict[str, float | Tensor]) -> None:
         """Backward, one step of the part, its average."""
         self.scaler.scale(loss).backward()
-        metrics["grad_norm"] = clipped_step(self.optimizer, self.trained.parameters(), self.settings.clip, self.scaler)
+        metrics["grad_norm"] = clipped_step(self.optimizers, self.trained.parameters(), self.settings.clip,
+                                            self.scaler)
         self.average.update(self.trained, iteration)
 
     @contextmanager
@@ -200,9 +219,9 @@ class PooledStage:
         return {"fidelity": self.fidelity}
 
     def state_dict(self) -> dict[str, Any]:
-        """The part, its average, optimiser and generator, the pool, the data position."""
+        """The part, its average, optimisers and generator, the pool, the data position."""
         return {"trained": self.trained.state_dict(), "average": self.average.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+                "optimizers": [each.state_dict() for each in self.optimizers], "scaler": self.scaler.state_dict(),
                 "generator": self.generator.get_state(), "pool": self.pool.state_dict(),
                 "data": self.pairs.state_dict()}
 
@@ -210,7 +229,8 @@ class PooledStage:
         """Restore what `state_dict` gave."""
         self.trained.load_state_dict(state["trained"])
         self.average.model.load_state_dict(state["average"])
-        restore_optimizer(self.optimizer, state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            restore_optimizer(optimizer, saved)
         self.scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"])
         self.pool.load_state_dict(state["pool"])

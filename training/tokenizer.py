@@ -199,7 +199,7 @@ class TokenizerStage:
         self.scaler.scale(loss).backward()
         self.crops.draw_ahead(self.device)
         self.ranks.average_([parameter.grad for parameter in self.parameters if parameter.grad is not None])
-        metrics["grad_norm"] = clipped_step(self.optimizer, self.parameters, settings.clip, self.scaler)
+        metrics["grad_norm"] = clipped_step([self.optimizer], self.parameters, settings.clip, self.scaler)
         if self._adversarial(place):
             metrics["discriminator"] = self.adversary.step(fake, real, None, rate)
         metrics["revived"] = float(self._revive(latent.detach(), iteration, rate, metrics["grad_norm"]))

@@ -65,7 +65,7 @@ def build_tokenizer(args: argparse.Namespace) -> VQVAE:
     changes = {name: getattr(args, name) for name in given}
     if args.scales is not None:
         changes["scales"] = args.scales
-    changes |= {"fidelity_width": 0, "fidelity_pixels": 0}  # they belong to the decoder stage; presets have no detail
+    changes |= {"fidelity_width": 0, "fidelity_pixels": 0}  # they belong to the decoder stage; presets have no branches
     config = dataclasses.replace(preset_config(args.preset, PRESETS).vqvae, **changes)
     log.info("from scratch: %s", describe(config))
     return VQVAE(config)

@@ -142,7 +142,7 @@ class TransformerStage:
         set_rates(self.optimizer, settings.learning_rate * self.schedule.rate(place), self._decay(place))
         parts = [self._accumulate(iteration * settings.accumulation + i, i + 1 == settings.accumulation)
                  for i in range(settings.accumulation)]
-        norm = clipped_step(self.optimizer, self.parameters, settings.clip, self.scaler)
+        norm = clipped_step([self.optimizer], self.parameters, settings.clip, self.scaler)
         parts = [numbers(part) for part in parts]
         self.average.update(self.model, iteration)
         metrics = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}

@@ -13,6 +13,7 @@ from stages import (
     class_detail_stage,
     decoder_stage,
     detail_stage,
+    faithful_stage,
     fresh_model,
     pairs,
     perceptual,
@@ -25,7 +26,9 @@ from torch import Tensor
 from models.varsr import VARSR
 from models.weights.transfer import with_detail
 from training.class_detail import ClassDetailStage, latents_of
+from training.decoder import DecoderSettings, DecoderStage
 from training.detail import DetailSettings, DetailStage
+from training.faithful import FaithfulSettings, FaithfulStage
 from training.optim import parameter_groups
 from training.perceptual import Perceptual
 from training.pool import PooledStage, from_bytes
@@ -35,15 +38,17 @@ from utils.ranks import Ranks
 
 STAGES = {"tokenizer": tokenizer_stage, "adversarial": lambda: tokenizer_stage(adversarial_start=0.0),
           "projected": lambda: tokenizer_stage(perceptual(), adversary="both", adversarial_start=0.0),
-          "transformer": transformer_stage, "decoder": decoder_stage, "detail": detail_stage,
+          "transformer": transformer_stage, "decoder": decoder_stage, "faithful": faithful_stage,
+          "detail": detail_stage, "detail on decoded": partial(detail_stage, faithful=False),
           "class detail": class_detail_stage}
+LEARNING = ("tokenizer", "transformer", "decoder", "faithful", "detail", "detail on decoded", "class detail")
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "transformer", "decoder", "detail", "class detail"])
+@pytest.mark.parametrize("name", LEARNING)
 def test_it_learns(name: str) -> None:
     # an untrained tokenizer's latents tell crops of classes apart and no more: the branch learns a few by heart
-    judged = {"detail": detail_stage, "class detail": partial(class_detail_stage, count=4, max_iters=80,
-                                                              learning_rate=1e-2)}
+    judged = {"detail": detail_stage, "detail on decoded": partial(detail_stage, faithful=False),
+              "class detail": partial(class_detail_stage, count=4, max_iters=80, learning_rate=1e-2)}
     stage = judged[name](adversarial_weight=0.0) if name in judged else STAGES[name]()
     key = "loss" if name in ("transformer", *judged) else "pixel"
     values = [stage.train_step(i)[key] for i in range(stage.settings.max_iters)]
@@ -65,7 +70,7 @@ def test_it_resumes_exactly(name: str, tmp_path: Path) -> None:
     assert [again.train_step(i)["loss"] for i in range(3, 6)] == expected
 
 
-@pytest.mark.parametrize("name", ["transformer", "decoder", "detail"])
+@pytest.mark.parametrize("name", ["transformer", "decoder", "faithful", "detail"])
 def test_the_result_loads(name: str, tmp_path: Path) -> None:
     stage = STAGES[name]()
     stage.train_step(0)
@@ -83,6 +88,29 @@ def test_the_decoder_stage_trains_the_decoder_alone() -> None:
     changed = {name.split(".")[1] for name, value in stage.model.state_dict().items()
                if not torch.equal(value, before[name])}
     assert changed == {"decoder", "post_quant", "fidelity"}
+
+
+def test_the_faithful_stage_trains_its_branch_alone_and_generates_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = faithful_stage()
+    monkeypatch.setattr(VARSR, "generate_latent", None)
+    before = {name: value.clone() for name, value in stage.model.state_dict().items()}
+    stage.train_step(0)
+    changed = {name.split(".")[1] for name, value in stage.model.state_dict().items()
+               if not torch.equal(value, before[name])}
+    assert changed == {"faithful"}
+
+
+def test_the_faithful_loss_is_the_sum_of_its_parts() -> None:
+    step = faithful_stage(ssim_weight=0.3, chroma_weight=2.0).train_step(0)
+    assert step["loss"] == pytest.approx(step["pixel"] + 0.3 * (1 - step["ssim"]) + 2 * step["chroma"], rel=1e-5)
+
+
+def test_stages_name_the_one_that_trains_a_models_pictures() -> None:
+    model = faithful_stage().model
+    with pytest.raises(ValueError, match="--stage faithful"):
+        DecoderStage(model, pairs(4), validation(), DecoderSettings(), CPU)
+    with pytest.raises(ValueError, match="no faithful branch"):
+        FaithfulStage(fresh_model(), pairs(4), validation(), FaithfulSettings(), CPU)
 
 
 def test_the_branch_of_classes_is_trained_alone_on_the_right_codes(tmp_path: Path) -> None:
@@ -147,19 +175,24 @@ def test_the_detail_stage_trains_the_branch_alone(adversary: str) -> None:
 
 def test_the_detail_loss_is_the_sum_of_its_parts() -> None:
     weights = {"pixel_weight": 2.0, "chroma_weight": 3.0, "perceptual_weight": 0.3, "map_weight": 0.4,
-               "adversarial_weight": 0.7}
+               "adversarial_weight": 0.7, "rim_weight": 5.0}
     step = detail_stage(**weights).train_step(0)
     parts = {"pixel": "pixel", "chroma": "chroma", "perceptual": "perceptual", "maps": "map",
-             "adversarial": "adversarial"}
+             "adversarial": "adversarial", "rims": "rim"}
     expected = sum(weights[f"{weight}_weight"] * step[name] for name, weight in parts.items())
     assert step["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_pool_of_details_holds_what_the_model_makes() -> None:
-    """Decoded pictures, and the maps of HR and LR pictures, as computed anew."""
-    stage = detail_stage()
+@pytest.mark.parametrize("faithful", [True, False])
+def test_the_pool_of_details_holds_what_the_model_makes(faithful: bool) -> None:
+    """Faithful pictures and their features, or decoded ones; and the maps of HR and LR pictures, as computed anew."""
+    stage = detail_stage(faithful=faithful)
     stage.train_step(0)
     fields = stage.pool.fields
+    assert ("seen" in fields) == faithful
+    if faithful:
+        features = stage.model.vqvae.faithful.features(from_bytes(fields["lr"]))
+        torch.testing.assert_close(fields["seen"].float(), features, atol=0.02, rtol=0.02)
     lr, hr = from_bytes(fields["lr"]), from_bytes(fields["hr"])
     decoded = stage.model.vqvae.decode_unclamped(fields["latent"].float(), lr)
     assert (decoded.clamp(-1, 1) - from_bytes(fields["decoded"])).abs().max() < 0.02
@@ -168,13 +201,25 @@ def test_the_pool_of_details_holds_what_the_model_makes() -> None:
             torch.testing.assert_close(fields[f"{name}_map{i}"].float(), each, atol=5e-3, rtol=5e-3)
 
 
+def test_a_share_of_the_samples_has_the_right_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what the refiner adds, which is drawn, their latents are those of the codes."""
+    monkeypatch.setattr(VARSR, "refine", lambda self, hidden, embedding, *_: torch.zeros_like(embedding))
+    for share, count in ((0.0, 0), (0.5, 1), (1.0, 2)):
+        stage = detail_stage(right_share=share)
+        pairs, latent, _ = stage.generated()
+        with torch.no_grad():
+            expected = stage.model.vqvae.quantizer.encode(stage.model.vqvae.encode(pairs.target)).f_hat
+        right = (latent - expected).abs().amax((1, 2, 3)) < 1e-4
+        assert right.tolist() == [True] * count + [False] * (2 - count)
+
+
 def test_a_state_without_samples_fills_its_pool_anew() -> None:
     stage, again = detail_stage(), detail_stage()
     again.load_state_dict(stage.state_dict())
     assert again.train_step(0) == stage.train_step(0)
 
 
-@pytest.mark.parametrize("stage_of", [decoder_stage, detail_stage, class_detail_stage])
+@pytest.mark.parametrize("stage_of", [decoder_stage, faithful_stage, detail_stage, class_detail_stage])
 def test_the_pool_is_filled_at_first_and_renewed_slowly(stage_of: Callable[..., PooledStage]) -> None:
     stage = stage_of(renew_every=3)
     added = []
@@ -193,6 +238,10 @@ def test_details_need_a_branch_and_eyes() -> None:
                     Perceptual(description="nothing here"), CPU)
     with pytest.raises(ValueError, match="pixel_weight must be at least 0"):
         DetailSettings(pixel_weight=-1)
+    with pytest.raises(ValueError, match="rim_weight must be at least 0"):
+        DetailSettings(rim_weight=-1)
+    with pytest.raises(ValueError, match=r"right_share must be in \[0, 1\]"):
+        DetailSettings(right_share=2)
 
 
 def test_structural_similarity_is_part_of_the_decoder_loss() -> None:

@@ -210,6 +210,25 @@ def test_larger_lr_features_keep_the_pictures(place: Path, tmp_path: Path) -> No
     torch.testing.assert_close(after.generate(lr), before.generate(lr), atol=1e-4, rtol=0)
 
 
+def test_a_faithful_branch_is_added_and_all_else_kept(place: Path, tmp_path: Path,
+                                                      capsys: pytest.CaptureFixture) -> None:
+    base = ("--data", place / "pictures", "--device", "cpu", "--fp16", 0, "--batch_size", 2, "--pool_size", 4,
+            "--fresh", 2)
+    shape = ("--faithful_width", 8, "--faithful_blocks", 1)
+    line = [str(flag) for flag in ("--stage", "faithful", "--init", place / "model", "--output", tmp_path / "run",
+                                   *base, *shape, "--max_iters", 3)]
+    assert train.main(line) == 0
+    before, after = VARSR.from_pretrained(place / "model"), VARSR.from_pretrained(tmp_path / "run")
+    assert (after.config.vqvae.faithful_width, after.config.vqvae.faithful_blocks) == (8, 1)
+    for name, value in before.state_dict().items():
+        assert torch.equal(after.state_dict()[name], value), name
+    for refused, stage in ((("--faithful_width", 8), "detail"), (("--rim_weight", 1), "faithful"),
+                           (("--right_share", 1), "faithful"), (("--fidelity_width", 8), "faithful")):
+        assert "cannot act" in refusal(capsys, *base, "--stage", stage, "--init", tmp_path / "run", *refused)
+    said = refusal(capsys, *base, "--stage", "decoder", "--init", tmp_path / "run", "--output", tmp_path / "other")
+    assert "--stage faithful" in said
+
+
 def detail_line(place: Path, output: Path, *more: object) -> list[str]:
     return [str(flag) for flag in (
         "--stage", "detail", "--init", place / "model", "--data", place / "pictures", "--output", output,
