@@ -84,16 +84,23 @@ def test_no_photographs_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.skipif(packaged_weights() is None, reason=f"the perceptual network is not installed: {REMEDY}")
 def test_the_embedded_training_runs_from_packs_to_a_model(photographs: Path, tmp_path: Path) -> None:
     assert pack(photographs, tmp_path / "packs", "--count", 6, "--size", 48) == 0
-    small = {f"{stage}_BATCH": "4" for stage in ("TOKENIZER", "SR", "DECODER", "DETAIL")}
-    run = subprocess.run(
-        ["bash", str(ROOT / "examples/train_embedded.sh"), str(tmp_path / "packs"), str(tmp_path / "runs")],
-        env={**os.environ, **small, "MINUTES": "0.2", "DECODER_POOL": "4", "DETAIL_POOL": "4",
-             "PRESET": "varsr-debug", "PYTHON": sys.executable, "FRESH": "2", "GROUP": "2", "DEVICE": "cpu",
-             "VAL_DATA": str(photographs)},
-        cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-2000:]
-    model = VARSR.from_pretrained(tmp_path / "runs" / "model", dtype=torch.float32)
+    small = {f"{stage}_BATCH": "4" for stage in ("TOKENIZER", "SR", "FAITHFUL", "DETAIL")}
+
+    def train(runs: Path, minutes: float, **more: str) -> VARSR:
+        run = subprocess.run(
+            ["bash", str(ROOT / "examples/train_embedded.sh"), str(tmp_path / "packs"), str(runs)],
+            env={**os.environ, **small, "MINUTES": str(minutes), "FAITHFUL_POOL": "4", "DETAIL_POOL": "4",
+                 "PRESET": "varsr-debug", "PYTHON": sys.executable, "FRESH": "2", "GROUP": "2", "DEVICE": "cpu",
+                 "VAL_DATA": str(photographs), **more},
+            cwd=tmp_path, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr[-2000:]
+        return VARSR.from_pretrained(runs / "model", dtype=torch.float32)
+    model = train(tmp_path / "runs", 0.2)
     assert model.config.name == "varsr-debug"
-    for stage in ("tokenizer", "sr", "decoder", "detail"):
+    for stage in ("tokenizer", "sr", "faithful", "detail"):
         lines = [json.loads(line) for line in (tmp_path / "runs" / stage / "log.jsonl").read_text().splitlines()]
         assert lines[-1]["event"] == "report" and lines[-1]["iteration"] < 5000  # ended by the clock
+    again = train(tmp_path / "again", 0.1, INIT=str(tmp_path / "runs" / "model"))
+    changed = {name.split(".")[1] for name, value in again.state_dict().items()
+               if not torch.equal(value, model.state_dict()[name])}
+    assert changed == {"faithful", "detail"}
