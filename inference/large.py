@@ -263,7 +263,7 @@ class WorkFolder:
 
 def restore_large(model: VARSR, started: Started, folder: WorkFolder, settings: RestoreSettings, batch: BatchSize,
                   ranks: Ranks, progress: Progress) -> None:
-    """Generate the windows, render the rows, write the result: each step by all ranks, the file by the first.
+    """Generate the windows, render the rows: each step by all ranks.
 
     Steps that the work folder knows as done are left out. What fails on one rank fails on all.
     """
@@ -279,14 +279,11 @@ def restore_large(model: VARSR, started: Started, folder: WorkFolder, settings: 
     flags = folder.finished_rows(len(started.tiled.decoding.rows))
     rows = ranks.contiguous(ranks.gather(flags.missing())[0])
     ranks.together(lambda: _render_rows(model, started, settings, batch, flags, rows))
-    rendered = time.monotonic()
+    record.generate_seconds, record.render_seconds = generated - begun, time.monotonic() - generated
     if flags.missing():
         raise FileNotFoundError("rows are missing in the work folder: was it removed while it was used?")
     if started.error is not None:
         started.error.map.merge(ranks.gather((started.error.map.total, started.error.map.pixels)))
-    ranks.together(lambda: ranks.rank or started.finish(settings.lr_consistency))
-    record.generate_seconds, record.render_seconds = generated - begun, rendered - generated
-    record.write_seconds = time.monotonic() - rendered
 
 
 def _render_rows(model: VARSR, started: Started, settings: RestoreSettings, batch: BatchSize, flags: Flags,

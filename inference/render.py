@@ -29,6 +29,7 @@ OUTER_TAP = 0.25  # of the three; the middle one has the rest
 PART = 512  # rows and columns finished at a time, so that memory does not grow with the picture
 COLOR_FIXES = ("adain", "wavelet", "none")
 Band = tuple[int, Tensor]  # first row, pixels (3, rows, W)
+Bands = Callable[[int, int], Iterator[Band]]  # of rows [first, last)
 # Windows, their cells, what they see of the LR picture -> their pixels
 WindowDecoder = Callable[[Sequence[Window], Tensor, Tensor], Sequence[Tensor]]
 
@@ -135,23 +136,10 @@ def render(model: VARSR, picture: TiledPicture, latents: LatentStore, color_fix:
     """
     bottom = picture.height if bottom is None else bottom
     fidelity = model.config.generation.fidelity if fidelity is None else fidelity
-    finish = Finisher(model, picture, latents, fidelity)
-    # AdaIN is the last thing that is done to a window, so its windows are finished before.
-    whole = finish.reach > 0 and color_fix != "adain"
-    decode_window = model.decode_unfinished if whole else partial(model.decode, fidelity=fidelity)
-    decode = partial(_decode_windows, decode_window, picture, color_fix == "adain")
-
-    def decoded(first: int, last: int) -> Iterator[Band]:
-        return _decoded(picture, latents, decode, batch, first, last, model.device)
-
-    def finished(first: int, last: int) -> Iterator[Band]:
-        if model.vqvae.restores:
-            return _restored(model, picture, latents, fidelity, first, last)
-        return filtered(decoded, finish, finish.reach, first, last, picture.height, PART)
+    restored = _unfixed(model, picture, latents, color_fix == "adain", batch, fidelity)
 
     def fix(rows: Tensor, start: int) -> Tensor:
         return wavelet_color_fix(rows, picture.guide(start, 0, rows.shape[1], picture.width))
-    restored = finished if whole else decoded
 
     def coming(first: int, last: int) -> Iterator[Band]:
         return ahead(restored(first, last), model.device, 1)
@@ -166,7 +154,26 @@ def render(model: VARSR, picture: TiledPicture, latents: LatentStore, color_fix:
     return filtered(fixed, project, project.reach, top, bottom, picture.height, PART)
 
 
-def filtered(bands: Callable[[int, int], Iterator[Band]], apply: Callable[[Tensor, int], Tensor], reach: int,
+def _unfixed(model: VARSR, picture: TiledPicture, latents: LatentStore, adain: bool, batch: BatchSize,
+             fidelity: float) -> Bands:
+    """The picture before the colour fix; by AdaIN, the last thing that is done to a window, after it."""
+    reach = model.finishing_reach(fidelity)
+    if model.vqvae.restores and not adain:
+        return partial(_restored, model, picture, latents, fidelity, reach)
+    if adain or not reach:
+        decode = partial(model.decode, fidelity=fidelity)
+        return partial(_decoded, picture, latents, partial(_decode_windows, decode, picture, adain), batch,
+                       model.device)
+    decoded = partial(_decoded, picture, latents, partial(_decode_windows, model.decode_unfinished, picture, False),
+                      batch, model.device)
+    finish = Finisher(model, picture, latents, fidelity)
+
+    def finished(first: int, last: int) -> Iterator[Band]:
+        return filtered(decoded, finish, finish.reach, first, last, picture.height, PART)
+    return finished
+
+
+def filtered(bands: Bands, apply: Callable[[Tensor, int], Tensor], reach: int,
               top: int, bottom: int, height: int, least: int = 1) -> Iterator[Band]:
     """Rows [top, bottom) of what a filter (see `with_context`) makes of a picture of `height` rows, whose rows `bands`
     gives."""
@@ -176,10 +183,11 @@ def filtered(bands: Callable[[int, int], Iterator[Band]], apply: Callable[[Tenso
             yield max(start, top), inside
 
 
-def _restored(model: VARSR, picture: TiledPicture, latents: LatentStore, fidelity: float, first: int,
-              last: int) -> Iterator[Band]:
-    """Rows [first, last) that branches make of the LR picture: no window is decoded, any part can be had alone."""
-    factor, reach = picture.factor, model.finishing_reach(fidelity)
+def _restored(model: VARSR, picture: TiledPicture, latents: LatentStore, fidelity: float, reach: int,
+              first: int, last: int) -> Iterator[Band]:
+    """Rows [first, last) that branches make of the LR picture: no window is decoded, any part can be had alone.
+    reach: of these branches, in pixels."""
+    factor = picture.factor
     height, width = (-(-side // factor) for side in (picture.height, picture.width))
     for top in range(first, last, PART):
         rows = Part(top, 0, min(PART, last - top), picture.width)
@@ -196,8 +204,8 @@ def _restored(model: VARSR, picture: TiledPicture, latents: LatentStore, fidelit
         yield top, torch.cat(parts, dim=2)
 
 
-def _decoded(picture: TiledPicture, latents: LatentStore, decode: WindowDecoder, batch: BatchSize, first: int,
-             last: int, device: torch.device) -> Iterator[Band]:
+def _decoded(picture: TiledPicture, latents: LatentStore, decode: WindowDecoder, batch: BatchSize,
+             device: torch.device, first: int, last: int) -> Iterator[Band]:
     """Decoded and blended rows [first, last)."""
     grid, factor = picture.decoding, picture.factor
     rows, columns = grid.rows.scaled(factor), grid.columns.scaled(factor)

@@ -285,11 +285,15 @@ class Runner:
             started = ranks.together(lambda: self._lay_out(job, record, picture, size, folder))
             restore_large(self.model, started, folder, self.settings, self.batch, ranks,
                           self._progress(job, len(started.tiled.grid)))
+            ranks.together(lambda: ranks.rank or self._place(started))
             ranks.together(lambda: ranks.rank or self.judge(started))
         except KeyboardInterrupt:
             if started is not None:
                 started.close()
-            folder.leave()
+            if record in self.report.records:
+                folder.remove()
+            else:
+                folder.leave()  # a later run goes on from there
             raise
         except Exception as error:  # whatever happens to one picture, the others go on
             self._recover()
@@ -298,7 +302,6 @@ class Runner:
             self._fail(record, job.source, error, once=True)
         else:
             started.close()
-            self._close(record, "restored", once=True)
         folder.close()
         ranks.gather(None)  # nobody uses the folder any more
         folder.remove()

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from PIL import Image
 
 import inference.large
 import inference.products
+import inference.report
 import pictures.result_file
 import test_tile as script
+import utils.files
 from inference.large import WorkFolder
 from tests.ranks import start_ranks
 
@@ -198,6 +201,27 @@ def test_a_stopped_picture_is_continued(run, tmp_path: Path, monkeypatch: pytest
     assert not work  # all windows were there
     assert [p.name for p in (tmp_path / "parts").iterdir()] == ["a.png"]
     assert np.abs(pixels(tmp_path / "parts" / "a.png") - pixels(tmp_path / "whole" / "a.png")).max() <= 1
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_a_large_picture_that_is_there_when_a_stop_comes_is_counted(
+        run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, measured: bool) -> None:
+    replace = os.replace
+
+    def replaced(source: Path, destination: Path) -> None:
+        replace(source, destination)
+        if Path(destination).name == "a.png":
+            signal.raise_signal(signal.SIGINT)
+
+    def stopped(*args: object) -> None:
+        raise KeyboardInterrupt
+    if measured:
+        monkeypatch.setattr(inference.report.Judge, "__call__", stopped)
+    else:
+        monkeypatch.setattr(utils.files.os, "replace", replaced)
+    assert run("-i", noise(tmp_path / "a.png", LARGE), "-o", tmp_path / "out") == 130
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+    assert "1 restored" in capsys.readouterr().out
 
 
 def test_other_settings_start_afresh(tmp_path: Path) -> None:
