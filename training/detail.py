@@ -2,7 +2,7 @@
 
 All of the model but the branch (models/branches.py) is frozen. What the branch sees and the feature maps of what does
 not change, HR and LR picture, are computed once for each sample of a pool. Losses: pixels, a perceptual distance,
-feature maps, rims, and discriminators that see the LR picture too.
+feature maps, rims, meshes, and discriminators that see the LR picture too.
 """
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from utils.ranks import Ranks
 
 from .adversary import Seen
 from .judged import JUDGED_FIELDS, JudgedSettings, JudgedStage
-from .perceptual import needed_perceptual, overshoot
+from .perceptual import lattice, needed_perceptual, overshoot
 from .pool import SamplePool, from_bytes, right_codes, to_bytes
 from .setup import Setup, generating_parts
 
 HR, LR = "hr", "lr"  # whose maps the pool holds
 SEEN = "seen"  # features of the faithful branch
+LATTICE_CELLS = 4  # of the latent, to a side of the squares that are searched for a mesh
 RIM_RADIUS = 3  # pixels beside an edge
 SAVED = ("latent", "decoded", HR, LR)  # fields of the pool that states hold; the others follow from them
 
@@ -40,13 +41,15 @@ class DetailSettings(JudgedSettings):
     ema: float = 0.99  # a longer average is softer than any of the weights that it is made of
     val_batch: int = 24
     rim_weight: float = 4.0  # of `overshoot`
+    lattice_weight: float = 4.0  # of `lattice`
     right_share: float = 0.5  # of samples of the right codes: from generated ones alone none are learned to be heard
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that no training can have."""
         super().__post_init__()
-        if self.rim_weight < 0:
-            raise UserError(f"rim_weight must be at least 0, got {self.rim_weight}")
+        for name in ("rim_weight", "lattice_weight"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.right_share <= 1:
             raise UserError(f"right_share must be in [0, 1], got {self.right_share}")
 
@@ -95,12 +98,17 @@ class DetailStage(JudgedStage):
 
     def _loss(self, restored: Seen, real: Seen, condition: Seen | None, place: float,
               metrics: dict[str, float | Tensor]) -> Tensor:
-        """As the base class's, and the rims."""
+        """As the base class's, the rims and the mesh."""
         loss = super()._loss(restored, real, condition, place, metrics)
         if self.settings.rim_weight > 0:
             rims = overshoot(restored.picture, real.picture, RIM_RADIUS)
             metrics["rims"] = rims
             loss = loss + self.settings.rim_weight * rims
+        if self.settings.lattice_weight > 0:
+            cells = min(LATTICE_CELLS, self.model.config.vqvae.side)
+            mesh = lattice(restored.picture, real.picture, self.model.config.vqvae.downsampling, cells)
+            metrics["lattice"] = mesh
+            loss = loss + self.settings.lattice_weight * mesh
         return loss
 
     def _seen(self, name: str, picture: Tensor, drawn: Mapping[str, Tensor]) -> Seen:
@@ -132,7 +140,7 @@ def _map_name(picture: str, index: int) -> str:
 
 def set_up(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setup:
     """The stage from the flags. Raises as `generating_parts`, and where there is no perceptual network."""
-    own = {name: name for name in ("rim_weight", "right_share")}
+    own = {name: name for name in ("rim_weight", "lattice_weight", "right_share")}
     parts = generating_parts(args, device, ranks, DetailSettings, JUDGED_FIELDS | own)
     perceptual = needed_perceptual(args.stage, device)
     return Setup(parts.settings, parts.model, lambda: DetailStage(*parts, perceptual, device))

@@ -179,6 +179,8 @@ def _add_optimisation(add: Callable[..., Any]) -> None:
         help="detail stages: weight of discriminators (0.018; classes 0.02)")
     add("--rim_weight", type=bounded(float, 0), help="detail stage: weight of what goes beyond the photograph's range "
                                                      "beside edges (4)")
+    add("--lattice_weight", type=bounded(float, 0), help="detail stage: weight of what repeats from cell to cell of "
+                                                         "the latent (4)")
     add("--right_share", type=bounded(float, 0, 1), help="detail stage: share of samples of the right codes (0.5)")
     add("--fresh", type=bounded(int, 1), help="stages with a pool: new samples at a time (4; faithful 8)")
     add("--pool_size", type=bounded(int, 1),
@@ -215,7 +217,7 @@ ONLY_IN: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("detail_width", "detail_blocks"), (DETAIL, CLASS_DETAIL)),
     (("pixel_weight", "perceptual_weight", "map_weight", "adversary", "adversarial_weight"),
      (DETAIL, CLASS_DETAIL)),
-    (("rim_weight", "right_share"), (DETAIL,)),
+    (("rim_weight", "lattice_weight", "right_share"), (DETAIL,)),
     ((*_FRESH, *_CODES), (SR, CLASSES)),
     (("data_neg", "negative_share"), (SR,)),
     (("fresh", "pool_size", "renew_every"), GENERATING),

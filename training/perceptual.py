@@ -91,6 +91,17 @@ def overshoot(pictures: Tensor, references: Tensor, radius: int) -> Tensor:
     return (F.relu(pictures - highest) + F.relu(lowest - pictures)).mean()
 
 
+def lattice(pictures: Tensor, references: Tensor, period: int, cells: int) -> Tensor:
+    """Mean size of what pictures (B, 3, H, W) have beyond the references and repeat every `period` pixels, in squares
+    of `cells` x `cells` periods: the mesh that a network leaves which draws cell by cell. What is left beside whole
+    squares does not count."""
+    beyond = pictures - references
+    rows, columns = (side // (period * cells) for side in beyond.shape[-2:])
+    whole = beyond[..., :rows * cells * period, :columns * cells * period]
+    repeated = whole.reshape(-1, rows, cells, period, columns, cells, period).mean(dim=(2, 5))
+    return (repeated - repeated.mean(dim=(2, 4), keepdim=True)).abs().mean()
+
+
 def load_features(device: torch.device) -> FeatureNetwork:
     """The network, not calibrated. Raises NoFeatures where its weights cannot be had."""
     return FeatureNetwork(load_network(features_only=True, out_indices=MAPS)).to(device)

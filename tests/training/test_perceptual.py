@@ -13,7 +13,7 @@ from PIL import Image
 from evaluation.metrics.efficientnet import NoFeatures, packaged_weights
 from evaluation.metrics.st_lpips import STLPIPS, VGG16, find_weights
 from training import perceptual
-from training.perceptual import Perceptual, chroma_distance, find_perceptual, overshoot
+from training.perceptual import Perceptual, chroma_distance, find_perceptual, lattice, overshoot
 
 CPU = torch.device("cpu")
 
@@ -115,6 +115,31 @@ def test_overshoot_is_what_lies_outside_of_the_range_nearby() -> None:
     assert total > 0
     assert overshoot(made, real, radius).item() == pytest.approx(total / made.numel(), rel=1e-5)
     assert overshoot(real, real, radius) == 0
+
+
+def test_a_lattice_is_what_repeats() -> None:
+    """Any pattern of the period on any picture: its own mean size, whatever lies beside whole squares."""
+    generator = torch.Generator().manual_seed(0)
+    photograph = torch.rand(2, 3, 35, 33, generator=generator)
+    cell = torch.rand(4, 4, generator=generator)
+    cell -= cell.mean()
+    mesh = cell.repeat(9, 9)[:35, :33]
+    assert lattice(photograph + mesh, photograph, 4, 4).item() == pytest.approx(cell.abs().mean().item(), rel=1e-4)
+    brighter = photograph + torch.linspace(-1, 1, 3)[:, None, None]
+    assert lattice(brighter, photograph, 4, 4) == pytest.approx(0, abs=1e-6)
+
+
+def test_what_does_not_repeat_is_no_lattice() -> None:
+    """Against a loop over squares and places."""
+    generator = torch.Generator().manual_seed(1)
+    made, real = (torch.rand(1, 1, 16, 16, generator=generator) for _ in range(2))
+    beyond, total = (made - real)[0, 0].numpy().astype(float), 0.0
+    for top in (0, 8):
+        for left in (0, 8):
+            square = beyond[top:top + 8, left:left + 8]
+            places = np.array([[square[y::4, x::4].mean() for x in range(4)] for y in range(4)])
+            total += np.abs(places - places.mean()).mean()
+    assert lattice(made, real, 4, 2).item() == pytest.approx(total / 4, rel=1e-4)
 
 
 def test_the_distance_of_colours_is_that_of_pillows_planes() -> None:
