@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.weights.load import hub_at_once
 from utils.errors import first_line
 
 NETWORK = "tf_efficientnet_lite0"  # timm's name
@@ -68,7 +69,8 @@ def load_network(**shape: Any) -> nn.Module:
     tensors = packaged_weights()
     if tensors is None:
         try:
-            network = timm.create_model(NETWORK, pretrained=True, **shape)
+            with hub_at_once():
+                network = timm.create_model(NETWORK, pretrained=True, **shape)
         except Exception as error:  # any failure of the network, the hub's library or the cache ends here
             reason = first_line(error)
             raise NoFeatures(f"no weights for {NETWORK}: neither the package ({REMEDY}) nor the hub has them "

@@ -4,6 +4,7 @@ What cannot be had is named, not fatal.
 """
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from models.weights.load import hub_at_once
 from utils.errors import first_line
 
 from ..protocols import NIQE, PAPER_PERCEPTUAL, ST_LPIPS, Metric
@@ -33,13 +35,10 @@ class LearnedMetrics:
         self.pristine: Pristine | None = None
         self.st_lpips: STLPIPS | None = None
         self.models: dict[Metric, object] = {}
-        for metric in metrics:
-            if metric == NIQE:
-                self._find_niqe()
-            elif metric == ST_LPIPS:
-                self._find_st_lpips()
-            elif metric.pyiqa:
-                self._load(metric, metric.pyiqa)
+        from_hub = _has_pyiqa() and any(metric.pyiqa for metric in metrics)
+        with hub_at_once() if from_hub else contextlib.nullcontext():
+            for metric in metrics:
+                self._find(metric)
         for line in self.missing_lines():
             log.info(line)
 
@@ -47,6 +46,14 @@ class LearnedMetrics:
         """A line a reason, with the metrics that it concerns."""
         return [f"{', '.join(column for column, why in self.missing.items() if why == reason)}: left out, {reason}"
                 for reason in dict.fromkeys(self.missing.values())]
+
+    def _find(self, metric: Metric) -> None:
+        if metric == NIQE:
+            self._find_niqe()
+        elif metric == ST_LPIPS:
+            self._find_st_lpips()
+        elif metric.pyiqa:
+            self._load(metric, metric.pyiqa)
 
     def _find_niqe(self) -> None:
         """Our own NIQE where an installed package has its statistics, else pyiqa's."""
@@ -67,7 +74,7 @@ class LearnedMetrics:
         self.st_lpips = STLPIPS(path).to(self.device)
 
     def _load(self, metric: Metric, name: str) -> None:
-        if importlib.util.find_spec("pyiqa") is None:
+        if not _has_pyiqa():
             self.missing[metric.column] = NO_PYIQA
             return
         try:
@@ -115,3 +122,7 @@ class LearnedMetrics:
         except Exception as error:  # pyiqa reads the folders by itself and may fail in any way
             log.warning("FID is left out (%s)", error)
             return None
+
+
+def _has_pyiqa() -> bool:
+    return importlib.util.find_spec("pyiqa") is not None

@@ -6,10 +6,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from torch.nn import Module
@@ -33,6 +37,8 @@ from .unpickle import CheckpointError, load_pickle
 from .weight_file import State, check_tensors, convert_tensors, read_safetensors, stored_type
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+PORTS = {"http": 80, "https": 443}
+HUB_TIMEOUT = 5.0  # seconds until the hub counts as out of reach
 PUBLISHED_REPO = "qyp2000/VARSR"
 TRANSFORMER_FILE, TOKENIZER_FILE = "VARSR.pth", "VQVAE.pth"
 PUBLISHED_REPOS = {  # repo id -> default transformer file, tokenizer file
@@ -80,6 +86,35 @@ def download_model(repo: str, file: str | None = None, revision: str | None = No
     return paths[-1].parent if names[-1] == WEIGHTS_FILE else paths[-1]
 
 
+def hub_is_reachable() -> bool:
+    """Whether somebody answers at the hub's address: its client tries each file six times, for half a minute, before it
+    says no. A proxy's users are believed: only the proxy knows."""
+    from huggingface_hub import constants
+    if constants.HF_HUB_OFFLINE:
+        return False
+    address = urlsplit(constants.ENDPOINT)
+    if address.scheme in getproxies():
+        return True
+    try:
+        socket.create_connection((address.hostname, address.port or PORTS[address.scheme]), HUB_TIMEOUT).close()
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def hub_at_once() -> Iterator[None]:
+    """Within it other libraries too find the hub's files in the cache, or not at all, where it cannot be reached: as
+    under HF_HUB_OFFLINE=1."""
+    from huggingface_hub import constants
+    offline = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = not hub_is_reachable()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+
+
 def _fetch(repo: str, name: str, revision: str | None, cache_dir: str | PathLike | None, local_files_only: bool,
            target: str) -> Path:
     import huggingface_hub
@@ -94,7 +129,7 @@ def _fetch(repo: str, name: str, revision: str | None, cache_dir: str | PathLike
     at = f" at revision {revision}" if revision else ""
     try:
         return Path(huggingface_hub.hf_hub_download(repo, name, revision=revision, cache_dir=cache_dir,
-                                                    local_files_only=local_files_only))
+                                                    local_files_only=local_files_only or not hub_is_reachable()))
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise FileNotFoundError(f"'{repo}' is neither a local path nor a repository on the hub that may be read: "
                                 "check the name") from error

@@ -1,0 +1,77 @@
+"""Whether the hub is there is known before its client goes through its six attempts."""
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from hub_stub import running_hub
+from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from models.varsr import VARSR
+from models.weights import load
+from models.weights.load import hub_at_once, hub_is_reachable
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "getproxies", dict)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+
+def closed_port() -> int:
+    """A port of this machine at which nobody answers."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def test_a_hub_that_answers_is_reachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_hub() as stub:
+        monkeypatch.setattr(constants, "ENDPOINT", stub.endpoint)
+        assert hub_is_reachable()
+        with hub_at_once():
+            assert not constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:{}", "hub.invalid"])
+def test_nobody_there(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", f"https://{host.format(closed_port())}")
+    assert not hub_is_reachable()
+    with pytest.raises(KeyError), hub_at_once():
+        assert constants.HF_HUB_OFFLINE
+        raise KeyError
+    assert not constants.HF_HUB_OFFLINE
+
+
+def test_offline_mode_asks_nobody_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_hub() as stub:
+        monkeypatch.setattr(constants, "ENDPOINT", stub.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert not hub_is_reachable()
+        with hub_at_once():
+            assert constants.HF_HUB_OFFLINE
+        assert constants.HF_HUB_OFFLINE
+
+
+def test_a_proxy_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
+    monkeypatch.setattr(load, "getproxies", lambda: {"https": "http://proxy.invalid:3128"})
+    assert hub_is_reachable()
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_model_of_a_hub_out_of_reach_is_looked_for_in_the_cache_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+                                                                        answers: bool) -> None:
+    asked = []
+
+    def download(*_: object, local_files_only: bool, **__: object) -> str:
+        asked.append(local_files_only)
+        raise LocalEntryNotFoundError("no")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(load, "hub_is_reachable", lambda: answers)
+    with pytest.raises(FileNotFoundError, match="the hub is out of reach"):
+        VARSR.from_pretrained("someone/model", cache_dir=tmp_path)
+    assert asked == [not answers]
