@@ -160,21 +160,17 @@ def _unfixed(model: VARSR, picture: TiledPicture, latents: LatentStore, adain: b
     reach = model.finishing_reach(fidelity)
     if model.vqvae.restores and not adain:
         return partial(_restored, model, picture, latents, fidelity, reach)
-    if adain or not reach:
-        decode = partial(model.decode, fidelity=fidelity)
-        return partial(_decoded, picture, latents, partial(_decode_windows, decode, picture, adain), batch,
-                       model.device)
-    decoded = partial(_decoded, picture, latents, partial(_decode_windows, model.decode_unfinished, picture, False),
-                      batch, model.device)
+    finishes = reach > 0 and not adain
+    decode = model.decode_unfinished if finishes else partial(model.decode, fidelity=fidelity)
+    decoded = partial(_decoded, picture, latents, partial(_decode_windows, decode, picture, adain), batch, model.device)
+    if not finishes:
+        return decoded
     finish = Finisher(model, picture, latents, fidelity)
-
-    def finished(first: int, last: int) -> Iterator[Band]:
-        return filtered(decoded, finish, finish.reach, first, last, picture.height, PART)
-    return finished
+    return partial(filtered, decoded, finish, finish.reach, height=picture.height, least=PART)
 
 
-def filtered(bands: Bands, apply: Callable[[Tensor, int], Tensor], reach: int,
-              top: int, bottom: int, height: int, least: int = 1) -> Iterator[Band]:
+def filtered(bands: Bands, apply: Callable[[Tensor, int], Tensor], reach: int, top: int, bottom: int, height: int,
+             least: int = 1) -> Iterator[Band]:
     """Rows [top, bottom) of what a filter (see `with_context`) makes of a picture of `height` rows, whose rows `bands`
     gives."""
     for start, rows in with_context(bands(max(top - reach, 0), min(bottom + reach, height)), reach, apply, least):

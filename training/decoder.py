@@ -99,6 +99,5 @@ class DecoderStage(PooledStage):
 
 def set_up(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setup:
     """The stage from the flags. Raises as `generating_parts`."""
-    parts = generating_parts(args, device, ranks, DecoderSettings,
-                             FIELDS)
+    parts = generating_parts(args, device, ranks, DecoderSettings, FIELDS)
     return Setup(parts.settings, parts.model, lambda: DecoderStage(*parts, device))

@@ -82,7 +82,8 @@ def download_model(repo: str, file: str | None = None, revision: str | None = No
     else:
         names = [CONFIG_FILE, WEIGHTS_FILE]
         target = f"{LOCAL_FOLDER}{repo.rpartition('/')[2]}/"
-    paths = [_fetch(repo, name, revision, cache_dir, local_files_only, target) for name in dict.fromkeys(names)]
+    local = local_files_only or not hub_is_reachable()
+    paths = [_fetch(repo, name, revision, cache_dir, local, target) for name in dict.fromkeys(names)]
     return paths[-1].parent if names[-1] == WEIGHTS_FILE else paths[-1]
 
 
@@ -129,7 +130,7 @@ def _fetch(repo: str, name: str, revision: str | None, cache_dir: str | PathLike
     at = f" at revision {revision}" if revision else ""
     try:
         return Path(huggingface_hub.hf_hub_download(repo, name, revision=revision, cache_dir=cache_dir,
-                                                    local_files_only=local_files_only or not hub_is_reachable()))
+                                                    local_files_only=local_files_only))
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise FileNotFoundError(f"'{repo}' is neither a local path nor a repository on the hub that may be read: "
                                 "check the name") from error
