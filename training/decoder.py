@@ -22,7 +22,7 @@ from utils.errors import UserError
 from utils.ranks import Ranks
 
 from .loop import numbers
-from .perceptual import chroma_distance
+from .pixel_losses import chroma_distance
 from .pool import PooledSettings, PooledStage, from_bytes, to_bytes
 from .setup import Setup, generating_parts
 from .validation import Validation

@@ -2,12 +2,12 @@
 
 All of the model but the branch (models/branches.py) is frozen. What the branch sees and the feature maps of what does
 not change, HR and LR picture, are computed once for each sample of a pool. Losses: pixels, a perceptual distance,
-feature maps, rims, meshes, and discriminators that see the LR picture too.
+feature maps, rims, meshes, coarser pictures, contrasts, and discriminators that see the LR picture too.
 """
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,8 @@ from utils.ranks import Ranks
 
 from .adversary import Seen
 from .judged import JUDGED_FIELDS, JudgedSettings, JudgedStage
-from .perceptual import lattice, needed_perceptual, overshoot
+from .perceptual import needed_perceptual
+from .pixel_losses import coarse_distance, contrast_distance, lattice, overshoot
 from .pool import SamplePool, from_bytes, right_codes, to_bytes
 from .setup import Setup, generating_parts
 
@@ -42,12 +43,14 @@ class DetailSettings(JudgedSettings):
     val_batch: int = 24
     rim_weight: float = 4.0  # of `overshoot`
     lattice_weight: float = 4.0  # of `lattice`
+    coarse_weight: float = 2.0  # of `coarse_distance`
+    contrast_weight: float = 6.0  # of `contrast_distance`
     right_share: float = 0.5  # of samples of the right codes: from generated ones alone none are learned to be heard
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that no training can have."""
         super().__post_init__()
-        for name in ("rim_weight", "lattice_weight"):
+        for name in ("rim_weight", "lattice_weight", "coarse_weight", "contrast_weight"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.right_share <= 1:
@@ -98,17 +101,20 @@ class DetailStage(JudgedStage):
 
     def _loss(self, restored: Seen, real: Seen, condition: Seen | None, place: float,
               metrics: dict[str, float | Tensor]) -> Tensor:
-        """As the base class's, the rims and the mesh."""
+        """As the base class's, the rims, the mesh, the coarser pictures and the contrasts."""
         loss = super()._loss(restored, real, condition, place, metrics)
-        if self.settings.rim_weight > 0:
-            rims = overshoot(restored.picture, real.picture, RIM_RADIUS)
-            metrics["rims"] = rims
-            loss = loss + self.settings.rim_weight * rims
-        if self.settings.lattice_weight > 0:
-            cells = min(LATTICE_CELLS, self.model.config.vqvae.side)
-            mesh = lattice(restored.picture, real.picture, self.model.config.vqvae.downsampling, cells)
-            metrics["lattice"] = mesh
-            loss = loss + self.settings.lattice_weight * mesh
+        settings, pictures = self.settings, (restored.picture, real.picture)
+        side, period = self.model.config.vqvae.side, self.model.config.vqvae.downsampling
+        terms: dict[str, tuple[float, Callable[[], Tensor]]] = {
+            "rims": (settings.rim_weight, lambda: overshoot(*pictures, RIM_RADIUS)),
+            "lattice": (settings.lattice_weight, lambda: lattice(*pictures, period, min(LATTICE_CELLS, side))),
+            "coarse": (settings.coarse_weight, lambda: coarse_distance(*pictures)),
+            "contrast": (settings.contrast_weight, lambda: contrast_distance(*pictures)),
+        }
+        for name, (weight, term) in terms.items():
+            if weight > 0:
+                metrics[name] = term()
+                loss = loss + weight * metrics[name]
         return loss
 
     def _seen(self, name: str, picture: Tensor, drawn: Mapping[str, Tensor]) -> Seen:
@@ -140,7 +146,7 @@ def _map_name(picture: str, index: int) -> str:
 
 def set_up(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setup:
     """The stage from the flags. Raises as `generating_parts`, and where there is no perceptual network."""
-    own = {name: name for name in ("rim_weight", "lattice_weight", "right_share")}
+    own = {name: name for name in ("rim_weight", "lattice_weight", "coarse_weight", "contrast_weight", "right_share")}
     parts = generating_parts(args, device, ranks, DetailSettings, JUDGED_FIELDS | own)
     perceptual = needed_perceptual(args.stage, device)
     return Setup(parts.settings, parts.model, lambda: DetailStage(*parts, perceptual, device))

@@ -17,7 +17,8 @@ from utils.errors import UserError
 from .adversary import Adversary, AdversarySettings, Discriminators, Seen
 from .flags import BOTH
 from .loop import numbers
-from .perceptual import Perceptual, chroma_distance, map_distance
+from .perceptual import Perceptual, map_distance
+from .pixel_losses import chroma_distance
 from .pool import PooledSettings, PooledStage
 
 # Flags that are fields of the settings under the same name.

@@ -15,11 +15,9 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evaluation.metrics.efficientnet import NoFeatures, load_network, network_input
-from evaluation.metrics.full_reference import smooth_chroma
 from evaluation.metrics.st_lpips import STLPIPS, VGG16, find_weights
 from utils.errors import UserError
 
@@ -75,31 +73,6 @@ def map_distance(maps: Sequence[Tensor], references: Sequence[Tensor]) -> Tensor
     distances = [weight * (a.float() - b.float()).abs().mean()
                  for weight, a, b in zip(weights, maps, references, strict=True)]
     return torch.stack(distances).sum() / sum(weights)
-
-
-def chroma_distance(pictures: Tensor, references: Tensor) -> Tensor:
-    """L1 of Cb and Cr between pictures (B, 3, H, W) in [-1, 1]."""
-    return F.l1_loss(smooth_chroma((pictures + 1) / 2), smooth_chroma((references + 1) / 2))
-
-
-def overshoot(pictures: Tensor, references: Tensor, radius: int) -> Tensor:
-    """Mean of how far pictures (B, 3, H, W) lie outside of the range that the references have within `radius` pixels:
-    the rims of edges that were sharpened too much."""
-    side = 2 * radius + 1
-    highest = F.max_pool2d(references, side, 1, radius)
-    lowest = -F.max_pool2d(-references, side, 1, radius)
-    return (F.relu(pictures - highest) + F.relu(lowest - pictures)).mean()
-
-
-def lattice(pictures: Tensor, references: Tensor, period: int, cells: int) -> Tensor:
-    """Mean size of what pictures (B, 3, H, W) have beyond the references and repeat every `period` pixels, in squares
-    of `cells` x `cells` periods: the mesh that a network leaves which draws cell by cell. What is left beside whole
-    squares does not count."""
-    beyond = pictures - references
-    rows, columns = (side // (period * cells) for side in beyond.shape[-2:])
-    whole = beyond[..., :rows * cells * period, :columns * cells * period]
-    repeated = whole.reshape(-1, rows, cells, period, columns, cells, period).mean(dim=(2, 5))
-    return (repeated - repeated.mean(dim=(2, 4), keepdim=True)).abs().mean()
 
 
 def load_features(device: torch.device) -> FeatureNetwork:

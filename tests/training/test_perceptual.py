@@ -5,15 +5,13 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from evaluation.metrics.efficientnet import NoFeatures, packaged_weights
 from evaluation.metrics.st_lpips import STLPIPS, VGG16, find_weights
 from training import perceptual
-from training.perceptual import Perceptual, chroma_distance, find_perceptual, lattice, overshoot
+from training.perceptual import Perceptual, find_perceptual
 
 CPU = torch.device("cpu")
 
@@ -99,51 +97,3 @@ def test_none_and_the_reason(cache: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert found.look(picture).picture is picture and not found.look(picture).maps
     found.calibrate(picture)  # nothing to do
     assert not Perceptual().exists
-
-
-def test_overshoot_is_what_lies_outside_of_the_range_nearby() -> None:
-    """Against a loop over pixels."""
-    generator = torch.Generator().manual_seed(0)
-    made, real = (torch.rand(1, 2, 7, 9, generator=generator) * 2 - 1 for _ in range(2))
-    made, total, radius = made * 1.5, 0.0, 2
-    for channel in range(2):
-        for y in range(7):
-            for x in range(9):
-                near = real[0, channel, max(y - radius, 0):y + radius + 1, max(x - radius, 0):x + radius + 1]
-                value = made[0, channel, y, x]
-                total += max(value - near.max(), near.min() - value, torch.tensor(0.0)).item()
-    assert total > 0
-    assert overshoot(made, real, radius).item() == pytest.approx(total / made.numel(), rel=1e-5)
-    assert overshoot(real, real, radius) == 0
-
-
-def test_a_lattice_is_what_repeats() -> None:
-    """Any pattern of the period on any picture: its own mean size, whatever lies beside whole squares."""
-    generator = torch.Generator().manual_seed(0)
-    photograph = torch.rand(2, 3, 35, 33, generator=generator)
-    cell = torch.rand(4, 4, generator=generator)
-    cell -= cell.mean()
-    mesh = cell.repeat(9, 9)[:35, :33]
-    assert lattice(photograph + mesh, photograph, 4, 4).item() == pytest.approx(cell.abs().mean().item(), rel=1e-4)
-    brighter = photograph + torch.linspace(-1, 1, 3)[:, None, None]
-    assert lattice(brighter, photograph, 4, 4) == pytest.approx(0, abs=1e-6)
-
-
-def test_what_does_not_repeat_is_no_lattice() -> None:
-    """Against a loop over squares and places."""
-    generator = torch.Generator().manual_seed(1)
-    made, real = (torch.rand(1, 1, 16, 16, generator=generator) for _ in range(2))
-    beyond, total = (made - real)[0, 0].numpy().astype(float), 0.0
-    for top in (0, 8):
-        for left in (0, 8):
-            square = beyond[top:top + 8, left:left + 8]
-            places = np.array([[square[y::4, x::4].mean() for x in range(4)] for y in range(4)])
-            total += np.abs(places - places.mean()).mean()
-    assert lattice(made, real, 4, 2).item() == pytest.approx(total / 4, rel=1e-4)
-
-
-def test_the_distance_of_colours_is_that_of_pillows_planes() -> None:
-    images = [Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)) for seed in (0, 1)]
-    ours = chroma_distance(*(torch.from_numpy(np.array(each)).permute(2, 0, 1)[None] / 127.5 - 1 for each in images))
-    planes = [np.array(each.convert("YCbCr"), dtype=float)[..., 1:] for each in images]
-    assert ours.item() == pytest.approx(np.abs(planes[0] - planes[1]).mean() / 255, rel=0.02)

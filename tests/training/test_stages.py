@@ -175,10 +175,12 @@ def test_the_detail_stage_trains_the_branch_alone(adversary: str) -> None:
 
 def test_the_detail_loss_is_the_sum_of_its_parts() -> None:
     weights = {"pixel_weight": 2.0, "chroma_weight": 3.0, "perceptual_weight": 0.3, "map_weight": 0.4,
-               "adversarial_weight": 0.7, "rim_weight": 5.0, "lattice_weight": 6.0}
+               "adversarial_weight": 0.7, "rim_weight": 5.0, "lattice_weight": 6.0, "coarse_weight": 7.0,
+               "contrast_weight": 8.0}
     step = detail_stage(**weights).train_step(0)
     parts = {"pixel": "pixel", "chroma": "chroma", "perceptual": "perceptual", "maps": "map",
-             "adversarial": "adversarial", "rims": "rim", "lattice": "lattice"}
+             "adversarial": "adversarial", "rims": "rim", "lattice": "lattice", "coarse": "coarse",
+             "contrast": "contrast"}
     expected = sum(weights[f"{weight}_weight"] * step[name] for name, weight in parts.items())
     assert step["loss"] == pytest.approx(expected, rel=1e-5)
 
@@ -238,10 +240,9 @@ def test_details_need_a_branch_and_eyes() -> None:
                     Perceptual(description="nothing here"), CPU)
     with pytest.raises(ValueError, match="pixel_weight must be at least 0"):
         DetailSettings(pixel_weight=-1)
-    with pytest.raises(ValueError, match="rim_weight must be at least 0"):
-        DetailSettings(rim_weight=-1)
-    with pytest.raises(ValueError, match="lattice_weight must be at least 0"):
-        DetailSettings(lattice_weight=-1)
+    for name in ("rim_weight", "lattice_weight", "coarse_weight", "contrast_weight"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 0"):
+            DetailSettings(**{name: -1})
     with pytest.raises(ValueError, match=r"right_share must be in \[0, 1\]"):
         DetailSettings(right_share=2)
 
