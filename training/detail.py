@@ -44,7 +44,7 @@ class DetailSettings(JudgedSettings):
     rim_weight: float = 4.0  # of `overshoot`
     lattice_weight: float = 4.0  # of `lattice`
     coarse_weight: float = 2.0  # of `coarse_distance`
-    contrast_weight: float = 6.0  # of `contrast_distance`
+    contrast_weight: float = 12.0  # of `contrast_distance`
     right_share: float = 0.5  # of samples of the right codes: from generated ones alone none are learned to be heard
 
     def __post_init__(self) -> None:

@@ -184,7 +184,7 @@ def _add_optimisation(add: Callable[..., Any]) -> None:
     add("--coarse_weight", type=bounded(float, 0), help="detail stage: weight of L1 at a half and a quarter "
                                                         "of the size (2)")
     add("--contrast_weight", type=bounded(float, 0), help="detail stage: weight of how much weaker or stronger "
-                                                          "contrasts are than the photograph's (6)")
+                                                          "contrasts are than the photograph's (12)")
     add("--right_share", type=bounded(float, 0, 1), help="detail stage: share of samples of the right codes (0.5)")
     add("--fresh", type=bounded(int, 1), help="stages with a pool: new samples at a time (4; faithful 8)")
     add("--pool_size", type=bounded(int, 1),

@@ -8,9 +8,13 @@ from torch import Tensor
 from evaluation.metrics.full_reference import PEAK, smooth_chroma, smooth_luma
 
 COARSER = 2  # halvings of `coarse_distance`
-OCTAVES = (0.25, 0.5, 1.0, 1.0)  # weights of `contrast_distance`, finest first: the finest is mostly noise
-SHORTFALL = 0.75  # share of the weight that too little contrast has, beside too much
+OCTAVES = (0.5, 1.0, 1.0, 1.0)  # weights of `contrast_distance`, finest first: the finest is mostly noise
 CONTRAST_SIDE = 8  # samples of an octave to a side of the squares whose contrast is compared
+DIRECTIONS = (  # second derivatives across, down and along both diagonals
+    ((0.0, 0.0, 0.0), (-0.5, 1.0, -0.5), (0.0, 0.0, 0.0)),
+    ((0.0, -0.5, 0.0), (0.0, 1.0, 0.0), (0.0, -0.5, 0.0)),
+    ((-0.25, 0.0, 0.0), (0.0, 0.5, 0.0), (0.0, 0.0, -0.25)),
+    ((0.0, 0.0, -0.25), (0.0, 0.5, 0.0), (-0.25, 0.0, 0.0)))
 FAINTEST = 1.0  # level of contrast below which differences fade: its root has no slope there
 
 
@@ -52,7 +56,6 @@ def lattice(pictures: Tensor, references: Tensor, period: int, cells: int) -> Te
 def contrast_distance(pictures: Tensor, references: Tensor) -> Tensor:
     """How much weaker or stronger the contrasts of pictures (B, 3, H, W) in [-1, 1] are than the references', octave
     by octave, whatever their signs: weighted sum of the mean differences of their local contrasts, of luma in 0..1.
-    Too little contrast counts more than too much (`SHORTFALL`): eyes mind a soft place more than a crisp one.
 
     A loss of pixels wants the mean of all that a photograph may show, whose contrasts are weaker than any photograph's,
     most so in the octaves where the LR picture says little. How strong they are can be told far better than where
@@ -63,18 +66,26 @@ def contrast_distance(pictures: Tensor, references: Tensor) -> Tensor:
     planes = smooth_luma((torch.stack([pictures, references]) + 1) / 2).flatten(0, 1)[:, None]
     total = planes.new_zeros(())
     for weight in OCTAVES:
-        if min(planes.shape[-2:]) < CONTRAST_SIDE:
+        if min(planes.shape[-2:]) < CONTRAST_SIDE + 2:
             break
-        coarser = F.avg_pool2d(planes, 2)
+        coarser = _halved(planes)
         octave = planes - F.interpolate(coarser, planes.shape[-2:], mode="bilinear")
         ours, theirs = _local_contrast(octave).chunk(2)
-        missing = theirs - ours
-        total = total + 2 * weight * torch.maximum(SHORTFALL * missing, (SHORTFALL - 1) * missing).mean() / PEAK
+        total = total + weight * (ours - theirs).abs().mean() / PEAK
         planes = coarser
     return total
 
 
+def _halved(planes: Tensor) -> Tensor:
+    """Half the size by the taps 1, 3, 3, 1: what is finer does not come back as something coarser."""
+    padded = F.pad(planes, (1, 1, 1, 1), mode="replicate")
+    return F.avg_pool2d(F.avg_pool2d(F.avg_pool2d(padded, 2, 1), 2, 1), 2)
+
+
 def _local_contrast(octave: Tensor) -> Tensor:
-    """Root of the mean square in squares that half overlap."""
-    power = F.avg_pool2d(octave.square(), CONTRAST_SIDE, CONTRAST_SIDE // 2)
+    """(B, 4, h, w): root of the mean square of second derivatives along four directions, in squares that half overlap.
+
+    A weave, waves across and down, has as much energy as any other pattern, but elsewhere among the directions."""
+    directions = octave.new_tensor(DIRECTIONS)[:, None]
+    power = F.avg_pool2d(F.conv2d(octave, directions).square(), CONTRAST_SIDE, CONTRAST_SIDE // 2)
     return (power + FAINTEST ** 2).sqrt()
