@@ -2,26 +2,30 @@
 
 All of the model but the branch (models/branches.py) is frozen. What the branch sees and the feature maps of what does
 not change, HR and LR picture, are computed once for each sample of a pool. Losses: pixels, a perceptual distance,
-feature maps, rims, meshes, coarser pictures, contrasts, and discriminators that see the LR picture too.
+feature maps, rims, meshes, coarser pictures, contrasts, what a shift of the grid changes, and discriminators
+that see the LR picture too.
 """
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dataloader.pairs import Pairs
+from models.branches import Part
+from models.config import DETAIL_STRIDE
 from models.generation import GivenTokens
 from utils.device import autocast
 from utils.errors import UserError
 from utils.ranks import Ranks
 
 from .adversary import Seen
-from .judged import JUDGED_FIELDS, JudgedSettings, JudgedStage
+from .judged import JUDGED_FIELDS, JudgedSettings, JudgedStage, Term
 from .perceptual import needed_perceptual
 from .pixel_losses import coarse_distance, contrast_distance, lattice, overshoot
 from .pool import SamplePool, from_bytes, right_codes, to_bytes
@@ -31,6 +35,7 @@ HR, LR = "hr", "lr"  # whose maps the pool holds
 SEEN = "seen"  # features of the faithful branch
 LATTICE_CELLS = 4  # of the latent, to a side of the squares that are searched for a mesh
 RIM_RADIUS = 3  # pixels beside an edge
+SHIFT_EDGE = 16  # pixels at the borders that are not compared: there is more zero padding in sight
 SAVED = ("latent", "decoded", HR, LR)  # fields of the pool that states hold; the others follow from them
 
 
@@ -45,12 +50,13 @@ class DetailSettings(JudgedSettings):
     lattice_weight: float = 4.0  # of `lattice`
     coarse_weight: float = 2.0  # of `coarse_distance`
     contrast_weight: float = 12.0  # of `contrast_distance`
+    shift_weight: float = 4.0  # of what depends on where the grid of cells lies
     right_share: float = 0.5  # of samples of the right codes: from generated ones alone none are learned to be heard
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that no training can have."""
         super().__post_init__()
-        for name in ("rim_weight", "lattice_weight", "coarse_weight", "contrast_weight"):
+        for name in ("rim_weight", "lattice_weight", "coarse_weight", "contrast_weight", "shift_weight"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.right_share <= 1:
@@ -89,33 +95,49 @@ class DetailStage(JudgedStage):
                 seen = self.perceptual.look(from_bytes(pictures[name].to(self.device)))
                 derived |= {_map_name(name, i): each.half() for i, each in enumerate(seen.maps)}
             if self.model.vqvae.restores:
-                derived[SEEN] = self.model.vqvae.faithful.features(from_bytes(pictures[LR].to(self.device))).half()
+                lr = from_bytes(pictures[LR].to(self.device))
+                derived[SEEN] = self.model.vqvae.faithful.features(lr).half()
         return derived
 
     def _restore(self, drawn: Mapping[str, Tensor]) -> tuple[Tensor, Seen, Seen]:
         """See the base class."""
         decoded, real, condition = (from_bytes(drawn[name]) for name in ("decoded", HR, LR))
-        seen = drawn[SEEN].float() if SEEN in drawn else self.trained.picture_cells(decoded, condition)
+        seen = drawn[SEEN].float() if SEEN in drawn else self._what_is_seen(decoded, condition)
         added = self.trained(seen, drawn["latent"].float()).float()
         return decoded + added, self._seen(HR, real, drawn), self._seen(LR, condition, drawn)
 
-    def _loss(self, restored: Seen, real: Seen, condition: Seen | None, place: float,
-              metrics: dict[str, float | Tensor]) -> Tensor:
-        """As the base class's, the rims, the mesh, the coarser pictures and the contrasts."""
-        loss = super()._loss(restored, real, condition, place, metrics)
+    def _terms(self, drawn: Mapping[str, Tensor], restored: Seen, real: Seen) -> dict[str, tuple[float, Term]]:
+        """See the base class."""
         settings, pictures = self.settings, (restored.picture, real.picture)
         side, period = self.model.config.vqvae.side, self.model.config.vqvae.downsampling
-        terms: dict[str, tuple[float, Callable[[], Tensor]]] = {
+        return {
             "rims": (settings.rim_weight, lambda: overshoot(*pictures, RIM_RADIUS)),
             "lattice": (settings.lattice_weight, lambda: lattice(*pictures, period, min(LATTICE_CELLS, side))),
             "coarse": (settings.coarse_weight, lambda: coarse_distance(*pictures)),
             "contrast": (settings.contrast_weight, lambda: contrast_distance(*pictures)),
+            "shift": (settings.shift_weight * (side > 1), lambda: self._shift_distance(drawn, restored.picture)),
         }
-        for name, (weight, term) in terms.items():
-            if weight > 0:
-                metrics[name] = term()
-                loss = loss + weight * metrics[name]
-        return loss
+
+    def _shift_distance(self, drawn: Mapping[str, Tensor], made: Tensor) -> Tensor:
+        """Mean difference of what the branch adds to half of a batch and what it adds where the grid of its cells lies
+        1 to 3 pixels further on: a weave has the grid's place, a photograph's detail knows none."""
+        start = int(torch.randint(1, DETAIL_STRIDE, (1,), generator=self.generator))
+        count, cells = -(-len(made) // 2), drawn["latent"].shape[-1] - 1
+        side = cells * self.model.config.vqvae.downsampling
+        part = Part(start, start, side, side)
+        decoded, lr = (from_bytes(drawn[name][:count]) for name in ("decoded", LR))
+        with autocast(self.device, self.settings.precision):
+            with torch.no_grad():
+                seen = self._what_is_seen(*(part.of(each).contiguous() for each in (decoded, lr)))
+            shifted = self.trained(seen, drawn["latent"][:count, :, :cells, :cells].float()).float()
+        edge = min(SHIFT_EDGE, side // 4)
+        inner = Part(edge, edge, side - 2 * edge, side - 2 * edge)
+        return F.l1_loss(inner.of(shifted), inner.of(part.of(made[:count] - decoded)))
+
+    def _what_is_seen(self, decoded: Tensor, lr: Tensor) -> Tensor:
+        """What the branch sees of faithful and LR pictures in [-1, 1]."""
+        vqvae = self.model.vqvae
+        return vqvae.faithful.features(lr) if vqvae.restores else self.trained.picture_cells(decoded, lr)
 
     def _seen(self, name: str, picture: Tensor, drawn: Mapping[str, Tensor]) -> Seen:
         return Seen(picture, [drawn[_map_name(name, i)].float() for i in range(len(self.perceptual.channels))])
@@ -146,7 +168,8 @@ def _map_name(picture: str, index: int) -> str:
 
 def set_up(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setup:
     """The stage from the flags. Raises as `generating_parts`, and where there is no perceptual network."""
-    own = {name: name for name in ("rim_weight", "lattice_weight", "coarse_weight", "contrast_weight", "right_share")}
+    own = {name: name for name in ("rim_weight", "lattice_weight", "coarse_weight", "contrast_weight", "shift_weight",
+                                   "right_share")}
     parts = generating_parts(args, device, ranks, DetailSettings, JUDGED_FIELDS | own)
     perceptual = needed_perceptual(args.stage, device)
     return Setup(parts.settings, parts.model, lambda: DetailStage(*parts, perceptual, device))

@@ -185,6 +185,8 @@ def _add_optimisation(add: Callable[..., Any]) -> None:
                                                         "of the size (2)")
     add("--contrast_weight", type=bounded(float, 0), help="detail stage: weight of how much weaker or stronger "
                                                           "contrasts are than the photograph's (12)")
+    add("--shift_weight", type=bounded(float, 0), help="detail stage: weight of what changes where the grid of cells "
+                                                       "lies elsewhere (4)")
     add("--right_share", type=bounded(float, 0, 1), help="detail stage: share of samples of the right codes (0.5)")
     add("--fresh", type=bounded(int, 1), help="stages with a pool: new samples at a time (4; faithful 8)")
     add("--pool_size", type=bounded(int, 1),
@@ -221,7 +223,7 @@ ONLY_IN: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("detail_width", "detail_blocks"), (DETAIL, CLASS_DETAIL)),
     (("pixel_weight", "perceptual_weight", "map_weight", "adversary", "adversarial_weight"),
      (DETAIL, CLASS_DETAIL)),
-    (("rim_weight", "lattice_weight", "coarse_weight", "contrast_weight", "right_share"), (DETAIL,)),
+    (("rim_weight", "lattice_weight", "coarse_weight", "contrast_weight", "shift_weight", "right_share"), (DETAIL,)),
     ((*_FRESH, *_CODES), (SR, CLASSES)),
     (("data_neg", "negative_share"), (SR,)),
     (("fresh", "pool_size", "renew_every"), GENERATING),

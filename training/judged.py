@@ -2,7 +2,7 @@
 look like photographs, by pixels, a perceptual distance, feature maps and discriminators."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from .loop import numbers
 from .perceptual import Perceptual, map_distance
 from .pixel_losses import chroma_distance
 from .pool import PooledSettings, PooledStage
+
+Term = Callable[[], Tensor]  # part of a loss
 
 # Flags that are fields of the settings under the same name.
 JUDGED_FIELDS = {name: name for name in (
@@ -96,6 +98,10 @@ class JudgedStage(PooledStage):
         metrics: dict[str, float | Tensor] = {"lr": settings.learning_rate * rate, "wait": wait,
                                               "samples": float(len(made))}
         loss = self._loss(restored, real, condition, place, metrics)
+        for name, (weight, term) in self._terms(drawn, restored, real).items():
+            if weight > 0:
+                metrics[name] = term()
+                loss = loss + weight * metrics[name]
         self.step(loss, iteration, metrics)
         if self.adversary.takes_part(place):
             metrics["discriminator"] = self.adversary.step(restored, real, condition, rate)
@@ -117,6 +123,10 @@ class JudgedStage(PooledStage):
         if self.adversary.takes_part(place):
             loss = loss + settings.adversarial_weight * self.adversary.loss(restored, condition, metrics)
         return loss
+
+    def _terms(self, drawn: Mapping[str, Tensor], restored: Seen, real: Seen) -> dict[str, tuple[float, Term]]:
+        """Weights and values of what a stage adds to the loss for a batch of the pool, by the metrics' names."""
+        return {}
 
     def viewing(self) -> dict[str, Any]:
         """Validation measures the judge's distance too."""

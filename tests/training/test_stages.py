@@ -176,13 +176,44 @@ def test_the_detail_stage_trains_the_branch_alone(adversary: str) -> None:
 def test_the_detail_loss_is_the_sum_of_its_parts() -> None:
     weights = {"pixel_weight": 2.0, "chroma_weight": 3.0, "perceptual_weight": 0.3, "map_weight": 0.4,
                "adversarial_weight": 0.7, "rim_weight": 5.0, "lattice_weight": 6.0, "coarse_weight": 7.0,
-               "contrast_weight": 8.0}
+               "contrast_weight": 8.0, "shift_weight": 9.0}
     step = detail_stage(**weights).train_step(0)
     parts = {"pixel": "pixel", "chroma": "chroma", "perceptual": "perceptual", "maps": "map",
              "adversarial": "adversarial", "rims": "rim", "lattice": "lattice", "coarse": "coarse",
-             "contrast": "contrast"}
+             "contrast": "contrast", "shift": "shift"}
     expected = sum(weights[f"{weight}_weight"] * step[name] for name, weight in parts.items())
     assert step["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+class Painter:
+    """In place of a detail branch: a function of pictures (B, 3, H, W), cut into cells and put together again."""
+
+    def __init__(self, paint: Callable[[Tensor], Tensor]) -> None:
+        self.paint = paint
+
+    def picture_cells(self, decoded: Tensor, _: Tensor | None) -> Tensor:
+        return torch.nn.functional.pixel_unshuffle(decoded, 4)
+
+    def __call__(self, cells: Tensor, _: Tensor) -> Tensor:
+        return self.paint(torch.nn.functional.pixel_shuffle(cells, 4))
+
+
+def test_a_shift_of_the_grid_changes_a_weave_and_nothing_else() -> None:
+    stage = detail_stage(faithful=False)
+    stage.train_step(0)
+    drawn = stage.drawn()
+    decoded, weave = from_bytes(drawn["decoded"]), torch.rand(4, 4, generator=torch.Generator().manual_seed(3))
+
+    def distance(paint: Callable[[Tensor], Tensor]) -> float:
+        stage.trained = Painter(paint)
+        stage.generator.manual_seed(1)
+        return stage._shift_distance(drawn, decoded + paint(decoded)).item()
+
+    assert distance(lambda pictures: pictures.square()) == pytest.approx(0, abs=1e-6)
+    meshed = distance(lambda pictures: torch.zeros_like(pictures) + weave.repeat(8, 8)[:pictures.shape[2],
+                                                                                      :pictures.shape[3]])
+    expected = [(weave - weave.roll((-by, -by), (0, 1))).abs().mean().item() for by in (1, 2, 3)]
+    assert min(abs(meshed - each) for each in expected) < 1e-5 < min(expected)
 
 
 @pytest.mark.parametrize("faithful", [True, False])
@@ -240,7 +271,7 @@ def test_details_need_a_branch_and_eyes() -> None:
                     Perceptual(description="nothing here"), CPU)
     with pytest.raises(ValueError, match="pixel_weight must be at least 0"):
         DetailSettings(pixel_weight=-1)
-    for name in ("rim_weight", "lattice_weight", "coarse_weight", "contrast_weight"):
+    for name in ("rim_weight", "lattice_weight", "coarse_weight", "contrast_weight", "shift_weight"):
         with pytest.raises(ValueError, match=f"{name} must be at least 0"):
             DetailSettings(**{name: -1})
     with pytest.raises(ValueError, match=r"right_share must be in \[0, 1\]"):

@@ -224,7 +224,8 @@ def test_a_faithful_branch_is_added_and_all_else_kept(place: Path, tmp_path: Pat
         assert torch.equal(after.state_dict()[name], value), name
     for refused, stage in ((("--faithful_width", 8), "detail"), (("--rim_weight", 1), "faithful"),
                            (("--lattice_weight", 1), "faithful"), (("--contrast_weight", 1), "faithful"),
-                           (("--coarse_weight", 1), "faithful"), (("--right_share", 1), "faithful"),
+                           (("--coarse_weight", 1), "faithful"), (("--shift_weight", 1), "faithful"),
+                           (("--right_share", 1), "faithful"),
                            (("--fidelity_width", 8), "faithful")):
         assert "cannot act" in refusal(capsys, *base, "--stage", stage, "--init", tmp_path / "run", *refused)
     said = refusal(capsys, *base, "--stage", "decoder", "--init", tmp_path / "run", "--output", tmp_path / "other")
