@@ -35,7 +35,7 @@ HR, LR = "hr", "lr"  # whose maps the pool holds
 SEEN = "seen"  # features of the faithful branch
 LATTICE_CELLS = 4  # of the latent, to a side of the squares that are searched for a mesh
 RIM_RADIUS = 3  # pixels beside an edge
-SHIFT_EDGE = 16  # pixels at the borders that are not compared: there is more zero padding in sight
+SHIFT_EDGE = 4  # pixels at the borders that are not compared: there is more zero padding in sight
 SAVED = ("latent", "decoded", HR, LR)  # fields of the pool that states hold; the others follow from them
 
 
@@ -115,24 +115,26 @@ class DetailStage(JudgedStage):
             "lattice": (settings.lattice_weight, lambda: lattice(*pictures, period, min(LATTICE_CELLS, side))),
             "coarse": (settings.coarse_weight, lambda: coarse_distance(*pictures)),
             "contrast": (settings.contrast_weight, lambda: contrast_distance(*pictures)),
-            "shift": (settings.shift_weight * (side > 1), lambda: self._shift_distance(drawn, restored.picture)),
+            "shift": (settings.shift_weight * (side > 1), lambda: self._shift_distance(drawn)),
         }
 
-    def _shift_distance(self, drawn: Mapping[str, Tensor], made: Tensor) -> Tensor:
-        """Mean difference of what the branch adds to half of a batch and what it adds where the grid of its cells lies
-        1 to 3 pixels further on: a weave has the grid's place, a photograph's detail knows none."""
+    def _shift_distance(self, drawn: Mapping[str, Tensor]) -> Tensor:
+        """Mean difference of what the branch adds to half of a batch, and of what it adds where the grid of its cells
+        lies 1 to 3 pixels further on: a weave has the grid's place, a photograph's detail knows none. The latent, which
+        cannot be moved so little, is the same everywhere: its mean."""
         start = int(torch.randint(1, DETAIL_STRIDE, (1,), generator=self.generator))
-        count, cells = -(-len(made) // 2), drawn["latent"].shape[-1] - 1
+        count, cells = -(-len(drawn["latent"]) // 2), drawn["latent"].shape[-1] - 1
         side = cells * self.model.config.vqvae.downsampling
-        part = Part(start, start, side, side)
-        decoded, lr = (from_bytes(drawn[name][:count]) for name in ("decoded", LR))
+        decoded, lr = (from_bytes(torch.cat([Part(at, at, side, side).of(drawn[name][:count]) for at in (0, start)]))
+                       for name in ("decoded", LR))
+        latent = drawn["latent"].float().mean((0, 2, 3))[:, None, None].expand(2 * count, -1, cells, cells)
         with autocast(self.device, self.settings.precision):
             with torch.no_grad():
-                seen = self._what_is_seen(*(part.of(each).contiguous() for each in (decoded, lr)))
-            shifted = self.trained(seen, drawn["latent"][:count, :, :cells, :cells].float()).float()
-        edge = min(SHIFT_EDGE, side // 4)
-        inner = Part(edge, edge, side - 2 * edge, side - 2 * edge)
-        return F.l1_loss(inner.of(shifted), inner.of(part.of(made[:count] - decoded)))
+                seen = self._what_is_seen(decoded, lr)
+            before, after = self.trained(seen, latent).float().chunk(2)
+        edge, common = min(SHIFT_EDGE, side // 4), side - start
+        inner = Part(edge, edge, common - 2 * edge, common - 2 * edge)
+        return F.l1_loss(inner.of(after), inner.of(before[..., start:, start:]))
 
     def _what_is_seen(self, decoded: Tensor, lr: Tensor) -> Tensor:
         """What the branch sees of faithful and LR pictures in [-1, 1]."""

@@ -202,18 +202,19 @@ def test_a_shift_of_the_grid_changes_a_weave_and_nothing_else() -> None:
     stage = detail_stage(faithful=False)
     stage.train_step(0)
     drawn = stage.drawn()
-    decoded, weave = from_bytes(drawn["decoded"]), torch.rand(4, 4, generator=torch.Generator().manual_seed(3))
+    weave = torch.rand(4, 4, generator=torch.Generator().manual_seed(3))
 
     def distance(paint: Callable[[Tensor], Tensor]) -> float:
         stage.trained = Painter(paint)
         stage.generator.manual_seed(1)
-        return stage._shift_distance(drawn, decoded + paint(decoded)).item()
+        return stage._shift_distance(drawn).item()
 
     assert distance(lambda pictures: pictures.square()) == pytest.approx(0, abs=1e-6)
     meshed = distance(lambda pictures: torch.zeros_like(pictures) + weave.repeat(8, 8)[:pictures.shape[2],
                                                                                       :pictures.shape[3]])
     expected = [(weave - weave.roll((-by, -by), (0, 1))).abs().mean().item() for by in (1, 2, 3)]
-    assert min(abs(meshed - each) for each in expected) < 1e-5 < min(expected)
+    assert min(expected) > 0.1
+    assert any(meshed == pytest.approx(each, rel=0.02) for each in expected)  # the part is no whole number of periods
 
 
 @pytest.mark.parametrize("faithful", [True, False])
