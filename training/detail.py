@@ -56,9 +56,6 @@ class DetailSettings(JudgedSettings):
     def __post_init__(self) -> None:
         """Raises ValueError for values that no training can have."""
         super().__post_init__()
-        for name in ("rim_weight", "lattice_weight", "coarse_weight", "contrast_weight", "shift_weight"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.right_share <= 1:
             raise UserError(f"right_share must be in [0, 1], got {self.right_share}")
 
@@ -95,8 +92,7 @@ class DetailStage(JudgedStage):
                 seen = self.perceptual.look(from_bytes(pictures[name].to(self.device)))
                 derived |= {_map_name(name, i): each.half() for i, each in enumerate(seen.maps)}
             if self.model.vqvae.restores:
-                lr = from_bytes(pictures[LR].to(self.device))
-                derived[SEEN] = self.model.vqvae.faithful.features(lr).half()
+                derived[SEEN] = self.model.vqvae.faithful.features(from_bytes(pictures[LR].to(self.device))).half()
         return derived
 
     def _restore(self, drawn: Mapping[str, Tensor]) -> tuple[Tensor, Seen, Seen]:

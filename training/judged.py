@@ -3,7 +3,7 @@ look like photographs, by pixels, a perceptual distance, feature maps and discri
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class JudgedSettings(PooledSettings):
     def __post_init__(self) -> None:
         """Raises ValueError for values that no training can have."""
         super().__post_init__()
-        for name in ("pixel_weight", "chroma_weight", "perceptual_weight", "map_weight", "adversarial_weight"):
+        for name in (each.name for each in fields(self) if each.name.endswith("_weight")):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be at least 0, got {getattr(self, name)}")
         if self.perceptual_side < 1:

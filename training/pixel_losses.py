@@ -63,29 +63,29 @@ def contrast_distance(pictures: Tensor, references: Tensor) -> Tensor:
 
     Octaves of which no such square fits into the pictures are left out.
     """
-    planes = smooth_luma((torch.stack([pictures, references]) + 1) / 2).flatten(0, 1)[:, None]
-    total = planes.new_zeros(())
-    for weight in OCTAVES:
-        if min(planes.shape[-2:]) < CONTRAST_SIDE + 2:
-            break
+    with torch.no_grad():
+        theirs = _contrasts(references)
+    distances = [weight * F.l1_loss(mine, real) for weight, mine, real in zip(OCTAVES, _contrasts(pictures), theirs)]
+    return sum(distances, pictures.new_zeros(())) / PEAK
+
+
+def _contrasts(pictures: Tensor) -> list[Tensor]:
+    """(B, 4, h, w) an octave, finest first, in levels: root of the mean square of second derivatives along four
+    directions, in squares that half overlap.
+
+    A weave, waves across and down, has as much energy as any other pattern, but elsewhere among the directions."""
+    planes, contrasts = smooth_luma((pictures + 1) / 2)[:, None], []
+    directions = planes.new_tensor(DIRECTIONS)[:, None]
+    while len(contrasts) < len(OCTAVES) and min(planes.shape[-2:]) >= CONTRAST_SIDE + 2:
         coarser = _halved(planes)
         octave = planes - F.interpolate(coarser, planes.shape[-2:], mode="bilinear")
-        ours, theirs = _local_contrast(octave).chunk(2)
-        total = total + weight * (ours - theirs).abs().mean() / PEAK
+        power = F.avg_pool2d(F.conv2d(octave, directions).square(), CONTRAST_SIDE, CONTRAST_SIDE // 2)
+        contrasts.append((power + FAINTEST ** 2).sqrt())
         planes = coarser
-    return total
+    return contrasts
 
 
 def _halved(planes: Tensor) -> Tensor:
     """Half the size by the taps 1, 3, 3, 1: what is finer does not come back as something coarser."""
     padded = F.pad(planes, (1, 1, 1, 1), mode="replicate")
     return F.avg_pool2d(F.avg_pool2d(F.avg_pool2d(padded, 2, 1), 2, 1), 2)
-
-
-def _local_contrast(octave: Tensor) -> Tensor:
-    """(B, 4, h, w): root of the mean square of second derivatives along four directions, in squares that half overlap.
-
-    A weave, waves across and down, has as much energy as any other pattern, but elsewhere among the directions."""
-    directions = octave.new_tensor(DIRECTIONS)[:, None]
-    power = F.avg_pool2d(F.conv2d(octave, directions).square(), CONTRAST_SIDE, CONTRAST_SIDE // 2)
-    return (power + FAINTEST ** 2).sqrt()

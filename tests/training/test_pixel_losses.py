@@ -141,9 +141,11 @@ def test_small_pictures_have_the_octaves_that_fit() -> None:
 def test_grain_is_no_contrast_of_coarser_octaves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the finest octave comes back in the others."""
     real, checkers = photographs(8), torch.tensor([[0.2, -0.2], [-0.2, 0.2]]).repeat(64, 64)
+    waves = 0.2 * torch.cos(0.42 * 2 * torch.pi * torch.arange(128.0))  # half of the size by plain means has them back
     assert contrast_distance(real + checkers, real) > 0.1 * contrast_distance(1.5 * real, real)
     monkeypatch.setattr(pixel_losses, "OCTAVES", (0.0, 1.0, 1.0, 1.0))
     assert contrast_distance(real + checkers, real) < 0.01 * contrast_distance(1.5 * real, real)
+    assert contrast_distance(real + waves, real) < 0.05 * contrast_distance(1.5 * real, real)
 
 
 def test_a_weave_is_another_contrast_than_its_diagonal_one() -> None:
