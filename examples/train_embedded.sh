@@ -55,7 +55,8 @@ if [ -z "$INIT" ]; then
         --scale_dropout 0
     "$PYTHON" train.py --stage sr --preset "$PRESET" --vqvae "$output/tokenizer/vqvae.safetensors" \
         "${photographs[@]}" "${degraded[@]}" --output "$output/sr" --minutes "$SR_MINUTES" --batch_size "$SR_BATCH" \
-        --tblr 1e-3 --wp 0.05 --wpe 0.02 --ema 0.998 --error_rate 0.6 --scale_balance 0.5 --negative_share 0.05
+        --opt muon --tblr 1e-3 --wp 0.05 --wpe 0.02 --ema 0.998 --error_rate 0.6 --scale_balance 0.5 \
+        --negative_share 0.05
     INIT=$output/sr
 fi
 "$PYTHON" train.py --stage faithful --init "$INIT" "${photographs[@]}" "${degraded[@]}" --output "$output/faithful" \

@@ -162,6 +162,11 @@ class VARTransformer(nn.Module):
         self.register_buffer("rotations", torch.empty(0), persistent=False)
         self.reset_rope()
 
+    def hidden_weights(self) -> list[nn.Parameter]:
+        """Matrices between features, which are no input, output or modulation: those that Muon may train."""
+        return [layer.weight for block in self.blocks for layer in (
+            block.attention.qkv, block.attention.out, block.feed_forward.expand, block.feed_forward.project)]
+
     def reset_rope(self, device: torch.device | None = None) -> None:
         """Compute the rotary table, which is no part of a checkpoint."""
         config = self.config

@@ -37,6 +37,7 @@ REFUSED = {
     "var_test_path": "test_varsr.py --model takes it",
 }
 
+MUON = "muon"
 PATCH, PROJECTED, BOTH = ADVERSARIES = ("patch", "projected", "both")  # kinds of discriminators (adversary.py)
 
 
@@ -155,7 +156,8 @@ def _add_optimisation(add: Callable[..., Any]) -> None:
     add("--bs", type=bounded(int, 1), help="in its place, the batch of a whole step on all processes")
     add("--ac", type=bounded(int, 1), help="gradient accumulation: parts of a step; multiplies --tblr as published (1)")
     add("--tblr", type=bounded(float, 0, open_low=True), help="peak learning rate (the stage's own)")
-    add("--opt", choices=("adamw", "adam"), help="both are AdamW, as published")
+    add("--opt", choices=("adamw", "adam", MUON), help="the first two are AdamW, as published; muon: Muon for the "
+                                                       "matrices of the blocks")
     add("--afuse", type=boolean, help="AdamW in one kernel (True)")
     add("--twd", type=bounded(float, 0), help="weight decay (0.05; decoder 1e-4)")
     add("--twde", type=bounded(float, 0), help="weight decay at the end (0: that of the start)")
@@ -292,6 +294,7 @@ def idle_flag(args: argparse.Namespace) -> str | None:
         (not args.anorm, "--anorm=False cannot act: VARSR always normalises queries and keys"),
         (args.fuse, "--fuse=1 cannot act: attention is always PyTorch's fused kernel, no other library is used"),
         (args.fsdp and args.fp16 == FP16, "--fsdp has no loss scaler: give --fp16=2 (bf16) or 0"),
+        (args.fsdp and args.opt == MUON, "--fsdp cannot act with --opt muon, which needs whole matrices"),
         (args.fsdp and args.stage in GENERATING,
          f"--fsdp cannot act with --stage {args.stage}, which trains on one device"),
         (args.checkpointing and args.stage in GENERATING,

@@ -26,20 +26,24 @@ def parameter_groups(model: nn.Module, weight_decay: float, no_decay: Sequence[s
             {"params": exempt, "weight_decay": 0.0, "decays": False}]
 
 
-class ConvMuon(torch.optim.Optimizer):
-    """Muon (Jordan et al., 2024) for weights of convolutions, each taken as the matrix (out, in * h * w) that it is.
+def matrix_muon(matrices: Sequence[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """Muon (Jordan et al., 2024) for matrices: it orthogonalises what momentum has gathered, so that all directions of
+    a weight learn alike. Rates are scaled to be those of AdamW. Raises UserError for a PyTorch without it."""
+    if not hasattr(torch.optim, "Muon"):
+        raise UserError("this optimiser, Muon, came with PyTorch 2.9: install that or a newer one")
+    return torch.optim.Muon([{"params": list(matrices), "decays": True}], lr=lr, weight_decay=weight_decay,
+                            adjust_lr_fn="match_rms_adamw")
 
-    It orthogonalises what momentum has gathered, so that all directions of a weight learn alike; rates are scaled to be
-    those of AdamW. PyTorch's own does the work, which knows matrices alone.
-    """
+
+class ConvMuon(torch.optim.Optimizer):
+    """Muon for weights of convolutions, each taken as the matrix (out, in * h * w) that it is: PyTorch's own, which
+    does the work, knows matrices alone."""
 
     def __init__(self, weights: Sequence[nn.Parameter], lr: float, weight_decay: float) -> None:
         """Raises UserError for a PyTorch without Muon."""
-        if not hasattr(torch.optim, "Muon"):
-            raise UserError("this stage's optimiser, Muon, came with PyTorch 2.9: install that or a newer one")
         super().__init__([{"params": list(weights), "decays": True}], {"lr": lr, "weight_decay": weight_decay})
-        self.matrices = torch.optim.Muon([nn.Parameter(weight.detach().flatten(1).clone()) for weight in weights],
-                                         lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        self.matrices = matrix_muon([nn.Parameter(weight.detach().flatten(1).clone()) for weight in weights], lr,
+                                    weight_decay)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -64,13 +68,18 @@ class ConvMuon(torch.optim.Optimizer):
 
 
 def hybrid_optimizers(module: nn.Module, hidden: Sequence[nn.Parameter], lr: float, weight_decay: float,
-                      betas: tuple[float, float]) -> list[torch.optim.Optimizer]:
-    """Muon for the `hidden` weights of a module, AdamW for its others: inputs, outputs and biases."""
+                      betas: tuple[float, float], no_decay: Sequence[str] = (),
+                      fused: bool = True) -> list[torch.optim.Optimizer]:
+    """Muon for the `hidden` weights of a module, matrices or convolutions, AdamW for its others: inputs, outputs and
+    biases. no_decay: see `parameter_groups`. fused: one kernel for AdamW."""
     chosen = {id(weight) for weight in hidden}
     groups = [{**group, "params": [each for each in group["params"] if id(each) not in chosen]}
-              for group in parameter_groups(module, weight_decay)]
-    adam = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
-    return [adam, ConvMuon(hidden, lr, weight_decay)] if chosen else [adam]
+              for group in parameter_groups(module, weight_decay, no_decay)]
+    adam = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
+    if not chosen:
+        return [adam]
+    muon = matrix_muon if all(weight.ndim == 2 for weight in hidden) else ConvMuon
+    return [adam, muon(hidden, lr, weight_decay)]
 
 
 def gradient_scaler(device: torch.device, precision: str, loss_scale: float) -> torch.amp.GradScaler:

@@ -5,7 +5,7 @@ With one process and no shards all of this is the plain model.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -64,17 +64,18 @@ class Parallel:
         with self.forward.no_sync():
             yield
 
-    def state_dict(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Whole weights and optimiser state by parameter name, on the CPU. Every rank must call it; with shards, only
-        the main rank gets the tensors. Any other number of ranks can go on from it, sharded or not."""
-        model, moments = get_state_dict(self.model, optimizer, options=WHOLE)
+    def state_dict(self, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
+        """Whole weights and optimisers' states by parameter name, on the CPU. Every rank must call it; with shards,
+        only the main rank gets the tensors. Any other number of ranks can go on from it, sharded or not."""
+        model, moments = get_state_dict(self.model, optimizers, options=WHOLE)
         return {"model": model, "optimizer": moments}
 
-    def load_state_dict(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    def load_state_dict(self, optimizers: Sequence[torch.optim.Optimizer], state: dict[str, Any]) -> None:
         """Inverse of `state_dict`; every rank needs the whole state."""
-        set_state_dict(self.model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"],
+        set_state_dict(self.model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"],
                        options=WHOLE)
-        check_moments(optimizer)
+        for optimizer in optimizers:
+            check_moments(optimizer)
 
 
 def local_parts(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:

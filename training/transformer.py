@@ -19,10 +19,10 @@ from models.weights.save import save_pretrained
 from utils.device import autocast
 from utils.ranks import Ranks
 
-from .flags import CLASSES
+from .flags import CLASSES, MUON
 from .loop import numbers, timed
 from .model import build_model
-from .optim import MovingAverage, clipped_step, gradient_scaler, parameter_groups, set_rates
+from .optim import MovingAverage, clipped_step, gradient_scaler, hybrid_optimizers, set_rates
 from .parallel import Parallel, ShardedAverage
 from .schedule import Schedule
 from .setup import (
@@ -84,6 +84,7 @@ class TransformerSettings:
     learning_rate: float = 5e-5
     weight_decay: float = 0.05
     final_weight_decay: float | None = None  # half a cosine leads there; None: it stays
+    muon: bool = False  # in AdamW's place for the matrices of the blocks
     fused: bool = True  # one kernel for AdamW
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 2.0  # 0: gradients are not clipped
@@ -125,10 +126,10 @@ class TransformerStage:
         self.parallel = Parallel(model, device, self.ranks, shard)
         self.model = self.parallel.model
         self.average = average or ShardedAverage(self.model, settings.ema)
-        groups = parameter_groups(self.model, settings.weight_decay, NO_DECAY)
-        self.parameters = [p for group in groups for p in group["params"]]
-        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas,
-                                           fused=settings.fused)
+        self.optimizers = hybrid_optimizers(
+            self.model, self.model.transformer.hidden_weights() if settings.muon else [], settings.learning_rate,
+            settings.weight_decay, settings.betas, NO_DECAY, settings.fused)
+        self.parameters = [p for each in self.optimizers for group in each.param_groups for p in group["params"]]
         self.schedule = Schedule(settings.schedule, settings.max_iters,
                                  round(settings.warmup_share * settings.max_iters),
                                  settings.warmup_start, settings.final)
@@ -139,15 +140,17 @@ class TransformerStage:
         """One teacher-forced step on fresh pairs, in as many parts as are accumulated. place: see `loop.Stage`; by
         default that of a run of iterations."""
         settings, place = self.settings, iteration if place is None else place
-        set_rates(self.optimizer, settings.learning_rate * self.schedule.rate(place), self._decay(place))
+        rate = settings.learning_rate * self.schedule.rate(place)
+        for optimizer in self.optimizers:
+            set_rates(optimizer, rate, self._decay(place))
         parts = [self._accumulate(iteration * settings.accumulation + i, i + 1 == settings.accumulation)
                  for i in range(settings.accumulation)]
-        norm = clipped_step([self.optimizer], self.parameters, settings.clip, self.scaler)
+        norm = clipped_step(self.optimizers, self.parameters, settings.clip, self.scaler)
         parts = [numbers(part) for part in parts]
         self.average.update(self.model, iteration)
         metrics = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
         metrics |= {name: sum(part[name] for part in parts) for name in ("wait", "samples")}
-        return {**metrics, "grad_norm": norm, "lr": self.optimizer.param_groups[0]["lr"]}
+        return {**metrics, "grad_norm": norm, "lr": rate}
 
     def _accumulate(self, part: int, last: bool) -> dict[str, float | Tensor]:
         """Add the gradients of one batch; `part` counts the batches of this rank from the run's first one on."""
@@ -184,13 +187,13 @@ class TransformerStage:
 
     def state_dict(self) -> dict[str, Any]:
         """Model, average, optimiser, scaler, generator and data position; every rank must call it."""
-        return {**self.parallel.state_dict(self.optimizer), "average": self.average.state_dict(),
+        return {**self.parallel.state_dict(self.optimizers), "average": self.average.state_dict(),
                 "scaler": self.scaler.state_dict(), "generator": self.generator.get_state(),
                 "data": self.pairs.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
-        self.parallel.load_state_dict(self.optimizer, state)
+        self.parallel.load_state_dict(self.optimizers, state)
         self.average.load_state_dict(state["average"])
         self.scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"])
@@ -211,6 +214,7 @@ def set_up(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setu
     model, pairs, pictures, validate = (_classes if args.stage == CLASSES else _photographs)(args, batch, ranks)
     changes = {**setting_fields(args, FIELDS), "batch_size": batch, "precision": precision(args, device),
                "seed": args.seed, "max_iters": iterations(args, pictures, batch * accumulation * ranks.world)}
+    changes["muon"] = args.opt == MUON
     if args.tblr is not None:
         changes["learning_rate"] = args.tblr * accumulation
     if args.twde:

@@ -68,7 +68,7 @@ def test_it_learns(name: str, precision: str, device: torch.device, tmp_path: Pa
     assert all(math.isfinite(step["loss"]) and math.isfinite(step["grad_norm"]) for step in steps)
     first, last = (sum(step[key] for step in part) / ENDS for part in (steps[:ENDS], steps[-ENDS:]))
     assert last < 0.9 * first
-    taken = {int(moments["step"]) for moments in stage.optimizer.state.values()}
+    taken = {int(moments["step"]) for moments in stage.optimizers[0].state.values()}
     assert taken == {STEPS}
     assert (stage.scaler.get_scale() > 1) == (precision == "fp16")
     assert all(math.isfinite(value) for value in stage.report(tmp_path, STEPS).values())

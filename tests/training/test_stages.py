@@ -1,6 +1,7 @@
 """The training stages on the debug preset: they learn, resume exactly and export what from_pretrained reads."""
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -38,10 +39,11 @@ from utils.ranks import Ranks
 
 STAGES = {"tokenizer": tokenizer_stage, "adversarial": lambda: tokenizer_stage(adversarial_start=0.0),
           "projected": lambda: tokenizer_stage(perceptual(), adversary="both", adversarial_start=0.0),
-          "transformer": transformer_stage, "decoder": decoder_stage, "faithful": faithful_stage,
-          "detail": detail_stage, "detail on decoded": partial(detail_stage, faithful=False),
+          "transformer": transformer_stage, "by Muon": partial(transformer_stage, muon=True),
+          "decoder": decoder_stage, "faithful": faithful_stage, "detail": detail_stage,
+          "detail on decoded": partial(detail_stage, faithful=False),
           "class detail": class_detail_stage}
-LEARNING = ("tokenizer", "transformer", "decoder", "faithful", "detail", "detail on decoded", "class detail")
+LEARNING = ("tokenizer", "transformer", "by Muon", "decoder", "faithful", "detail", "detail on decoded", "class detail")
 
 
 @pytest.mark.parametrize("name", LEARNING)
@@ -50,7 +52,7 @@ def test_it_learns(name: str) -> None:
     judged = {"detail": detail_stage, "detail on decoded": partial(detail_stage, faithful=False),
               "class detail": partial(class_detail_stage, count=4, max_iters=80, learning_rate=1e-2)}
     stage = judged[name](adversarial_weight=0.0) if name in judged else STAGES[name]()
-    key = "loss" if name in ("transformer", *judged) else "pixel"
+    key = "loss" if name in ("transformer", "by Muon", *judged) else "pixel"
     values = [stage.train_step(i)[key] for i in range(stage.settings.max_iters)]
     assert sum(values[-5:]) < 0.9 * sum(values[:5])
 
@@ -70,7 +72,31 @@ def test_it_resumes_exactly(name: str, tmp_path: Path) -> None:
     assert [again.train_step(i)["loss"] for i in range(3, 6)] == expected
 
 
-@pytest.mark.parametrize("name", ["transformer", "decoder", "faithful", "detail"])
+@pytest.mark.parametrize("muon", [False, True])
+def test_the_state_of_the_other_optimiser_is_refused(muon: bool, tmp_path: Path) -> None:
+    stage = transformer_stage(muon=not muon)
+    stage.train_step(0)
+    states = StateFolder(tmp_path)
+    states.save(1, stage.state_dict())
+    with pytest.raises((ValueError, LookupError, RuntimeError)):
+        transformer_stage(muon=muon).load_state_dict(states.load_newest())
+
+
+def test_muon_trains_the_matrices_of_the_blocks() -> None:
+    stage = transformer_stage(muon=True)
+    names = {id(weight): name for name, weight in stage.model.named_parameters()}
+    adam, muon = ([names[id(weight)] for group in each.param_groups for weight in group["params"]]
+                  for each in stage.optimizers)
+    expected = [name for name in names.values() if re.fullmatch(
+        r"transformer\.blocks\.\d+\.(attention\.(qkv|out)|feed_forward\.(expand|project))\.weight", name)]
+    assert sorted(muon) == sorted(expected)
+    assert sorted(adam + muon) == sorted(name for name, weight in stage.model.named_parameters()
+                                         if weight.requires_grad)
+    plain = transformer_stage().optimizers[0].param_groups
+    assert len(plain[1]["params"]) == len(stage.optimizers[0].param_groups[1]["params"])  # no decay as before
+
+
+@pytest.mark.parametrize("name", ["transformer", "by Muon", "decoder", "faithful", "detail"])
 def test_the_result_loads(name: str, tmp_path: Path) -> None:
     stage = STAGES[name]()
     stage.train_step(0)

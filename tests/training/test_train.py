@@ -94,6 +94,7 @@ def test_the_published_command_line_is_understood() -> None:
     (("--adversarial_weight=1",), "--adversarial_weight cannot act with --stage sr"),
     (("--stage=decoder", "--detail_width=8"), "--detail_width cannot act with --stage decoder"),
     (("--stage=detail", "--adversary=all"), "invalid choice: 'all'"),
+    (("--fsdp", "--fp16=2", "--opt=muon"), "--opt muon"), (("--stage=decoder", "--opt=muon"), "--opt cannot act"),
     (("--fsdp", "--fp16=1"), "--fsdp has no loss scaler"), (("--nonsense",), "--nonsense"),
     (("--device=cpu", "--tf32=True"), "--tf32 cannot act on a CPU"), (("--patch_size=16",), "down-samples by 8"),
     (("--bs=3", "--ac=2", "--device=cpu"), "multiple of 2"), (("--config=/no/such.yaml",), "/no/such.yaml"),
