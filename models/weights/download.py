@@ -16,7 +16,7 @@ from utils.errors import guarded
 from utils.flags import OneLineParser
 
 from .hub_files import HubError, HubFile, fault, fetch, list_files, remember, remembered
-from .load import CHECKPOINTS, PUBLISHED_REPO
+from .load import CHECKPOINTS, PUBLISHED_REPO, hub_is_reachable
 
 WEIGHTS = ("*.pth", "*.safetensors")
 
@@ -61,6 +61,9 @@ def _files(args: argparse.Namespace) -> list[HubFile]:
     """What to fetch or verify."""
     if args.offline:
         files = remembered(args.output, args.repo, args.files)
+    elif not hub_is_reachable(args.endpoint):
+        raise HubError(f"{args.repo}: the hub is out of reach (or HF_HUB_OFFLINE is set): check the network, or "
+                       "verify what is here with --offline")
     else:
         files = list_files(args.repo, args.files, args.revision, args.endpoint)
     if not files:

@@ -87,17 +87,22 @@ def download_model(repo: str, file: str | None = None, revision: str | None = No
     return paths[-1].parent if names[-1] == WEIGHTS_FILE else paths[-1]
 
 
-def hub_is_reachable() -> bool:
-    """Whether somebody answers at the hub's address: its client tries each file six times, for half a minute, before it
-    says no. A proxy's users are believed: only the proxy knows."""
+def hub_is_reachable(endpoint: str | None = None) -> bool:
+    """Whether somebody answers at the hub's address, by default the environment's: its client tries six times, for half
+    a minute, before it says no. A proxy's users are believed: only the proxy knows. So is what is no address, which the
+    client has its own words for."""
     from huggingface_hub import constants
     if constants.HF_HUB_OFFLINE:
         return False
-    address = urlsplit(constants.ENDPOINT)
+    try:
+        address = urlsplit(endpoint or constants.ENDPOINT)
+        port = address.port or PORTS[address.scheme]
+    except (ValueError, KeyError):
+        return True
     if address.scheme in getproxies():
         return True
     try:
-        socket.create_connection((address.hostname, address.port or PORTS[address.scheme]), HUB_TIMEOUT).close()
+        socket.create_connection((address.hostname, port), HUB_TIMEOUT).close()
     except OSError:
         return False
     return True

@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from models.varsr import VARSR
-from models.weights import load
+from models.weights import download, load
 from models.weights.load import hub_at_once, hub_is_reachable
 
 
@@ -60,6 +60,19 @@ def test_a_proxy_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
     monkeypatch.setattr(load, "getproxies", lambda: {"https": "http://proxy.invalid:3128"})
     assert hub_is_reachable()
+
+
+@pytest.mark.parametrize("endpoint", ["hub.invalid", "ftp://hub.invalid", "http://hub.invalid:many", "http://[hub"])
+def test_what_is_no_address_is_left_to_the_client(endpoint: str) -> None:
+    assert hub_is_reachable(endpoint)
+
+
+def test_a_download_from_a_hub_out_of_reach_asks_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+                                                        capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(huggingface_hub, "HfApi", None)
+    assert download.main(["--output", str(tmp_path), "--endpoint", f"http://127.0.0.1:{closed_port()}"]) == 1
+    error = capsys.readouterr().err.strip()
+    assert "the hub is out of reach" in error and "\n" not in error and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("answers", [True, False])
