@@ -213,8 +213,8 @@ def set_up(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setu
     accumulation = args.ac or 1
     model, pairs, pictures, validate = (_classes if args.stage == CLASSES else _photographs)(args, batch, ranks)
     changes = {**setting_fields(args, FIELDS), "batch_size": batch, "precision": precision(args, device),
-               "seed": args.seed, "max_iters": iterations(args, pictures, batch * accumulation * ranks.world)}
-    changes["muon"] = args.opt == MUON
+               "seed": args.seed, "max_iters": iterations(args, pictures, batch * accumulation * ranks.world),
+               "muon": args.opt == MUON}
     if args.tblr is not None:
         changes["learning_rate"] = args.tblr * accumulation
     if args.twde:
