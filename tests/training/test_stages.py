@@ -92,8 +92,10 @@ def test_muon_trains_the_matrices_of_the_blocks() -> None:
     assert sorted(muon) == sorted(expected)
     assert sorted(adam + muon) == sorted(name for name, weight in stage.model.named_parameters()
                                          if weight.requires_grad)
+    exempt = parameter_groups(stage.model, 0.1, NO_DECAY)[1]["params"]
     plain = transformer_stage().optimizers[0].param_groups
-    assert len(plain[1]["params"]) == len(stage.optimizers[0].param_groups[1]["params"])  # no decay as before
+    for group in (stage.optimizers[0].param_groups[1], plain[1]):  # no decay as before
+        assert group["weight_decay"] == 0 and len(group["params"]) == len(exempt)
 
 
 @pytest.mark.parametrize("name", ["transformer", "by Muon", "decoder", "faithful", "detail"])
