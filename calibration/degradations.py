@@ -16,6 +16,7 @@ from pictures.formats import vips
 from pictures.rgb import LEVELS_8, TensorSource, reduce_region, to_pillow
 
 KINDS = 4  # crops, after which it begins again
+PERIOD = 4 * KINDS  # crops, after which each of what is alone has had its turn
 LIGHT_SHARE = 0.3  # of the crops degraded as in training, those that are only slightly so
 BLUR_SIGMA = (0.5, 4.0)  # pixels of the HR crop
 NOISE_SIGMA = (2.0, 20.0)  # levels

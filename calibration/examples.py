@@ -18,6 +18,8 @@ from inference.uncertainty import CELL, ErrorMap
 from models.varsr import VARSR
 from pictures.rgb import LEVELS_8, luma_levels
 
+from .degradations import PERIOD
+
 BLUR = 3.0  # pixels, of the errors that a map is compared with
 REACH = 3  # deviations of the blur
 
@@ -62,7 +64,8 @@ def random_crops(photographs: Sequence[str | Path], size: int, count: int, seed:
     """Crops (3, size, size) in [0, 1], whatever their sharpness, of several folders (`PhotoCrops`) in turns."""
     sources = [PhotoCrops(folder, size, min_sharpness=0.0) for folder in photographs]
     for position in range(count):
-        pixels, _ = sources[position % len(sources)].sample(position, seed)
+        turn = position + position // PERIOD  # in each period another folder begins: all meet all degradations
+        pixels, _ = sources[turn % len(sources)].sample(position, seed)
         yield torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / LEVELS_8
 
 

@@ -28,10 +28,10 @@ class ClassCrops:
     """Random crops, at times mirrored, every class as often as any other."""
 
     def __init__(self, root: str | os.PathLike, crop_size: int, *, cache: str | os.PathLike | None = None,
-                 level_weights: Sequence[float] = (0.5, 0.5)) -> None:
+                 level_weights: Sequence[float] = (0.5, 0.5), symmetries: int = MIRRORED) -> None:
         """root: holds a folder of pictures for each class (`class_folders`), which are numbered in their order.
 
-        level_weights: how often a picture is used at full and at half size (`PhotoCrops`).
+        level_weights: how often a picture is used at full and at half size; symmetries: see `PhotoCrops`.
         Raises FileNotFoundError without such folders, or for one without a usable picture.
         """
         folders = class_folders(root)
@@ -39,7 +39,7 @@ class ClassCrops:
         cache = cache or Path(root).resolve().parent / CACHE_FOLDER
         self.failures = Failures()
         self._crops = [PhotoCrops(folder, crop_size, cache=cache, level_weights=level_weights, min_detail=ANY_DETAIL,
-                                  symmetries=MIRRORED, failures=self.failures) for folder in folders]
+                                  symmetries=symmetries, failures=self.failures) for folder in folders]
 
     def __len__(self) -> int:
         """Pictures of all classes, an epoch."""

@@ -7,6 +7,7 @@ number.
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -116,8 +117,9 @@ class _Batches(Dataset):
         return pixels, torch.tensor([label for _, label in samples]), self.source.failures.take_news()
 
 
-def _be_quiet(_: int) -> None:
-    """In a worker: skipped pictures are named by the main process."""
+def _follow(_: int) -> None:
+    """In a worker: the main process names skipped pictures, and hears Ctrl-C, which a terminal sends to all."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     get_worker_info().dataset.source.failures.announce = False
 
 
@@ -136,6 +138,11 @@ class BatchLoader:
         self.batch_size, self.seed, self.workers, self.pin_memory = batch_size, seed, workers, pin_memory
         self._batches = _Batches(source, batch_size, seed, rank, ranks)
         self._iterator: Iterator | None = None
+
+    @property
+    def samples(self) -> int:
+        """Of a batch, all ranks' together."""
+        return self.batch_size * self._batches.ranks
 
     @property
     def first_sample(self) -> int:
@@ -158,16 +165,17 @@ class BatchLoader:
         context = multiprocessing.get_context(START_METHOD) if self.workers else None
         own = torch.Generator()  # else a number is drawn from the global generator, and again after each resume
         return iter(DataLoader(self._batches, batch_size=None, sampler=count(self.position), generator=own,
-                               num_workers=self.workers, worker_init_fn=_be_quiet, multiprocessing_context=context,
+                               num_workers=self.workers, worker_init_fn=_follow, multiprocessing_context=context,
                                pin_memory=self.pin_memory))
 
-    def state_dict(self) -> dict[str, Any]:
-        """The data position."""
-        return {"position": self.position}
+    def state_dict(self, ahead: int = 0) -> dict[str, Any]:
+        """The data position in samples of all ranks. ahead: batches that were drawn and not used."""
+        return {"samples": (self.position - ahead) * self.samples}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue behind the batch that was the last one when the state was taken."""
-        self.position = state["position"]
+        """Continue behind the last sample when the state was taken, whatever the size of batches and the number of
+        ranks were."""
+        self.position = state["samples"] // self.samples if "samples" in state else state["position"]  # as once saved
         self.close()
 
     def close(self) -> None:
@@ -217,7 +225,7 @@ class CropSource:
 
     def state_dict(self) -> dict[str, Any]:
         """The data position: that of the next batch which `draw` gives."""
-        return {"position": self.loader.position - (self._prepared is not None)}
+        return self.loader.state_dict(ahead=int(self._prepared is not None))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from utils.errors import escaped
 
-from .rgb import LEVELS_8, to_pillow
+from .rgb import LEVELS_8, to_pillow, write_image
 
 BACKGROUND, INK, FRAME = "white", "black", "red"
 LABEL_HEIGHT, GAP, FONT_SIZE, THUMBNAIL = 22, 4, 14, 192  # pixels of the contact sheet
@@ -141,13 +141,11 @@ def evenly(rows: Mapping[str, Mapping[str, Tensor]], count: int | None) -> dict[
 
 
 def write_grid(path: Path, rows: Sequence[Tensor], gap: int = 2) -> None:
-    """Write a PNG of rows of pictures; each row is (M, 3, H, W) in [0, 1], all of one size."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a PNG of rows of pictures; each row is (M, 3, H, W) in [0, 1], all of one size. Raises ImageError."""
     padded = [torch.nn.functional.pad(row.float().cpu(), (0, gap, 0, gap), value=1.0) for row in rows]
     lines = [torch.cat(list(row), dim=2) for row in padded]  # (3, H, M*W)
     sheet = torch.cat(lines, dim=1)
-    pixels = sheet.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
-    Image.fromarray(pixels).save(path)
+    write_image(path, sheet)
 
 
 class ContactSheet:

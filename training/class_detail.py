@@ -26,6 +26,7 @@ from utils.ranks import Ranks
 from .adversary import Seen
 from .class_validation import CLASS_CROPS, SHEET_CLASSES, SHEET_SEEDS, VALIDATION_SEED
 from .judged import JUDGED_FIELDS, JudgedSettings, JudgedStage
+from .log import spared
 from .model import build_model
 from .perceptual import Perceptual, needed_perceptual
 from .pool import from_bytes, right_codes, to_bytes
@@ -79,7 +80,8 @@ class DecodedClasses:
                                          for part in latents.split(self.batch_size)]) for latents in self.latents)
             labels = torch.arange(model.config.num_classes, device=model.device)[:SHEET_CLASSES]
             shown = [model.generate(labels=labels, seed=seed) for seed in SHEET_SEEDS]
-        write_grid(sheet, [target[:len(labels)], decoded[:len(labels)], *shown])
+        with spared("the sheet", sheet.parent):
+            write_grid(sheet, [target[:len(labels)], decoded[:len(labels)], *shown])
         values = {**measure(decoded.cpu(), target.cpu()), "distance": self._distance(decoded),
                   "drawn_distance": self._distance(drawn)}
         if perceptual is not None:
@@ -134,7 +136,7 @@ class ClassDetailStage(JudgedStage):
 
 def set_up(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setup:
     """The stage from the flags. Raises ValueError, OSError or CheckpointError for flags and files."""
-    perceptual = needed_perceptual(args.stage, device)
+    perceptual = needed_perceptual(args.stage, device, args.perceptual_weight)
     model = build_model(args)
     crops, held_out = class_crops(args, model.config)
     settings = generating_settings(args, device, ranks, ClassDetailSettings, JUDGED_FIELDS, len(crops))

@@ -18,6 +18,7 @@ from models.varsr import VARSR
 from pictures.sheets import write_grid
 from utils.device import autocast
 
+from .log import spared
 from .validation import scale_metrics
 
 VALIDATION_SEED = 12345
@@ -72,4 +73,5 @@ class ClassValidation:
         with autocast(model.device, self.precision):
             rows = [model.generate(labels=labels, seed=seed, options=options)
                     for options in (guided, dataclasses.replace(guided, cfg=0.0)) for seed in SHEET_SEEDS]
-        write_grid(sheet, rows)
+        with spared("the sheet", sheet.parent):
+            write_grid(sheet, rows)

@@ -29,6 +29,7 @@ from .judged import JUDGED_FIELDS, JudgedSettings, JudgedStage, Term
 from .perceptual import needed_perceptual
 from .pixel_losses import coarse_distance, contrast_distance, lattice, overshoot
 from .pool import SamplePool, from_bytes, right_codes, to_bytes
+from .schedule import share_of
 from .setup import Setup, generating_parts
 
 HR, LR = "hr", "lr"  # whose maps the pool holds
@@ -68,8 +69,8 @@ class DetailStage(JudgedStage):
     conditional = True
 
     def given(self, pairs: Pairs) -> GivenTokens | None:
-        """The right codes of the first `right_share` of the pairs."""
-        count = round(self.settings.right_share * len(pairs.target))
+        """The right codes of the first of the pairs, `right_share` of all that are drawn."""
+        count = share_of(self.settings.right_share, self.pool.added, len(pairs.target))
         return right_codes(self.model, pairs.target, count) if count else None
 
     @torch.no_grad()
@@ -169,5 +170,5 @@ def set_up(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Setu
     own = {name: name for name in ("rim_weight", "lattice_weight", "coarse_weight", "contrast_weight", "shift_weight",
                                    "right_share")}
     parts = generating_parts(args, device, ranks, DetailSettings, JUDGED_FIELDS | own)
-    perceptual = needed_perceptual(args.stage, device)
+    perceptual = needed_perceptual(args.stage, device, args.perceptual_weight)
     return Setup(parts.settings, parts.model, lambda: DetailStage(*parts, perceptual, device))

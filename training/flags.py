@@ -229,7 +229,7 @@ ONLY_IN: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     ((*_FRESH, *_CODES), (SR, CLASSES)),
     (("data_neg", "negative_share"), (SR,)),
     (("fresh", "pool_size", "renew_every"), GENERATING),
-    (("crops", "light", "upsample", "group"), (SR, DECODER, FAITHFUL, DETAIL)),
+    (("crops", "mid_reso", "light", "upsample", "group"), (SR, DECODER, FAITHFUL, DETAIL)),
 )
 
 

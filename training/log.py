@@ -9,13 +9,15 @@ import logging
 import math
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from pictures.formats import ImageError
 from pictures.rgb import read_image, to_pillow
 from utils.errors import UserError, first_line
 from utils.files import replacing
@@ -26,6 +28,16 @@ JSON_FILE, TENSORBOARD_FOLDER, WANDB_ID_FILE = "log.jsonl", "tensorboard", "wand
 START = "start"  # the event that carries a run's settings and the iteration it goes on from
 FLUSH_SECONDS = 30
 ID_BYTES = 4
+
+
+@contextmanager
+def spared(what: str, folder: Path) -> Iterator[None]:
+    """A file that cannot be written costs itself, not the training."""
+    try:
+        yield
+    except (OSError, ImageError) as error:
+        log.error("%s cannot be saved (%s): make room in %s. Training goes on, what was saved before is whole",
+                  what, error, folder)
 
 
 class LogError(UserError):
@@ -112,14 +124,16 @@ class TensorBoard:
 class WandB:
     """A Weights & Biases run, which a resumed training continues: its id is kept in the output folder."""
 
-    def __init__(self, folder: Path, settings: WandBSettings) -> None:
-        """Raises LogError where the package is missing or the run cannot begin."""
+    def __init__(self, folder: Path, settings: WandBSettings, start_over: bool = False) -> None:
+        """start_over: as a new run. Raises LogError where the package is missing or the run cannot begin."""
         try:
             import wandb
         except ImportError as error:
             raise LogError("--wandb_flag needs the wandb package: `pip install wandb`, or leave the flag out"
                            ) from error
         folder.mkdir(parents=True, exist_ok=True)
+        if start_over:
+            (folder / WANDB_ID_FILE).unlink(missing_ok=True)
         self._image = wandb.Image
         try:
             self.run = wandb.init(project=settings.project, name=settings.name, dir=str(folder),
@@ -181,13 +195,14 @@ class TrainingLog:
                 log.warning("%s is given up (%s), the training goes on", type(sink).__name__, error)
 
 
-def open_log(folder: Path, wandb: WandBSettings | None = None) -> TrainingLog:
-    """The log of a run in its output folder. Raises LogError where a wandb run that was asked for cannot begin."""
+def open_log(folder: Path, wandb: WandBSettings | None = None, start_over: bool = False) -> TrainingLog:
+    """The log of a run in its output folder. start_over: not that of the earlier run there. Raises LogError where a
+    wandb run that was asked for cannot begin."""
     sinks: list[Sink] = [JsonLines(folder / JSON_FILE)]
     try:
         sinks.append(TensorBoard(folder / TENSORBOARD_FOLDER))
     except ImportError as error:
         log.warning("no TensorBoard log (%s): `pip install tensorboard` for one", error)
     if wandb is not None:
-        sinks.append(WandB(folder, wandb))
+        sinks.append(WandB(folder, wandb, start_over))
     return TrainingLog(sinks)

@@ -5,8 +5,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -17,7 +16,7 @@ from torch import Tensor
 from utils.errors import UserError, first_line, stop_requests
 from utils.ranks import Ranks
 
-from .log import TrainingLog, open_log
+from .log import TrainingLog, open_log, spared
 from .schedule import Course, TimedCourse
 from .states import StateFolder, restore_rng_state, rng_state
 
@@ -142,13 +141,16 @@ class TrainLoop:
                  records: TrainingLog | None = None, ranks: Ranks | None = None) -> None:
         """records: where the main rank logs; files in `config.output` by default."""
         self.stage, self.config, self.ranks = stage, config, ranks or Ranks()
-        self.states = StateFolder(config.output / "states", config.keep)
+        self.states = StateFolder(config.output / "states", config.keep, start_over=not config.resume)
         self.records = (records or open_log(config.output)) if self.ranks.is_main else TrainingLog([])
         self.throughput, self.course = Throughput(), config.course()
         self.settings = settings
         self.skipped = 0  # steps that broke
         self.stopped_by: int | None = None  # the signal
         self.start = self.ranks.together(self._resume)
+        if len(set(self.ranks.gather(self.start))) > 1:  # the main one alone writes states
+            raise UserError(f"the processes do not see the same states in {self.states.folder}: --output must be one "
+                            "folder for all of them")
 
     def run(self, on_step: Callable[[dict[str, float]], None] | None = None) -> bool:
         """Train; True when the course's end was reached, False when stopped by a signal (state saved).
@@ -266,7 +268,7 @@ class TrainLoop:
         score = self.ranks.gather(sign * report[name] if name in report else -math.inf)[0]
         if not self.states.is_best(score):
             return False
-        with self._out_of_room("the best model so far"):
+        with spared("the best model so far", self.config.output):
             self.stage.export(self.config.output / BEST_FOLDER)
             if self.ranks.is_main:
                 self.states.note_best(done, score)
@@ -277,14 +279,5 @@ class TrainLoop:
                  "course": self.course.state_dict(),
                  "settings": {name: self.settings[name] for name in COMPARED if name in self.settings}}
         if self.ranks.is_main:
-            with self._out_of_room(f"the state after iteration {done}"):
+            with spared(f"the state after iteration {done}", self.config.output):
                 self.states.save(done, state)
-
-    @contextmanager
-    def _out_of_room(self, what: str) -> Iterator[None]:
-        """A file that cannot be written costs itself, not the training."""
-        try:
-            yield
-        except OSError as error:
-            log.error("%s cannot be saved (%s): make room in %s. Training goes on, what was saved before is whole",
-                      what, error, self.config.output)

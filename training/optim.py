@@ -107,10 +107,8 @@ def clipped_step(optimizers: Sequence[torch.optim.Optimizer], parameters: Iterab
     norm = nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else math.inf)
     norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # of shards (parallel.py)
     for optimizer in optimizers:
-        if scales:
-            scaler.step(optimizer)  # leaves out steps with inf/nan gradients by itself
-        elif math.isfinite(norm):
-            optimizer.step()
+        if math.isfinite(norm):  # of all together: a scaler would leave out the optimiser with the infinite ones alone
+            scaler.step(optimizer) if scales else optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     if scales:
         scaler.update()

@@ -147,11 +147,16 @@ def find_perceptual(device: torch.device) -> Perceptual:
     return Perceptual(features, description="feature maps (EfficientNet-Lite0)")
 
 
-def needed_perceptual(stage: str, device: torch.device) -> Perceptual:
-    """The same for a stage that cannot do without feature maps. Raises UserError where there are none."""
+def needed_perceptual(stage: str, device: torch.device, judge_weight: float | None = None) -> Perceptual:
+    """The same for a stage that cannot do without feature maps. judge_weight: --perceptual_weight, where it was given.
+    Raises UserError where there are no maps, or no judge for such a weight."""
     perceptual = find_perceptual(device)
     if perceptual.features is None:
         raise UserError(f"--stage {stage} needs a perceptual network: {perceptual.description}")
+    if judge_weight and perceptual.judge is None:
+        raise UserError(f"--perceptual_weight {judge_weight:g} needs a perceptual distance: install "
+                        "requirements-perceptual.txt, or leave it out")
+    log.info("perceptual losses: %s", perceptual.description)
     return perceptual
 
 

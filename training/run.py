@@ -59,7 +59,7 @@ def run_stage(stage: Stage, config: LoopConfig, settings: dict[str, Any], wandb:
     """
     keep_freed_memory()
     ranks = ranks or Ranks()
-    records = open_log(config.output, wandb) if ranks.is_main else TrainingLog([])
+    records = open_log(config.output, wandb, not config.resume) if ranks.is_main else TrainingLog([])
     loop = TrainLoop(stage, config, settings, records, ranks)
     total = config.max_iters if config.minutes is None else None
     with tqdm(total=total, initial=loop.start, unit="it", dynamic_ncols=True, mininterval=5.0,

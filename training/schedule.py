@@ -52,6 +52,12 @@ def short_warmup(warmup_iters: int, max_iters: int) -> int:
     return min(warmup_iters, max_iters // 2)
 
 
+def share_of(share: float, before: int, count: int) -> int:
+    """How many of `count` samples after `before` others fall into a share, so that it is kept in the long run, however
+    small batches are."""
+    return math.floor(share * (before + count)) - math.floor(share * before)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Linear warm-up, then one of CURVES (names as the published command line has them), over a run's course."""
@@ -177,7 +183,8 @@ class TimedCourse(Course):
 
     def state_dict(self) -> dict[str, Any]:
         """The seconds so far: a resumed run has those that are left."""
-        return {"spent": self.spent, "trained": self.trained}
+        return {"spent": self.spent, "trained": self.trained, "ending": self._ending, "furthest": self._furthest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._spent_before, self._trained_before = state.get("spent", 0.0), state.get("trained", 0.0)
+        self._ending, self._furthest = state.get("ending", self._ending), state.get("furthest", self._furthest)

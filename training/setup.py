@@ -92,8 +92,11 @@ def _crops(args: argparse.Namespace, root: str, size: int, label: int) -> Sample
         from dataloader.centre_crops import CentreCrops
         enlarge = args.mid_reso if label == HIGH_QUALITY else None
         return CentreCrops(root, size, label=label, enlarge=enlarge, flip=args.hflip is not False)
-    symmetries = {} if args.hflip is None else {"symmetries": MIRRORED if args.hflip else UPRIGHT}
-    return resident(args, PhotoCrops(root, size, **symmetries))
+    return resident(args, PhotoCrops(root, size, **_symmetries(args)))
+
+
+def _symmetries(args: argparse.Namespace) -> dict[str, int]:
+    return {} if args.hflip is None else {"symmetries": MIRRORED if args.hflip else UPRIGHT}
 
 
 def resident(args: argparse.Namespace, crops: PhotoCrops) -> SampleSource:
@@ -148,9 +151,12 @@ def generating_settings(args: argparse.Namespace, device: torch.device, ranks: R
 def class_crops(args: argparse.Namespace, config: VARSRConfig) -> tuple[SampleSource, SampleSource]:
     """Crops of a class for each folder of --data, and those that are validated on: of --val_data, or the same."""
     from dataloader.class_crops import ClassCrops
-    crops = ClassCrops(args.data, config.image_size)
+    crops = ClassCrops(args.data, config.image_size, **_symmetries(args))
     if config.num_classes != len(crops.names):
         raise UserError(f"{args.data} holds {len(crops.names)} classes, the model of --init has {config.num_classes}")
+    if config.class_names and config.class_names != crops.names:
+        raise UserError(f"{args.data} holds the classes {', '.join(crops.names)}, the model of --init has "
+                        f"{', '.join(config.class_names)}: name the folders likewise")
     if not args.val_data:
         return crops, crops
     held_out = ClassCrops(args.val_data, config.image_size)

@@ -72,14 +72,19 @@ class StateFolder:
 
     BEST = "best.json"
 
-    def __init__(self, folder: str | Path, keep: int = 2) -> None:
+    def __init__(self, folder: str | Path, keep: int = 2, start_over: bool = False) -> None:
+        """start_over: states of an earlier run there count for nothing, and go when the first one is saved."""
         self.folder = Path(folder)
         self.keep = keep
+        self._others_states = self._others_best = start_over
 
     def _path(self, iteration: int) -> Path:
         return self.folder / f"state-{iteration:08d}.pt"
 
     def _best(self) -> dict[str, Any]:
+        none = {"iteration": None, "score": -math.inf}
+        if self._others_best:
+            return none
         try:
             with (self.folder / self.BEST).open(encoding="utf-8") as file:
                 best = json.loads(file.read(MAX_BEST))
@@ -88,7 +93,7 @@ class StateFolder:
                 return best
         except (OSError, ValueError, RecursionError):
             pass
-        return {"iteration": None, "score": -math.inf}  # none yet, or cut off: the next good one takes its place
+        return none  # none yet, or cut off: the next good one takes its place
 
     def is_best(self, score: float) -> bool:
         """Whether a score is above that of the best state so far."""
@@ -99,6 +104,7 @@ class StateFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self.folder / self.BEST) as temporary:
             temporary.write_text(json.dumps({"iteration": iteration, "score": score}), encoding="utf-8")
+        self._others_best = False
 
     def files(self) -> list[Path]:
         """State files, oldest first."""
@@ -110,11 +116,23 @@ class StateFolder:
         """Write the state of a finished iteration and drop the oldest files beyond `keep`, but not the best one."""
         path = self._path(iteration)
         save_atomically({"iteration": iteration, **state}, path)
+        before = [file for file in self.files() if file != path]
+        if self._others_states:
+            self._forget(before)
+            return path
         best = self._best()["iteration"]
-        for old in self.files()[:-self.keep]:
+        for old in before[:max(len(before) - self.keep + 1, 0)]:
             if best is None or old != self._path(best):
                 old.unlink()
         return path
+
+    def _forget(self, states: list[Path]) -> None:
+        """Take away what an earlier run left."""
+        for state in states:
+            state.unlink()
+        if self._others_best:
+            (self.folder / self.BEST).unlink(missing_ok=True)
+        self._others_states = self._others_best = False
 
     def load_newest(self) -> dict[str, Any] | None:
         """The newest readable state, or None. An unreadable file is named in the log and the one before it used.

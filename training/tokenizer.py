@@ -29,10 +29,11 @@ from utils.ranks import Ranks
 
 from .adversary import Adversary, AdversarySettings, Discriminators, Seen
 from .flags import PATCH
+from .log import spared
 from .loop import numbers, timed
 from .optim import MovingAverage, clipped_step, gradient_scaler, parameter_groups, restore_optimizer, set_rates
 from .perceptual import Perceptual
-from .schedule import Schedule
+from .schedule import Schedule, share_of
 
 PEAK_TO_PEAK = 2.0  # of pictures in [-1, 1]
 CONTINUOUS = "continuous"  # column of the latent that was not quantised
@@ -182,7 +183,7 @@ class TokenizerStage:
         crops, wait = timed(self.crops.draw, self.device)
         image = crops * 2 - 1
         set_rates(self.optimizer, settings.learning_rate * rate, settings.weight_decay)
-        continuous = round(settings.continuous_share * len(image))
+        continuous = share_of(settings.continuous_share, iteration * len(image), len(image))
         kept = self._kept_scales(len(image), iteration)
         with autocast(self.device, settings.precision):
             latent = self.model.encode(image).float()
@@ -283,7 +284,8 @@ class TokenizerStage:
             return {}
         model = self.average.model
         result = reconstruct(model, self.validation, self.settings.precision, self.settings.batch_size)
-        write_grid(folder / "sheets" / f"{iteration:07d}.png", [(row + 1) / 2 for row in result.rows])
+        with spared("the sheet", folder / "sheets"):
+            write_grid(folder / "sheets" / f"{iteration:07d}.png", [(row + 1) / 2 for row in result.rows])
         alive = model.quantizer.code_usage.sum(0) >= self.settings.revive_threshold
         return {**result.values, "codes_alive": float(alive.sum())}
 

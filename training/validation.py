@@ -25,6 +25,8 @@ from pictures.rgb import save_picture, upsample
 from pictures.sheets import SheetLayout, comparison_sheet
 from utils.device import autocast
 
+from .log import spared
+
 if TYPE_CHECKING:
     from .perceptual import Perceptual
 
@@ -106,7 +108,6 @@ class Validation:
         return {**measure(pictures, self.pairs.target), **learned}
 
     def _write_sheet(self, restored: Tensor, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         size = self.pairs.target.shape[-2:]
         enlarged = torch.nn.functional.interpolate(self.pairs.lr.float().cpu(), size=size, mode="nearest")
         rows = {}
@@ -115,7 +116,8 @@ class Validation:
                             HR_COLUMN: self.pairs.target[i].cpu()}
         layout = SheetLayout(column=SHEET_COLUMN, whole=SHEET_COLUMN, detail=SHEET_COLUMN, per_line=1,
                              magnification=max(SHEET_COLUMN * DETAIL_SHARE // min(size), 1))
-        save_picture(comparison_sheet(rows, layout), path)
+        with spared("the sheet", path.parent):
+            save_picture(comparison_sheet(rows, layout), path)
 
 
 def _generate(model: VARSR, guides: Tensor, options: GenerationConfig, seeds: list[int],

@@ -98,11 +98,14 @@ def local_device(rank: int | None = None) -> str:
 
 
 def training_device(name: str) -> torch.device:
-    """"auto" is the GPU of this process if there is one, else the CPU. Raises ValueError for a device without use."""
+    """"auto" is the GPU of this process if there is one, else the CPU; "cuda" its GPU too. Raises ValueError for a
+    device without use."""
     device = torch.device(local_device() if name == "auto" else name)
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(f"--device {name}: PyTorch sees no GPU here, use --device cpu")
+        if name == "cuda":
+            device = torch.device(local_device())
         if device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
         torch.cuda.set_device(device)

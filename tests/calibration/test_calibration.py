@@ -16,8 +16,8 @@ from torch import Tensor
 import calibration.__main__ as command
 import calibration.fit
 import test_tile as script
-from calibration.degradations import CropDegradation
-from calibration.examples import Example, blurred, example, luma_error
+from calibration.degradations import PERIOD, CropDegradation
+from calibration.examples import Example, blurred, example, luma_error, random_crops
 from calibration.fit import FitConfig, expected, fitted_head, quantile
 from inference.restore import restore_with_errors
 from inference.settings import RestoreSettings, UncertaintySettings, calibration_of
@@ -233,3 +233,14 @@ def test_degraded_crops_are_reproducible_and_of_every_kind() -> None:
     assert all(float(each[:, 2:10, 9:].std()) > 1.5 / 255 for each in noisy)
     assert all(0.5 / 255 < float((each - found[0]).abs().max()) < 0.5 for each in (*jpeg, *webp))
     assert len({tuple(each.flatten().tolist()) for each in found}) == 25  # the eight reduced ones are alike
+
+
+@pytest.mark.parametrize("folders", [2, 3, 4])
+def test_every_folder_meets_every_degradation(tmp_path: Path, folders: int) -> None:
+    for shade in range(folders):
+        (tmp_path / str(shade)).mkdir()
+        Image.new("RGB", (64, 64), (shade,) * 3).save(tmp_path / str(shade) / "a.png")
+    count = PERIOD * folders
+    crops = random_crops([tmp_path / str(shade) for shade in range(folders)], 32, count, 0)
+    met = {(round(float(crop[0, 0, 0]) * 255), number % PERIOD) for number, crop in enumerate(crops)}
+    assert len(met) == count

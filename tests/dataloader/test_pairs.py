@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -63,9 +65,9 @@ def test_batches_are_the_same_with_workers_and_after_a_resume(folder, caplog):
     assert_same(taken(loader, 3), expected[:3])
     assert torch.equal(torch.get_rng_state(), before), "the model's own random numbers would differ after a resume"
     assert len(loader.failures) == 1 and caplog.text.count("broken.png") == 1
-    loader.load_state_dict({"position": 2})
+    loader.load_state_dict({"samples": 8})
     assert_same(taken(loader, 4), expected[2:])
-    assert loader.state_dict() == plain.state_dict() == {"position": 6}
+    assert loader.state_dict() == plain.state_dict() == {"samples": 24}
     loader.close()
 
 
@@ -76,6 +78,28 @@ def test_two_ranks_together_have_the_batches_of_one(folder, kind):
     halves = [taken(BatchLoader(source, 3, seed=1, rank=rank, ranks=2), 3) for rank in range(2)]
     assert_same(whole, [tuple(map(torch.cat, zip(*parts))) for parts in zip(*halves)])
     assert not torch.equal(whole[0][0], taken(BatchLoader(source, 6, seed=2), 1)[0][0])
+
+
+def test_other_batches_and_ranks_go_on_behind_the_same_samples(folder):
+    source = PhotoCrops(folder, 32)
+    state = BatchLoader(source, 2, seed=1, rank=1, ranks=2).state_dict()
+    assert state == {"samples": 0}
+    begun = BatchLoader(source, 2, seed=1, rank=1, ranks=2)
+    taken(begun, 3)
+    alone = BatchLoader(source, 4, seed=1)
+    alone.load_state_dict(begun.state_dict())
+    assert_same(taken(alone, 1), taken(BatchLoader(source, 4, seed=1), 4)[3:])
+    alone.load_state_dict({"position": 3})  # as earlier versions saved it
+    assert alone.first_sample == 12
+
+
+def test_workers_leave_ctrl_c_to_the_main_process(folder):
+    loader = BatchLoader(PhotoCrops(folder, 32), 4, seed=3, workers=2)
+    first = taken(loader, 1)
+    for worker in loader._iterator._workers:
+        os.kill(worker.pid, signal.SIGINT)
+    assert_same(first + taken(loader, 6), taken(BatchLoader(PhotoCrops(folder, 32), 4, seed=3), 7))
+    loader.close()
 
 
 def test_bad_numbers_are_refused(folder):
@@ -95,7 +119,7 @@ def test_pairs_resume_exactly_and_do_not_depend_on_ranks(folder):
     whole = pairs(8)
     drawn = [whole.draw(CPU) for _ in range(3)]
     resumed = pairs(8)
-    resumed.load_state_dict({"position": 2})
+    resumed.load_state_dict({"samples": 16})
     again = resumed.draw(CPU)
     assert torch.equal(again.lr, drawn[2].lr) and torch.equal(again.target, drawn[2].target)
     halves = [pairs(4, rank=rank, ranks=2).draw(CPU) for rank in range(2)]
@@ -114,7 +138,7 @@ def test_a_batch_that_was_drawn_ahead_changes_nothing(folder):
     for i in range(2):
         assert torch.equal(ahead.draw(CPU).lr, expected[i].lr)
         ahead.prepare(CPU)
-        assert ahead.state_dict() == {"position": i + 1}, "a resumed run must see it again"
+        assert ahead.state_dict() == {"samples": 4 * (i + 1)}, "a resumed run must see it again"
     resumed = pairs()
     resumed.prepare(CPU)
     resumed.load_state_dict(ahead.state_dict())

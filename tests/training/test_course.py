@@ -9,7 +9,7 @@ import pytest
 
 from training.log import TrainingLog
 from training.loop import LoopConfig, TrainLoop
-from training.schedule import TIMED_LENGTH, TIMED_REPORTS, Course, Schedule, TimedCourse
+from training.schedule import TIMED_LENGTH, TIMED_REPORTS, Course, Schedule, TimedCourse, share_of
 
 SETUP, FIRST_STEP, REPORT = 20.0, 9.0, 3.0  # seconds
 
@@ -119,3 +119,20 @@ def test_a_course_of_iterations_counts_them() -> None:
     assert places == list(range(11)) and course.minutes_left is None
     assert [done for done in range(1, 11) if course.reports(done, 0, 0)] == [4, 8]
     assert [done for done in range(1, 11) if course.saves(done, 0, 0)] == [5, 10]
+
+
+def test_a_resumed_run_goes_back_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Machine(0.4, report_seconds=40)  # far more than the first guess of the end
+    train(first, tmp_path, 10, until=400, monkeypatch=monkeypatch)
+    again = Machine(0.4, now=1000.0, report_seconds=40)
+    loop = train(again, tmp_path, 10, monkeypatch=monkeypatch)
+    assert again.places[0] >= first.places[loop.start - 1]
+    finished = Machine(0.4, now=5000.0, report_seconds=40)
+    train(finished, tmp_path, 10, monkeypatch=monkeypatch)
+    assert finished.places == [] and finished.reports == []
+
+
+@pytest.mark.parametrize("share, batch", [(0.25, 2), (0.1, 4), (0.5, 1), (0.9, 3), (0.0, 5), (1.0, 5)])
+def test_a_share_is_kept_however_small_the_batches(share: float, batch: int) -> None:
+    counts = [share_of(share, i * batch, batch) for i in range(200)]
+    assert sum(counts) == round(share * 200 * batch) and max(counts) - min(counts) <= 1

@@ -127,7 +127,9 @@ def test_wandb_is_told_and_continued(tmp_path: Path, monkeypatch: pytest.MonkeyP
         records.write("start", start, depth=24)
         records.write("train", start + 1, loss=2.0)
         records.close()
-    first, second = runs
+    open_log(tmp_path, WandBSettings("mine"), start_over=True)
+    first, second, other = runs
+    assert other.arguments["id"] != first.arguments["id"], "its steps begin anew"
     assert first.arguments["name"] == "mine" and first.arguments["config"] == {"depth": 24}
     assert "mode" not in first.arguments  # online or not is decided by wandb's own settings
     assert first.arguments["id"] == second.arguments["id"] and second.arguments["resume"] == "allow"

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from training.log import TrainingLog
 from training.loop import LoopConfig, TrainingDiverged, TrainLoop
 from training.run import run_stage
 from training.states import StateFolder, save_atomically
 from utils.errors import UserError
+from utils.ranks import Ranks
 
 
 class Regression:
@@ -118,6 +120,38 @@ def test_the_best_state_stays_and_the_model_is_written(tmp_path: Path) -> None:
     assert [path.name for path in StateFolder(tmp_path / "states").files()] == [
         "state-00000008.pt", "state-00000018.pt", "state-00000020.pt"]
     assert stage.exported == [tmp_path / "best", tmp_path / "best", tmp_path]
+
+
+def test_a_run_that_starts_over_keeps_its_own_states(tmp_path: Path) -> None:
+    def run(iters: int, score: float, resume: bool = False, stop_at: int = -1) -> TrainLoop:
+        stage = Regression(stop_at=stop_at)
+        stage.report = lambda folder, iteration: {"weight": score - iteration}
+        made = TrainLoop(stage, LoopConfig(tmp_path, iters, report_every=4, save_every=3, keep=2, resume=resume), {})
+        made.run()
+        return made
+    run(20, 100.0)
+    before = {path.name for path in (tmp_path / "states").iterdir()}
+    assert run(20, 50.0, stop_at=0).start == 0
+    assert [path.name for path in StateFolder(tmp_path / "states").files()] == ["state-00000001.pt"] and before
+    run(20, 30.0)  # worse than both: its best one is its own all the same
+    assert [path.name for path in StateFolder(tmp_path / "states").files()] == [
+        "state-00000004.pt", "state-00000018.pt", "state-00000020.pt"]
+    assert run(22, 30.0, resume=True).start == 20
+
+
+def test_a_new_state_outlives_a_damaged_one_after_it(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path, keep=1)
+    (tmp_path / "state-00000009.pt").write_bytes(b"damaged")
+    folder.save(3, {"value": 1})
+    assert StateFolder(tmp_path).load_newest() == {"iteration": 3, "value": 1}
+
+
+def test_processes_that_see_other_states_are_refused(tmp_path: Path) -> None:
+    class Apart(Ranks):
+        def gather(self, value: Any) -> list[Any]:
+            return [value, 500 if isinstance(value, int) else value]
+    with pytest.raises(UserError, match="one folder for all"):
+        TrainLoop(Regression(), LoopConfig(tmp_path, 20), {}, TrainingLog([]), Apart())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="NOTICE: no test of a full disk without the right to mount one")

@@ -95,6 +95,22 @@ def test_one_norm_clips_the_gradients_of_all(broken: bool) -> None:
     assert not any(changed) if broken else all(changed)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_scaler_leaves_out_the_step_of_all(value: float) -> None:
+    network = branch()
+    optimizers = hybrid_optimizers(network, network.hidden_weights(), RATE, 0.1, (0.9, 0.99))
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    before = copy.deepcopy(network.state_dict())
+    scaler.scale(sum(weight.sum() for weight in network.parameters())).backward()
+    network.conv_out.bias.grad[0] = value  # of AdamW's
+    clipped_step(optimizers, network.parameters(), 1.0, scaler)
+    assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
+    assert scaler.get_scale() == 4.0 and not any(each.state for each in optimizers[:1])
+    scaler.scale(sum(weight.sum() for weight in network.parameters())).backward()
+    clipped_step(optimizers, network.parameters(), 1.0, scaler)
+    assert not any(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
+
+
 def test_an_older_pytorch_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.optim, "Muon")
     with pytest.raises(ValueError, match=r"PyTorch 2\.9"):

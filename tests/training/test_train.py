@@ -1,6 +1,7 @@
 """train.py as its users run it: flags, files in their place, refusals, starting weights, several processes, kills."""
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import logging
@@ -17,6 +18,7 @@ from conftest import noise_picture, small_class_model, small_model
 from safetensors.torch import load_file
 
 import train
+from dataloader.class_crops import MIRRORED
 from evaluation.metrics.efficientnet import REMEDY, packaged_weights
 from models.config import PRESETS
 from models.initialization import initialize
@@ -25,6 +27,7 @@ from models.weights.save import save_pretrained
 from models.weights.tokenizer_file import write_tokenizer
 from training.flags import build_parser, parse
 from training.perceptual import Perceptual
+from training.setup import UPRIGHT, class_crops
 
 ROOT = Path(__file__).resolve().parents[2]
 SAME = {"rtol": 1e-5, "atol": 1e-5}
@@ -91,6 +94,7 @@ def test_the_published_command_line_is_understood() -> None:
     (("--data_on_device", "--stage=c2i"), "--data_on_device cannot act with --stage c2i"),
     (("--stage=decoder", "--error_rate=0.1"), "--error_rate cannot act with --stage decoder"),
     (("--stage=c2i", "--light=0.5"), "--light cannot act with --stage c2i"),
+    (("--stage=c2i", "--depth=16", "--mid_reso=1.1"), "--mid_reso cannot act with --stage c2i"),
     (("--adversarial_weight=1",), "--adversarial_weight cannot act with --stage sr"),
     (("--stage=decoder", "--detail_width=8"), "--detail_width cannot act with --stage decoder"),
     (("--stage=detail", "--adversary=all"), "invalid choice: 'all'"),
@@ -257,10 +261,9 @@ def test_a_detail_branch_is_added_and_all_else_kept(place: Path, tmp_path: Path)
 @pytest.mark.skipif(packaged_weights() is None, reason=f"the perceptual network is not installed: {REMEDY}")
 def test_a_detail_branch_is_added_to_a_class_to_image_model(place: Path, tmp_path: Path) -> None:
     save_pretrained(small_class_model(), tmp_path / "c2i")
-    for label in "abc":
-        shutil.copytree(place / "pictures", tmp_path / "classes" / label)
     line = detail_line(place, tmp_path / "run", "--stage", "c2i_detail", "--init", tmp_path / "c2i", "--data",
-                       tmp_path / "classes", "--detail_width", 8, "--detail_blocks", 1, "--max_iters", 2)
+                       class_folders(place, tmp_path / "classes", "abc"), "--detail_width", 8, "--detail_blocks", 1,
+                       "--max_iters", 2)
     assert train.main(line) == 0
     before, after = VARSR.from_pretrained(tmp_path / "c2i"), VARSR.from_pretrained(tmp_path / "run")
     assert after.config.vqvae.detail_width == 8 and not after.config.vqvae.detail_lr
@@ -274,6 +277,37 @@ def test_the_detail_stage_names_what_it_needs(place: Path, tmp_path: Path, monke
     assert "none, get one" in refusal(capsys, *detail_line(place, tmp_path / "run", "--max_iters", 1))
     assert "continues from a trained" in refusal(capsys, "--stage", "detail", "--data", place / "pictures", "--output",
                                                  tmp_path / "run", "--device", "cpu")
+
+
+def test_a_judge_that_is_missing_is_named_where_it_was_asked_for(place: Path, tmp_path: Path,
+                                                                 monkeypatch: pytest.MonkeyPatch,
+                                                                 capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr("training.perceptual.find_perceptual", lambda device: Perceptual(object(), None, "maps"))
+    assert "--perceptual_weight 0.5 needs" in refusal(
+        capsys, *detail_line(place, tmp_path / "run", "--max_iters", 1, "--perceptual_weight", 0.5))
+
+
+def class_folders(place: Path, folder: Path, names: str) -> Path:
+    for label in names:
+        shutil.copytree(place / "pictures", folder / label)
+    return folder
+
+
+def test_classes_of_other_names_are_refused(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    save_pretrained(small_class_model(names=("a", "b", "c")), tmp_path / "c2i")
+    others = class_folders(place, tmp_path / "others", "abd")
+    message = refusal(capsys, "--stage", "c2i", "--init", tmp_path / "c2i", "--data", others, "--output",
+                      tmp_path / "run", "--max_iters", 1, "--device", "cpu")
+    assert "a, b, d" in message and "a, b, c" in message and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("hflip, symmetries", [(None, MIRRORED), (True, MIRRORED), (False, UPRIGHT)])
+def test_pictures_of_classes_are_mirrored_as_was_asked(place: Path, tmp_path: Path, hflip: bool | None,
+                                                       symmetries: int) -> None:
+    folder = class_folders(place, tmp_path / "classes", "abc")
+    args = argparse.Namespace(data=folder, val_data=None, hflip=hflip)
+    crops, _ = class_crops(args, small_class_model().config)
+    assert {each.symmetries for each in crops._crops} == {symmetries}
 
 
 def test_lr_features_of_another_decoder_start_silent(place: Path, tmp_path: Path,

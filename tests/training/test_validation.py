@@ -87,3 +87,13 @@ def test_the_sheet_and_nothing_else_changes(validation: Validation, tmp_path: Pa
     with Image.open(tmp_path / "sheets" / "1.png") as sheet:
         assert sheet.width > sheet.height / 3 * 1.2  # four columns, three rows of picture and detail
     assert [path.name for path in (tmp_path / "sheets").iterdir()] == ["1.png"]
+
+
+def test_a_sheet_that_cannot_be_written_costs_itself(validation: Validation, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch,
+                                                     caplog: pytest.LogCaptureFixture) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    assert "psnr_y" in validation.run(small_model(), tmp_path / "sheets" / "1.png")
+    assert "make room" in caplog.text and not list((tmp_path / "sheets").iterdir())

@@ -1,4 +1,4 @@
-"""The allocator setting, judged by what the kernel counts."""
+"""The device of each process; the allocator setting, judged by what the kernel counts."""
 from __future__ import annotations
 
 import platform
@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from utils.device import training_device
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT_FAULTS = """
@@ -32,3 +35,16 @@ def page_faults(mode: str) -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
 def test_freed_blocks_are_used_again() -> None:
     assert page_faults("keep") * 20 < page_faults("default")
+
+
+@pytest.mark.parametrize("name, world, expected", [
+    ("auto", "4", "cuda:2"), ("cuda", "4", "cuda:2"), ("cuda:1", "4", "cuda:1"), ("cuda", "1", "cuda:0"),
+    ("cpu", "4", "cpu")])
+def test_every_process_has_its_own_gpu(name: str, world: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[torch.device] = []
+    for attribute, value in (("is_available", lambda: True), ("device_count", lambda: 4), ("current_device", lambda: 0),
+                             ("set_device", chosen.append)):
+        monkeypatch.setattr(torch.cuda, attribute, value)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert str(training_device(name)) == expected and [str(each) for each in chosen] == [expected][:name != "cpu"]
