@@ -45,6 +45,11 @@ def parse_classes(words: Sequence[str], config: VARSRConfig) -> list[int]:
 
     Raises ValueError naming the word and what is valid.
     """
+    return list(dict.fromkeys(_labels(words, config, ())))
+
+
+def _labels(words: Sequence[str], config: VARSRConfig, files: tuple[str, ...]) -> list[int]:
+    """files: that led here, one naming the next."""
     labels: list[int] = []
     for word in words:
         if word == ALL:
@@ -54,12 +59,26 @@ def parse_classes(words: Sequence[str], config: VARSRConfig) -> list[int]:
         elif word.lstrip("-").isdecimal():
             labels.append(_checked(int(word), config))
         elif Path(word).is_file():
-            labels += parse_classes(Path(word).read_text(encoding="utf-8").split(), config)
+            labels += _labels(_words_of(word, files), config, (*files, word))
         else:
             known = f"the names {', '.join(config.class_names)}, " if config.class_names else ""
             raise UserError(f"class {word!r} is unknown: give numbers from 0 to {config.num_classes - 1}, {known}"
                              f"a text file of them, or {ALL}")
-    return list(dict.fromkeys(labels))
+    return labels
+
+
+def _words_of(file: str, before: tuple[str, ...]) -> list[str]:
+    if file in before:
+        raise UserError(f"{file}: a list of classes that names itself")
+    try:
+        words = Path(file).read_text(encoding="utf-8").split()
+    except ValueError as error:
+        raise UserError(f"{file}: is no text file of classes") from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
+    if not words:
+        raise UserError(f"{file}: names no classes")
+    return words
 
 
 def _checked(label: int, config: VARSRConfig) -> int:

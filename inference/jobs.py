@@ -175,24 +175,28 @@ def _names_a_picture(path: Path) -> bool:
 
 
 def settled(jobs: Iterable[Job], files: Mapping[str, Path | None] | None = None, scales: bool = False,
-            overwrites: bool = True, tokens: bool = False, errors: bool = False) -> tuple[list[Job], int]:
+            overwrites: bool = True, tokens: bool = False, errors: bool = False, also_read: Iterable[Path | None] = ()
+            ) -> tuple[list[Job], int]:
     """The jobs, checked once all names are known, without those whose source is another one's earlier result; and how
     many those are.
 
     files: what else will be written, by its flag. scales, tokens, errors: the pictures after each scale, the tokens,
-    the maps of errors are written too. overwrites: results that are there are replaced. Raises InputError where two
-    things would get one name, a result that of a file beside the sources that is not a result of ours, or tokens that
-    of another file.
+    the maps of errors are written too. overwrites: results that are there are replaced. also_read: files that are read
+    beside sources and HR pictures. Raises InputError where two things would get one name, a result that of a file
+    beside the sources that is not a result of ours, tokens that of another file, or anything that of a file that is
+    read.
     """
     jobs = list(jobs)
-    _require_different_names(jobs, files or {}, scales, tokens, errors)
+    taken = _require_different_names(jobs, files or {}, scales, tokens, errors)
+    _require_others_stay(jobs, taken, files or {}, also_read)
     earlier = _earlier_results(jobs, overwrites, errors)
     kept = [job for job in jobs if job.source.resolve() not in earlier]
     return kept, len(jobs) - len(kept)
 
 
 def _require_different_names(jobs: list[Job], files: Mapping[str, Path | None], scales: bool, tokens: bool,
-                             errors: bool) -> None:
+                             errors: bool) -> dict[Path, str]:
+    """What the jobs write, each with what it belongs to."""
     taken: dict[Path, str] = {}
     for job in jobs:
         places = {job.output: str(job.source), **({job.scales_folder: f"the scales of {job.source}"} if scales else {}),
@@ -209,6 +213,31 @@ def _require_different_names(jobs: list[Job], files: Mapping[str, Path | None], 
     for flag, path in files.items():
         if path is not None and path.absolute() in taken:
             raise InputError(f"{flag} {path} is the result of {taken[path.absolute()]}: choose another name")
+    return taken
+
+
+def _require_others_stay(jobs: list[Job], taken: Mapping[Path, str], files: Mapping[str, Path | None],
+                         also_read: Iterable[Path | None]) -> None:
+    """Nothing is written over an HR picture, nor a sheet or a log over anything that is read; results over sources are
+    `_earlier_results`' matter."""
+    originals = {_file(job.reference) for job in jobs if job.reference is not None} - {None}
+    for place, what in taken.items():
+        if _file(place) in originals:
+            raise InputError(f"{what} would be written over the HR picture {place}: choose another --output, or a "
+                             "--suffix")
+    read = originals | {_file(path) for path in (*(job.source for job in jobs), *also_read) if path is not None}
+    for flag, path in files.items():
+        if path is not None and (file := _file(path)) is not None and file in read:
+            raise InputError(f"{flag} {path} is a picture that is read: choose another name")
+
+
+def _file(path: Path) -> tuple[int, int] | None:
+    """Which file a name stands for; None where there is none."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _earlier_results(jobs: list[Job], overwrites: bool, errors: bool) -> set[Path]:

@@ -56,6 +56,7 @@ COVERED = 0.5  # share of a coarse cell that the mask covers, from which on its 
 WHITE = 0.5  # of a mask's gray values: from here on
 RECOMPUTED_WINDOWS = 256  # of a picture whose tokens nobody kept: its windows are held in memory
 CELL_ROWS = 64  # of a mask, averaged at a time
+PROMISED = re.compile(r" lr_\w+=\S+")  # and what was measured of it
 SAID = re.compile(r"; seed=(\d+) (.+) color_fix=(\w+) overlap=([\d.e-]+)(?: lr_\w+=\S+)*$")
 
 
@@ -292,8 +293,9 @@ class Redo:
         return SizeRequest(self.making.generation.scale, width, height)
 
     def line(self, settings: RestoreSettings) -> str:
-        """What the new file says of its making: what the earlier one says, and what was redone."""
-        return self.making.line + redone_words(settings, self.mask.share)
+        """What the new file says of its making: what the earlier one says, and what was redone. A promise of the
+        earlier one (`--lr_consistency`) does not hold for the new part."""
+        return PROMISED.sub("", self.making.line) + redone_words(settings, self.mask.share)
 
     def plan(self) -> list[object]:
         """What a half-done redo must have in common with this one to be continued."""

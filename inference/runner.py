@@ -314,6 +314,7 @@ class Runner:
         return {"source": [str(job.source.resolve()), source.st_size, source.st_mtime_ns, job.frame], "size": size,
                 "model": self.model.config.to_json(), "dtype": str(self.model.dtype), "settings": repr(settings),
                 "options": repr(self.options.result), "windows": LARGE_WINDOWS, "tokens": self.options.save_tokens,
+                "scales": self.options.export_max,
                 "calibration": calibration and calibration.digest,
                 "redo": None if self.options.redo is None else self.options.redo.plan()}
 

@@ -255,8 +255,8 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise UserError(f"{given} goes with {other}: one names the result, the other what of it is drawn anew")
     if args.mask is not None and args.input is None:
         raise UserError("--mask is for one picture: name it with --input")
-    for flag in ("compare", "export_intermediate"):
-        if args.mask is not None and getattr(args, flag, False):
+    for flag in ("compare", "export_intermediate", "lr_consistency"):
+        if args.mask is not None and getattr(args, flag, None) not in (None, False):
             raise UserError(f"--{flag} is for whole pictures: leave it out with --mask")
 
 
@@ -340,7 +340,7 @@ def _jobs(args: argparse.Namespace, testsets: Path) -> tuple[list[Job], Found]:
         jobs = _frames(jobs, args.max_pixels or MAX_PIXELS)
     jobs, earlier = settled(jobs, {"--sheet": args.sheet, "--log": args.log},
                             getattr(args, "export_intermediate", False), not (args.skip_existing or is_restart()),
-                            args.save_tokens, args.uncertainty)
+                            args.save_tokens, args.uncertainty, (args.mask, args.resume_from))
     if earlier:
         found.left_out[EARLIER_RESULTS] += earlier
     _tell_unmatched(jobs)

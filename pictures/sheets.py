@@ -53,7 +53,7 @@ def _entry(pictures: Mapping[str, Tensor], layout: SheetLayout) -> Image.Image:
     reference = next(reversed(pictures.values()))
     height, width = reference.shape[-2:]
     factor = min(layout.column / width, layout.whole / height)
-    shown = round(width * factor), round(height * factor)
+    shown = max(round(width * factor), 1), max(round(height * factor), 1)
     part = (min(layout.column // layout.magnification, width), min(layout.detail // layout.magnification, height))
     top, left = detail_corner(reference, part[1], part[0])
     entry = Image.new("RGB", ((layout.column + layout.gap) * len(pictures) - layout.gap,

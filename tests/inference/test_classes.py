@@ -104,6 +104,17 @@ def test_classes_from_a_file_and_all(tmp_path: Path) -> None:
     assert parse_classes(["1", "all"], config) == [1, 0, 2]
 
 
+@pytest.mark.parametrize("content, said", [(b"", "names no classes"), (b"\x89PNG\r\n\xff", "no text file"),
+                                           (b"0 {itself}", "names itself"), (b"9", "out of range")])
+def test_a_file_that_lists_no_classes_is_named(class_weights: Path, tmp_path: Path, content: bytes, said: str,
+                                               capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "wanted.txt").write_bytes(content.replace(b"{itself}", bytes(tmp_path / "wanted.txt")))
+    assert run("--model", class_weights, "--output", tmp_path / "x", "--classes", tmp_path / "wanted.txt") == 1
+    error = capsys.readouterr().err.strip()
+    assert said in error and "\n" not in error and not (tmp_path / "x").exists()
+    assert said == "out of range" or "wanted.txt" in error
+
+
 def test_a_restorer_is_refused(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert run("--model", weights, "--output", tmp_path / "x") == 1
     assert "class-to-image" in capsys.readouterr().err

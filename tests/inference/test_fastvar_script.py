@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import inference.large
+import inference.runner
 import test_varsr as plain_script
 import test_varsr_fastvar as script
 
@@ -64,3 +66,21 @@ def test_ratios_out_of_range_are_refused(flag: str, capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit) as stop:
         script.main([flag, "1.0"])
     assert stop.value.code == 1 and "less than 1" in capsys.readouterr().err
+
+
+def test_a_stopped_picture_has_its_scales_afterwards(weights: Path, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    generate = inference.large.generate_windows
+    monkeypatch.setattr(inference.runner, "LARGE_WINDOWS", 3)
+
+    def stopped(model, work, settings, batch, progress) -> None:
+        generate(model, work[:4], settings, batch, progress)
+        raise KeyboardInterrupt
+    flags = [str(flag) for flag in ("-i", tmp_path / "a.png", "-o", tmp_path / "out", "--model", weights, "--dtype",
+                                    "fp32", "--batch_size", 4)]
+    with monkeypatch.context() as patch:
+        patch.setattr(inference.large, "generate_windows", stopped)
+        assert script.main(flags) == 130
+    assert script.main([*flags, "--export_intermediate"]) == 0
+    assert list((tmp_path / "out" / "a_scales").iterdir())

@@ -482,3 +482,14 @@ def test_a_result_that_cannot_be_written_leaves_no_tokens(run, tmp_path: Path, m
     monkeypatch.setattr(ResultFile, "finish", full)
     assert run("-i", noise(tmp_path / "a.png"), "-o", tmp_path / "out", "--save_tokens") == 1
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_promise_does_not_go_over_to_a_redone_part(run, restored, tmp_path: Path,
+                                                     capfd: pytest.CaptureFixture) -> None:
+    result, redone = restored(noise(tmp_path / "a.png"), "--lr_consistency", 2)
+    assert "lr_consistency=2" in read_making(result) and "lr_residual=" in read_making(result)
+    capfd.readouterr()
+    assert run(*redone, "-o", tmp_path / "no.png", "--lr_consistency", 2) == 1
+    assert "--lr_consistency is for whole pictures" in capfd.readouterr().err and not (tmp_path / "no.png").exists()
+    assert run(*redone, "-o", tmp_path / "b.png", "--seed", 1) == 0
+    assert "redone" in read_making(tmp_path / "b.png") and "lr_" not in read_making(tmp_path / "b.png")

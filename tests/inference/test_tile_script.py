@@ -125,6 +125,30 @@ def test_a_source_is_never_overwritten(run, tmp_path: Path, capsys: pytest.Captu
     assert run("-i", tmp_path, "-o", tmp_path, "--suffix", "_big") == 0 and (tmp_path / "a_big.png").exists()
 
 
+def test_what_is_read_is_never_written_over(run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    source, original = noise(tmp_path / "LR" / "a.png"), noise(tmp_path / "HR" / "a.png", (36, 32), 1)
+    mask, before = noise(tmp_path / "mask.png", (36, 32)), original.read_bytes()
+
+    def refused(*flags: object) -> str:
+        files = {path: path.read_bytes() for path in (source, original, mask)}
+        assert run("-i", source.parent, *flags) == 1
+        assert {path: path.read_bytes() for path in files} == files
+        error = capsys.readouterr().err.strip()
+        assert "\n" not in error
+        return error
+    assert "HR picture" in refused("-o", original.parent)
+    (tmp_path / "other").symlink_to(original.parent)
+    assert "HR picture" in refused("-o", tmp_path / "other" / "a.png")
+    for flag in ("--sheet", "--log"):
+        for path in (source, original):
+            assert f"{flag} {path}" in refused("-o", tmp_path / "out", flag, path)
+    assert run("-i", source.parent, "-o", tmp_path / "out") == 0
+    capsys.readouterr()
+    assert f"--sheet {mask}" in refused("-o", tmp_path / "new", "--resume_from", tmp_path / "out" / "a.png", "--mask",
+                                        mask, "--sheet", mask)
+    assert run("-i", source.parent, "-o", original.parent, "--suffix", "_big") == 0 and original.read_bytes() == before
+
+
 def test_a_full_disk_costs_one_picture(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                        capsys: pytest.CaptureFixture) -> None:
     for name in "ab":

@@ -29,7 +29,8 @@ def columns(height: int = 60, width: int = 80) -> dict[str, Tensor]:
     return {"bicubic": flat(0.2, height, width), "VARSR": flat(0.5, height, width), "HR": flat(0.8, height, width)}
 
 
-@pytest.mark.parametrize("size", [(512, 512), (448, 640), (640, 448), (100, 900), (40, 30)])
+@pytest.mark.parametrize("size", [(512, 512), (448, 640), (640, 448), (100, 900), (40, 30),
+                                  (4, 3600), (3600, 4), (1, 1)])
 def test_six_pictures_fit_a_screen(size: tuple[int, int]) -> None:
     sheet = comparison_sheet({str(i): columns(*size) for i in range(6)})
     assert sheet.width <= SCREEN[0] and sheet.height <= SCREEN[1]
