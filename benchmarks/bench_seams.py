@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor
 
+from benchmarks.subject import ROOT, model_name
 from evaluation.metrics.full_reference import psnr_y
 from inference.redo import redo
 from inference.restore import restore, restore_with_tokens
@@ -28,7 +29,6 @@ from models.config import GenerationConfig
 from models.varsr import VARSR
 from pictures.rgb import read_image
 
-ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "testset" / "sample" / "HR"
 LR_SIDE, TILE = 512, 128  # LR pixels of the mosaic and of each picture in it
 # LR pixels by overlap: half a step of the windows, so that the borders of one grid lie amid the other's windows
@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, value in figures.items():
         print(f"{name:<32}{value:>8.3f}")
     if args.output:
-        record = {"model": args.model, "dtype": str(dtype), "machine": describe(device), **figures}
+        record = {"model": model_name(args.model), "dtype": str(dtype), "machine": describe(device), **figures}
         Path(args.output).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0
 

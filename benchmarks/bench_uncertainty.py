@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.subject import ROOT, add_run_flags, plain_model
+from benchmarks.subject import ROOT, add_run_flags, model_name, plain_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     calibration = calibration_of(args.model, model.config)
     if calibration is None:
         raise SystemExit(f"{args.model} has no calibration: python -m calibration makes it")
-    report = {"model": args.model, "dtype": args.dtype, "crops": args.crops, "machine": describe(model.device)}
+    report = {"model": model_name(args.model), "dtype": args.dtype, "crops": args.crops,
+              "machine": describe(model.device)}
     if args.timing:
         report["timing"] = timing(model, calibration, args.timing)
         print(report["timing"], flush=True)

@@ -91,6 +91,12 @@ def load_subject(args: argparse.Namespace) -> tuple[VARSR, float]:
         return model, time.perf_counter() - start
 
 
+def model_name(source: str) -> str:
+    """What results call a model: what lies in the repository by its path from the root on, all else as it was given."""
+    path = Path(source).resolve()
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) and path.exists() else source
+
+
 def plain_model(args: argparse.Namespace, source: str | None = None) -> VARSR:
     """The model of --model, or another, in --dtype on --device, ready for inference."""
     import torch
