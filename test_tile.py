@@ -1,7 +1,7 @@
 """Restore pictures of any size, window by window, into files like the ones they came in.
 
-Without arguments as test_varsr.py. Results are of the sources' kinds: profiles, transparency, 16 bits and metadata are
-kept. `torchrun --nproc-per-node=N test_tile.py ...` shares the pictures, and
+Without arguments as test_varsr.py. PNG, JPEG, WebP and TIFF files keep their kind, others become PNG; profiles,
+transparency, 16 bits and metadata are kept. `torchrun --nproc-per-node=N test_tile.py ...` shares the pictures, and
 the windows of large ones, between N processes. A large picture whose run was stopped is continued.
 """
 from __future__ import annotations

@@ -129,7 +129,7 @@ def _add_file_flags(parser: argparse.ArgumentParser, ext: str) -> None:
     add("--recursive", action="store_true", help="sub-folders of --input too; the results mirror them")
     add("--suffix", default="", help="text behind the names of the results, e.g. _x4")
     add("--ext", choices=("auto", "png", "jpg", "webp", "tif"), default=ext,
-        help="kind of the result files; auto: the source's, PNG where that cannot be written (default: %(default)s)")
+        help="kind of the result files; auto: the source's if it is one of these, else PNG (default: %(default)s)")
     add("--quality", type=bounded(int, 1, 100), default=95, help="of JPEG and WebP results (default: %(default)s)")
     add("--strip_metadata", action="store_true", help="write no EXIF, XMP and settings into the results")
     add("--frames", action="store_true", help="restore every frame of animations and multi-page files by itself")
