@@ -1,6 +1,6 @@
 """What `--lr_consistency` keeps and what it costs, over the sample set.
 
-    OMP_NUM_THREADS=1 python benchmarks/bench_consistency.py --dtype fp32 --output results.json
+    OMP_NUM_THREADS=2 python benchmarks/bench_consistency.py --dtype fp32 --output results.json
     python benchmarks/bench_consistency.py --plot curve.png results.json
 
 Two sets of LR pictures: those of `testset/sample`, which are blurred, noisy and JPEG-compressed, and the originals
