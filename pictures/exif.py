@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 from xml.dom import minidom
 from xml.parsers.expat import ExpatError
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, unescape
 
 EXIF_POINTER, GPS_POINTER, INTEROPERABILITY_POINTER = 0x8769, 0x8825, 0xA005
 POINTERS = (EXIF_POINTER, GPS_POINTER, INTEROPERABILITY_POINTER)  # entries that lead to directories
@@ -35,7 +35,7 @@ DAMAGED = (ValueError, struct.error, OSError, MemoryError, OverflowError)  # wha
 
 ORIENTATION, DESCRIPTION, SOFTWARE, USER_COMMENT = 0x0112, 0x010E, 0x0131, 0x9286
 ARTIST, COPYRIGHT = 0x013B, 0x8298
-IPTC_RECORD, PHOTOSHOP = 0x83BB, 0x8649  # of TIFF files
+IPTC_RECORD, PHOTOSHOP, XMP_PACKET = 0x83BB, 0x8649, 0x02BC  # of TIFF files
 X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
 COLOR_SPACE, PIXEL_WIDTH, PIXEL_HEIGHT = 0xA001, 0xA002, 0xA003
 # What a TIFF file's first directory says of the picture, beside how its pixels are stored: description, maker, model,
@@ -63,6 +63,7 @@ XMP_NAMESPACE = "urn:x-varsr:1.0"
 END_OF_RDF = re.compile(rb"</(?:[\w.-]+:)?RDF\s*>")
 # up to the next tag and no further, so that the time grows with a packet's length and not with its square
 OUR_DESCRIPTION = re.compile(rb"<rdf:Description[^<>]*urn:x-varsr:1\.0[^<>]*>")
+OUR_SETTINGS = re.compile(rb"<varsr:settings>([^<>]*)</varsr:settings>")
 END_OF_DESCRIPTION = re.compile(rb"</rdf:Description[ \t\r\n]*>")
 MAX_PARSED = 2 ** 17  # bytes of a packet that is read as a tree, which takes hundreds of times as much
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
@@ -545,6 +546,12 @@ def with_settings(xmp: bytes | None, settings: str) -> bytes:
     ours = (f'<rdf:Description xmlns:rdf="{RDF}" rdf:about="" xmlns:varsr="{XMP_NAMESPACE}"><varsr:settings>'
             f"{escape(settings)}</varsr:settings></rdf:Description>").encode()
     return packet[:ends[-1].start()] + ours + packet[ends[-1].start():]
+
+
+def settings_of(xmp: bytes | None) -> str | None:
+    """What `with_settings` put into a packet; None where it did not."""
+    found = OUR_SETTINGS.search(xmp or b"")
+    return unescape(found[1].decode("utf-8", "replace")) if found else None
 
 
 def _without_ours(xmp: bytes) -> bytes:

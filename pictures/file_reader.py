@@ -136,6 +136,15 @@ def vips_picture(path: Path, **options: object):
     return vips().Image.tiffload_source(source, **options)
 
 
+def tiff_orientation(path: Path, page: int) -> int | None:
+    """How a page lies, 1 to 8; None where that is damaged or not said."""
+    with suppress(*DAMAGED, KeyError):
+        entries, layout = exif_block.tiff_entries(path, page, (exif_block.ORIENTATION,))
+        found = struct.unpack_from(layout.order + "H", entries[exif_block.ORIENTATION].data)[0]
+        return found if found in range(1, 9) else None
+    return None
+
+
 def _tiff_bits(path: Path) -> int:
     """Bits of a sample in the first directory; 0 where that is damaged or does not say it."""
     with suppress(*DAMAGED, KeyError):
@@ -177,12 +186,12 @@ def decode(path: Path, max_pixels: int, frame: int = 0) -> Decoded:
             check_size(path, file.width, file.height, max_pixels)
             if not _is_for_vips(path, file):
                 return _by_pillow(path, file, page)
-            kind = file.format.lower()
+            kind, block = file.format.lower(), exif_of(file)
     except UnidentifiedImageError:
         if not starts_as_tiff(path):
             raise
-        page, kind = frame, "tiff"  # kinds of TIFF that Pillow does not know
-    return _by_vips(path, max_pixels, page, kind)
+        page, kind, block = frame, "tiff", None  # kinds of TIFF that Pillow does not know
+    return _by_vips(path, max_pixels, page, kind, block)
 
 
 def check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
@@ -198,7 +207,10 @@ def _is_for_vips(path: Path, file: Image.Image) -> bool:
     """Whether a file has more than 8 bits, or samples that Pillow would drop or misread."""
     if file.format == "PNG":
         with open(path, "rb") as stream:
-            return stream.read(PNG_DEPTH_OFFSET + 1)[PNG_DEPTH_OFFSET] > 8
+            deep = stream.read(PNG_DEPTH_OFFSET + 1)[PNG_DEPTH_OFFSET] > 8
+        if deep and file.is_animated:
+            log.info("%s: 8 of its bits a sample are read, it is an animation", path)
+        return deep and not file.is_animated  # libvips knows the first frame alone
     if file.format == "TIFF":
         tags = file.tag_v2
         signed = SIGNED in np.ravel(tags.get(SAMPLE_FORMAT, 1))
@@ -214,7 +226,7 @@ def _by_pillow(path: Path, file: Image.Image, page: int) -> Decoded:
         exif, turned = _exif_or_none(path, lambda: exif_block.of_tiff(path, page)), 1
     else:
         exif, turned = _exif_of(file, path)
-    metadata = Metadata(exif, _not_too_long(_xmp_of(info), "XMP", path), info.get("icc_profile") or None)
+    metadata = Metadata(exif, _not_too_long(xmp_of(info), "XMP", path), info.get("icc_profile") or None)
     decoded = Decoded(np.empty(0), kind_of(file), turned, metadata, page)
     if file.format in ("JPEG", "MPO"):
         _add_jpeg_data(decoded, file, path)
@@ -256,13 +268,13 @@ def _exif_or_none(path: Path, read: Callable[[], bytes | None]) -> bytes | None:
 
 
 def _exif_of(file: Image.Image, path: Path) -> tuple[bytes | None, int]:
-    """The upright EXIF block, and how the picture lies."""
-    block = exif_of(file)
+    """The upright EXIF block, and how the picture lies, which a block that is left out may say all the same."""
+    block, usable = exif_of(file), None
     try:
-        return usable_exif(block) if block else None, orientation_of(file)
+        usable = usable_exif(block) if block else None
     except DAMAGED as error:
         log.warning("%s: the EXIF data is damaged and left out (%s)", path, error)
-        return None, 1
+    return usable, orientation_of(file)
 
 
 def usable_exif(block: bytes) -> bytes:
@@ -289,15 +301,23 @@ def raw_profile(text: str) -> bytes:
 
 
 def orientation_of(file: Image.Image) -> int:
-    """How a picture lies, 1 to 8: as EXIF says, else XMP."""
-    found = exif_block.orientation(exif_of(file))
-    if found is None:
-        said = exif_block.XMP_ORIENTATION.search(_xmp_of(file.info) or b"")
-        found = int(said[2]) if said else 1
-    return found
+    """How a picture lies, 1 to 8: as EXIF says, else XMP; 1 where Pillow gives it upright by itself."""
+    if file.format == "JXL" and not file.jpeg:  # the decoder turns it, and EXIF does not count (ISO/IEC 18181-2)
+        return 1
+    if file.format == "TIFF" and exif_block.ORIENTATION in file.tag_v2:
+        return 1
+    return _lies(exif_block.orientation(exif_of(file)), xmp_of(file.info))
 
 
-def _xmp_of(info: dict) -> bytes | None:
+def _lies(by_exif: int | None, xmp: bytes | None) -> int:
+    if by_exif is not None:
+        return by_exif
+    said = exif_block.XMP_ORIENTATION.search(xmp or b"")
+    return int(said[2]) if said else 1
+
+
+def xmp_of(info: dict) -> bytes | None:
+    """The packet among what Pillow knows of a file."""
     xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
     return xmp.encode() if isinstance(xmp, str) else xmp or None
 
@@ -375,17 +395,20 @@ def usable_profile(icc: bytes | None, channels: int, path: Path) -> bytes | None
     return None
 
 
-def _by_vips(path: Path, max_pixels: int, page: int, kind: str) -> Decoded:
+def _by_vips(path: Path, max_pixels: int, page: int, kind: str, block: bytes | None) -> Decoded:
+    """block: EXIF data as Pillow finds them, which libvips overlooks in texts of PNG files."""
     options = {"page": page} if kind == "tiff" else {"unlimited": True}
     picture = vips_picture(path, access="sequential", fail_on="error", **options)
     check_size(path, picture.width, picture.height, max_pixels)
     blobs = {name: bytes(picture.get(name)) if picture.get_typeof(name) else None
              for name in ("exif-data", "xmp-data", "icc-profile-data")}
-    block = blobs["exif-data"]
-    turned = picture.get("orientation") if picture.get_typeof("orientation") else 1
-    exif = _exif_or_none(path, lambda: exif_block.of_tiff(path, page) if kind == "tiff" else
-                         usable_exif(block) if block else None)
-    decoded = Decoded(np.empty(0), SUFFIX_OF.get(kind.upper(), kind), turned if 1 <= turned <= 8 else 1,
+    block = blobs["exif-data"] or block
+    turned = _lies(tiff_orientation(path, page) if kind == "tiff" else exif_block.orientation(block), blobs["xmp-data"])
+
+    def usable() -> bytes | None:
+        return exif_block.of_tiff(path, page) if kind == "tiff" else usable_exif(block) if block else None
+    exif = _exif_or_none(path, usable)
+    decoded = Decoded(np.empty(0), SUFFIX_OF.get(kind.upper(), kind), turned,
                       Metadata(exif, _not_too_long(blobs["xmp-data"], "XMP", path), blobs["icc-profile-data"]), page)
     decoded.pixels = _vips_pixels(picture, decoded, path)
     return decoded

@@ -34,8 +34,10 @@ from .file_reader import (
     open_picture,
     orientation_of,
     raw_profile,
+    tiff_orientation,
     usable_profile,
     vips_picture,
+    xmp_of,
 )
 from .formats import ImageError, early_size, jxl_head, png_structure, reason, starts_as_tiff, unpacked_chunk, vips
 from .icc import Colors, is_srgb, made_profile, png_colors, to_srgb
@@ -182,8 +184,7 @@ def read_header(path: str | Path, frame: int = 0, max_pixels: int = MAX_PIXELS) 
     with _one_line_errors(path):
         try:
             if (jxl := jxl_head(path)) is not None:
-                sides, frames, kind = (jxl.width, jxl.height), 1, "jxl"
-                turned = exif_block.orientation(jxl.exif) or 1
+                sides, frames, kind, turned = (jxl.width, jxl.height), 1, "jxl", 1
             else:
                 with open_picture(path, max_pixels) as file:
                     frames, kind = count_pages(path, file), kind_of(file)
@@ -193,7 +194,8 @@ def read_header(path: str | Path, frame: int = 0, max_pixels: int = MAX_PIXELS) 
             if not starts_as_tiff(path):
                 raise
             picture = vips_picture(path)
-            sides, frames, kind, turned = (picture.width, picture.height), picture.get("n-pages"), "tif", 1
+            sides, frames, kind = (picture.width, picture.height), picture.get("n-pages"), "tif"
+            turned = tiff_orientation(path, 0) or 1
     width, height = reversed(sides) if turned in (5, 6, 7, 8) else sides
     return Header(height, width, frames, kind)
 
@@ -222,16 +224,27 @@ def read_making(path: str | Path) -> str | None:
     path = Path(path)
     try:
         with _one_line_errors(path):
+            text = None
             if (jxl := jxl_head(path)) is not None:
-                said = exif_block.text_of(jxl.exif, exif_block.USER_COMMENT)
+                block, xmp = jxl.exif, None
             elif starts_as_tiff(path):
-                said = exif_block.text_of(exif_block.of_tiff(path), exif_block.USER_COMMENT)
+                entries, _ = exif_block.tiff_entries(path, 0, (exif_block.XMP_PACKET,))
+                block, packet = exif_block.of_tiff(path), entries.get(exif_block.XMP_PACKET)
+                xmp = packet and packet.data
             else:
                 with open_picture(path, sys.maxsize) as file:  # results may be larger than sources
-                    said = file.info.get(SETTINGS) or exif_block.text_of(exif_of(file), exif_block.USER_COMMENT)
-            return str(json.loads(said)[SETTINGS])
-    except ImageError:  # what is no JSON included
+                    text, block, xmp = file.info.get(SETTINGS), exif_of(file), xmp_of(file.info)
+            said = text, exif_block.text_of(block, exif_block.USER_COMMENT), exif_block.settings_of(xmp)
+    except ImageError:
         return None
+    return next(filter(None, map(_making, said)), None)
+
+
+def _making(said: object) -> str | None:
+    """The settings among what a file says, if these are ours."""
+    with suppress(ValueError, LookupError, TypeError, RecursionError):
+        return str(json.loads(said)[SETTINGS])
+    return None
 
 
 def _side_data(decoded: Decoded, path: Path) -> tuple[Metadata, Colors | None]:

@@ -21,7 +21,7 @@ from pictures.exif import with_settings, without_gain_map
 from pictures.file_writer import JFIF_END
 from pictures.formats import AVIF, HEIF, JPEG_XL, ImageError, register_plugins
 from pictures.icc import Colors, is_srgb, made_profile, png_colors, to_srgb
-from pictures.picture import read_header, read_picture, software_of
+from pictures.picture import read_header, read_making, read_picture, software_of
 from pictures.result_file import ResultFile, ResultOptions
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "files.md"
@@ -271,7 +271,10 @@ def test_settings_go_where_there_is_room(tmp_path: Path) -> None:
     twice = restored(taken.rename(tmp_path / "c.jpg"), "jpg", ResultOptions(text=(("VARSR", "again"),)))
     packet = read_picture(twice).metadata.xmp.decode()
     assert opened(twice).getexif().get_ifd(0x8769)[0x9286] == b"ASCII\0\0\0theirs"
-    assert "a title" in packet and "again" in packet and "seed=7" not in packet
+    assert "a title" in packet and "again" in packet and "seed=7" not in packet and read_making(twice) == "again"
+    for kind in ("jpg", "tif", "webp", "png"):
+        assert read_making(restored(jpeg(tmp_path / "e.jpg", exif=exif_block()), kind)) == "model=tiny; seed=7"
+    assert read_making(tmp_path / "e.jpg") is None
     ours = restored(free, "jpg", ResultOptions(text=(("VARSR", "again"),)))
     assert b"again" in opened(ours).getexif().get_ifd(0x8769)[0x9286] and read_picture(ours).metadata.xmp is None
 

@@ -1,6 +1,7 @@
 """Reading every kind of file, against Pillow, tifffile and formulas; every bad file in one line."""
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import struct
@@ -128,6 +129,93 @@ def test_orientation_of_16_bit_files_and_in_xmp(tmp_path: Path) -> None:
     Image.fromarray(noise(5, 8, 3)).save(tmp_path / "b.jpg", xmp=XMP)
     picture = read_picture(tmp_path / "b.jpg")
     assert picture.color.shape == (8, 5, 3) and picture.metadata.xmp == XMP.replace(b'"6"', b'"1"')
+
+
+def exif_that_says(orientation: int, more: bytes = b"") -> bytes:
+    fields = Image.Exif()
+    fields[274], fields[270] = orientation, more
+    return fields.tobytes().removeprefix(b"Exif\0\0")
+
+
+DEEP_TURNED = {
+    "XMP of a TIFF": lambda path, pixels: tifffile.imwrite(
+        path.with_suffix(".tif"), pixels, photometric="rgb", extratags=[(700, 1, len(XMP), XMP, True)]),
+    "both of a TIFF": lambda path, pixels: tifffile.imwrite(
+        path.with_suffix(".tif"), pixels, photometric="rgb",
+        extratags=[(274, 3, 1, 6, True), (700, 1, len(XMP), XMP, True)]),
+    "XMP of a PNG": lambda path, pixels: path.with_suffix(".png").write_bytes(
+        png(8, 5, 16, 2, pixels, iTXt=b"XML:com.adobe.xmp\0\0\0\0\0" + XMP)),
+    "ImageMagick's text": lambda path, pixels: path.with_suffix(".png").write_bytes(
+        png(8, 5, 16, 2, pixels, zTXt=b"Raw profile type exif\0\0" + zlib.compress(
+            b"\nexif\n%d\n" % len(exif_that_says(6)) + exif_that_says(6).hex().encode()))),
+    "an EXIF block that is left out": lambda path, pixels: path.with_suffix(".png").write_bytes(
+        png(8, 5, 16, 2, pixels, eXIf=exif_that_says(6, b"x" * 2 ** 21))),
+    "one of 8 bits": lambda path, pixels: Image.fromarray((pixels >> 8).astype(np.uint8)).save(
+        path.with_suffix(".png"), exif=exif_that_says(6, b"x" * 2 ** 21))}
+
+
+@pytest.mark.parametrize("source", DEEP_TURNED)
+def test_a_picture_is_turned_whatever_says_how_it_lies(tmp_path: Path, source: str) -> None:
+    pixels = noise(5, 8, 3, dtype=np.uint16)
+    DEEP_TURNED[source](tmp_path / "a", pixels)
+    path = next(tmp_path.iterdir())
+    picture, header = read_picture(path), read_header(path)
+    depth = 16 - picture.color.itemsize * 8
+    assert np.array_equal(picture.color, np.rot90(pixels >> depth, -1))
+    assert (header.height, header.width) == (8, 5)
+
+
+def turned_jxl(pixels: np.ndarray, orientation: int) -> bytes:
+    """A lossless JPEG XL file of small sides, by a header (ISO/IEC 18181-1, D.3) that says how the picture lies, in a
+    container whose EXIF block says so too, as those that are made of JPEG files have it."""
+    import imagecodecs
+    plain = imagecodecs.jpegxl_encode(pixels, lossless=True, usecontainer=False)
+    bits = np.unpackbits(np.frombuffer(plain, np.uint8), bitorder="little").tolist()
+    sides, fields, end = bits[:31], bits[32:40], bits[40:48]  # with its padding
+    said = [1, *(orientation - 1 >> i & 1 for i in range(3)), 0, 0, 0]  # no other extra fields, plain tone mapping
+    head = np.packbits([*sides, *said, *fields, 1, *end], bitorder="little")
+
+    def box(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I4s", 8 + len(data), name) + data
+    return (box(b"JXL ", b"\r\n\x87\n") + box(b"ftyp", b"jxl \0\0\0\0jxl ")
+            + box(b"Exif", bytes(4) + exif_that_says(orientation)) + box(b"jxlc", head.tobytes() + plain[6:]))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pillow_jxl") is None, reason="pillow-jxl-plugin is not installed")
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_jpeg_xl_is_turned_once(tmp_path: Path, orientation: int) -> None:
+    pixels = np.zeros((40, 24, 3), np.uint8)
+    pixels[:8, :, 0], pixels[:, :4, 1] = 255, 200
+    (tmp_path / "a.jxl").write_bytes(turned_jxl(pixels, orientation))
+    picture, header = read_picture(tmp_path / "a.jxl"), read_header(tmp_path / "a.jxl")
+    upright = np.rot90(pixels, {1: 0, 3: 2, 6: -1}[orientation])
+    assert np.array_equal(picture.color, upright) and (header.height, header.width) == upright.shape[:2]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pillow_jxl") is None, reason="pillow-jxl-plugin is not installed")
+def test_a_jpeg_within_a_jpeg_xl_is_turned_once(tmp_path: Path) -> None:
+    import imagecodecs
+    buffer = io.BytesIO()
+    Image.fromarray(noise(16, 24, 3)).save(buffer, "JPEG", exif=b"Exif\0\0" + exif_that_says(6))
+    (tmp_path / "a.jxl").write_bytes(imagecodecs.jpegxl_encode_jpeg(buffer.getvalue()))
+    (tmp_path / "a.jpg").write_bytes(buffer.getvalue())
+    expected, picture = read_picture(tmp_path / "a.jpg"), read_picture(tmp_path / "a.jxl")
+    header = read_header(tmp_path / "a.jxl")
+    assert np.array_equal(picture.color, expected.color) and (header.height, header.width) == (24, 16)
+
+
+def test_frames_of_a_deep_animation_differ(tmp_path: Path) -> None:
+    frames = [noise(4, 6, 3, dtype=np.uint16), noise(4, 6, 3, dtype=np.uint16)]
+    rows = [zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in frame)) for frame in frames]
+
+    def control(number: int) -> tuple[bytes, bytes]:
+        return b"fcTL", struct.pack(">IIIIIHHBB", number, 6, 4, 0, 0, 1, 10, 0, 0)
+    parts = ((b"IHDR", struct.pack(">IIBBBBB", 6, 4, 16, 2, 0, 0, 0)), (b"acTL", struct.pack(">II", 2, 0)), control(0),
+             (b"IDAT", rows[0]), control(1), (b"fdAT", struct.pack(">I", 2) + rows[1]), (b"IEND", b""))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*each) for each in parts))
+    assert read_header(tmp_path / "a.png").frames == 2
+    for number, frame in enumerate(frames):
+        assert np.array_equal(read_picture(tmp_path / "a.png", frame=number).color, frame >> 8)
 
 
 def adobe_to_srgb(values: np.ndarray) -> np.ndarray:
