@@ -8,7 +8,6 @@ half the squared excess (Beck and Teboulle, FISTA, 2009).
 """
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,9 +24,7 @@ from .settings import LRConsistency
 from .windows import TiledPicture
 
 if TYPE_CHECKING:
-    from .report import Started
-
-log = logging.getLogger(__name__)
+    from pictures.result_file import ResultFile
 
 STEPS = 24  # saturated text and checks need them, photographs a third
 STEP_SIZE = 1.25  # of 1 / |D|^2; with the momentum below, anything under 1.38 converges
@@ -183,17 +180,20 @@ def residual(result: PictureSource, lr: PictureSource, noise: float = 0.0) -> Re
     return Residual(largest, total / (3 * lr.height * lr.width))
 
 
-def note_residual(started: Started, consistency: LRConsistency | None) -> None:
-    """Measure a result whose pixels are all there, before its file is made: for the file's own words, the log, and, in
-    a warning, for the user where the promise is not kept.
+def note_residual(result: ResultFile, lr: PictureSource, consistency: LRConsistency | None) -> Residual | None:
+    """Measure a result whose pixels are all there, before its file is made, which then says it.
 
     Nothing is measured where transparency is laid over white: that is no enlargement of the LR picture's colours.
     """
-    if consistency is None or started.result.lies_on_white:
-        return
-    found = residual(started.result, started.tiled.source, consistency.noise)
-    started.record.lr_residual, started.record.lr_residual_mean = found.largest, found.mean
-    started.result.say(f"lr_residual={found.largest:.2f} lr_residual_mean={found.mean:.3f}")
-    if found.largest > consistency.epsilon:
-        log.warning("%s: reduced, it is up to %.2f levels from its LR picture, --lr_consistency asked for %g",
-                    started.result.path, found.largest, consistency.epsilon)
+    if consistency is None or result.lies_on_white:
+        return None
+    found = residual(result, lr, consistency.noise)
+    result.say(f"lr_residual={found.largest:.2f} lr_residual_mean={found.mean:.3f}")
+    return found
+
+
+def broken_promise(found: Residual | None, consistency: LRConsistency | None) -> str | None:
+    """What a user must know of what was measured; None where the promise is kept, or there is none."""
+    if found is None or found.largest <= consistency.epsilon:
+        return None
+    return f"reduced, it is up to {found.largest:.2f} levels from its LR picture; {consistency.epsilon:g} were promised"

@@ -43,7 +43,7 @@ class FastVARComparison:
 
     def __call__(self, started: Started) -> dict[str, Tensor]:
         from evaluation.metrics.full_reference import psnr_y
-        from pictures.rgb import read_image
+        from pictures.rgb import laid_over_white, read_image
 
         from .restore import restore
         picture, record, tiled = started.picture, started.record, started.tiled
@@ -51,6 +51,7 @@ class FastVARComparison:
         start = time.perf_counter()
         plain = restore(self.model, lr, self.plain_settings, size=(tiled.height, tiled.width))
         plain_seconds = time.perf_counter() - start
+        plain = laid_over_white(plain, picture)
         self.comparisons.append(Comparison(record.generate_seconds + record.render_seconds, plain_seconds,
                                            psnr_y(read_image(started.job.output), plain)))
         return {"VARSR": plain}

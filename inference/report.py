@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,12 +19,12 @@ from evaluation.metrics.learned import LearnedMetrics
 from pictures.file_writer import SETTINGS
 from pictures.picture import Picture, read_header, read_picture
 from pictures.result_file import TOP_16, ResultFile, ResultOptions
-from pictures.rgb import MAX_SCALE, enlarged, read_image
-from pictures.sheets import error_picture
+from pictures.rgb import MAX_SCALE, enlarged, laid_over_white, read_image
+from pictures.sheets import SheetEntry, error_picture, sheet_entry
 from utils.errors import UserError, describe, exit_code
 from utils.files import cell, replacing, text_of_cell
 
-from .consistency import note_residual
+from .consistency import broken_promise, note_residual
 from .jobs import Job, left_out_lines
 from .products import STEPS, ErrorProduct
 from .settings import LRConsistency
@@ -178,7 +178,11 @@ class Started:
     def finish(self, consistency: LRConsistency | None = None) -> None:
         """Write what belongs to the picture: its file and, whole or not at all, its tokens. Raises ImageError,
         OSError. consistency: what the settings promise, which is measured and told."""
-        note_residual(self, consistency)
+        found = note_residual(self.result, self.tiled.source, consistency)
+        if found is not None:
+            self.record.lr_residual, self.record.lr_residual_mean = found.largest, found.mean
+        if (broken := broken_promise(found, consistency)) is not None:
+            log.warning("%s: %s", self.result.path, broken)
         if self.tokens is not None:  # the same words as in the result's file, by which they know each other
             line = dict(self.result.options.text).get(SETTINGS, "")
             self.tokens = replace(self.tokens, making=replace(self.tokens.making, line=line))
@@ -208,11 +212,12 @@ class Judge:
                  result: ResultOptions, on_sheet: bool = False, exports: bool = False, label: str = "VARSR",
                  extra: Extra | None = None) -> None:
         """report: where metrics go. render: fills a result from latents. result: how exported pictures are written.
-        on_sheet: keep pictures for a comparison sheet, ours under a label, with extra ones."""
+        on_sheet: make entries of a comparison sheet, our pictures under a label, with extra ones."""
         self.device, self.report, self.render, self.result = device, report, render, result
         self.on_sheet, self.exports, self.label, self.extra = on_sheet, exports, label, extra
         self.learned: LearnedMetrics | None = None
-        self.sheet_rows: dict[Path, dict[str, Tensor]] = {}  # by result
+        self.wanted: Container[Path] | None = None  # results that may be on the sheet; None: all
+        self.entries: dict[Path, SheetEntry] = {}  # by result
 
     def __call__(self, started: Started) -> None:
         """Of a picture whose file is written. What cannot be measured is told and counted; the file stays."""
@@ -221,11 +226,12 @@ class Judge:
             if self.exports:
                 self._export(started)
             extra = self.extra(started) if self.extra else {}
-            on_sheet = self.on_sheet and tiled.height * tiled.width <= SHEET_PIXELS
+            on_sheet = self._is_on_sheet(job, tiled.height, tiled.width)
             if on_sheet and started.error is not None:
                 extra = {**extra, "expected error": error_picture(read_image(job.error_map)[0] * (TOP_16 / STEPS))}
             if job.reference is not None or on_sheet:
-                self._look(job, tiled.guide(0, 0, tiled.height, tiled.width), on_sheet, extra)
+                bicubic = tiled.guide(0, 0, tiled.height, tiled.width)
+                self._look(job, laid_over_white(bicubic, started.picture), on_sheet, extra)
 
     def again(self, job: Job, max_pixels: int) -> None:
         """Of a picture that an earlier run restored: tables and sheets are of all of them."""
@@ -233,25 +239,28 @@ class Judge:
             return
         with self._told(job):
             result = read_header(job.output, max_pixels=max_pixels * int(MAX_SCALE) ** 2)
-            on_sheet = self.on_sheet and result.height * result.width <= SHEET_PIXELS
+            on_sheet = self._is_on_sheet(job, result.height, result.width)
             if job.reference is not None or on_sheet:
                 source = read_picture(job.source, max_pixels, job.frame or 0)
-                self._look(job, enlarged(source, (result.height, result.width)), on_sheet, {})
+                bicubic = enlarged(source, (result.height, result.width))
+                self._look(job, laid_over_white(bicubic, source), on_sheet, {})
+
+    def _is_on_sheet(self, job: Job, height: int, width: int) -> bool:
+        return self.on_sheet and height * width <= SHEET_PIXELS and (self.wanted is None or job.output in self.wanted)
 
     def _look(self, job: Job, bicubic: Tensor, on_sheet: bool, extra: Mapping[str, Tensor]) -> None:
-        """Measure the result, keep its row of the sheet."""
+        """Measure the result, make its entry of the sheet."""
         # what the written file shows counts, not what was meant to be written
         restored = read_image(job.output)
-        if on_sheet:
-            self.sheet_rows[job.output] = {"bicubic": bicubic, self.label: restored, **extra}
-        if job.reference is None:
+        columns, reference = {"bicubic": bicubic, self.label: restored, **extra}, None
+        try:
+            if job.reference is not None:
+                columns["HR"] = reference = _reference(job.reference, restored)
+        finally:
+            if on_sheet:
+                self.entries[job.output] = sheet_entry(columns)
+        if reference is None:
             return
-        reference = read_image(job.reference)
-        if reference.shape != restored.shape:
-            sizes = (f"{picture.shape[2]}x{picture.shape[1]}" for picture in (reference, restored))
-            raise UserError("{}: {} pixels, the result has {}".format(job.reference, *sizes))
-        if on_sheet:
-            self.sheet_rows[job.output]["HR"] = reference
         self.learned = self.learned or LearnedMetrics(self.device)
         row = {**psnr_ssim(restored, reference), **self.learned.measure(restored, reference)}
         self.report.baselines[job.output] = {**psnr_ssim(bicubic, reference),
@@ -291,6 +300,15 @@ class Judge:
             if fid is not None:
                 mean["fid"] = fid
             write_table(folder / METRICS_FILE, dict(sorted(rows.items())), mean)
+
+
+def _reference(path: Path, restored: Tensor) -> Tensor:
+    """The HR picture. Raises UserError for one of another size, ImageError."""
+    reference = read_image(path)
+    if reference.shape != restored.shape:
+        sizes = (f"{picture.shape[2]}x{picture.shape[1]}" for picture in (reference, restored))
+        raise UserError("{}: {} pixels, the result has {}".format(path, *sizes))
+    return reference
 
 
 def psnr_ssim(image: Tensor, reference: Tensor) -> dict[str, float]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from models.varsr import VARSR
@@ -17,7 +16,7 @@ from pictures.formats import ImageError
 from pictures.picture import MAX_PIXELS, SETTINGS, Header, Picture, read_header, read_picture
 from pictures.result_file import ResultFile, ResultOptions
 from pictures.rgb import save_picture
-from pictures.sheets import comparison_sheet, evenly, labels_of
+from pictures.sheets import SheetEntry, evenly, labels_of, sheet_of
 from utils.errors import describe, unstopped, visible
 from utils.ranks import Ranks
 
@@ -31,6 +30,7 @@ from .settings import RestoreSettings
 from .tokens import Making, TokenState, code_type, digest, token_count
 from .windows import LatentStore, TiledPicture
 
+CANDIDATES = 4  # for each place on a sheet, so that some may fail
 LARGE_WINDOWS = 256  # from here on a picture is worked on alone, by all ranks, and can be continued after a stop
 
 
@@ -69,6 +69,8 @@ class Runner:
         failures: what went wrong before, by path. Returns the report of all ranks to the first of them.
         """
         start = time.monotonic()
+        if self.options.sheet_pictures is not None:
+            self.judge.wanted = evenly({job.output: job for job in jobs}, CANDIDATES * self.options.sheet_pictures)
         self.bar = tqdm(total=0, unit="picture", dynamic_ncols=True, disable=self.ranks.rank > 0)
         if self.ranks.rank == 0:
             for path, reason in (failures or {}).items():
@@ -93,23 +95,23 @@ class Runner:
         The first rank reports for all, the others report nothing: their exit code would end the first one's writing.
         """
         ranks = Ranks() if self.report.stop is not None else self.ranks
-        parts, sheets = ranks.gather(self.report), ranks.gather(self.judge.sheet_rows)
+        parts, sheets = ranks.gather(self.report), ranks.gather(self.judge.entries)
         report = Report()
         if self.ranks.rank > 0:
             report.stop = self.report.stop
             return report
         for part in parts:
             report.merge(part)
-        rows = {path: row for part in sheets for path, row in part.items()}
+        entries = {path: entry for part in sheets for path, entry in part.items()}
         self._write(report, lambda: self.judge.write_tables(report))
-        if rows:
-            self._write(report, lambda: self._write_sheet(rows))
+        if entries:
+            self._write(report, lambda: self._write_sheet(entries))
         return report
 
-    def _write_sheet(self, rows: dict[Path, dict[str, Tensor]]) -> None:
-        labels = labels_of(rows)
-        chosen = evenly({labels[path]: row for path, row in rows.items()}, self.options.sheet_pictures)
-        save_picture(comparison_sheet(chosen), self.options.sheet)
+    def _write_sheet(self, entries: dict[Path, SheetEntry]) -> None:
+        labels = labels_of(entries)
+        chosen = evenly({labels[path]: entry for path, entry in entries.items()}, self.options.sheet_pictures)
+        save_picture(sheet_of(chosen), self.options.sheet)
 
     def _write(self, report: Report, write: Callable[[], None]) -> None:
         """What belongs to no picture: if it fails, the rest is written and told all the same."""

@@ -45,6 +45,17 @@ def over_white(picture: Picture) -> Tensor:
     return image.sub_(1).mul_(weight).add_(1)
 
 
+def laid_over_white(image: Tensor, picture: Picture) -> Tensor:
+    """Colours (3, H, W) in [0, 1] of a picture that was enlarged as they look over white: by its alpha, enlarged by
+    Lanczos as in a result's file. Of a picture without transparency the colours themselves."""
+    if picture.alpha is None:
+        return image
+    height, width = image.shape[-2:]
+    alpha = Image.fromarray(picture.alpha.astype(np.float32) / np.iinfo(picture.alpha.dtype).max)
+    weight = np.asarray(alpha.resize((width, height), Image.Resampling.LANCZOS)).clip(0, 1)
+    return (image - 1) * torch.from_numpy(weight) + 1
+
+
 def luma_levels(image: Tensor) -> Tensor:
     """Luma (h, w) in levels of a picture (3, h, w) in [0, 1]."""
     return (image * torch.tensor(BT601).view(3, 1, 1)).sum(0) * LEVELS_8

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from utils.errors import escaped
 
 from .rgb import LEVELS_8, to_pillow, write_image
 
+Key, Value = TypeVar("Key"), TypeVar("Value")
 BACKGROUND, INK, FRAME = "white", "black", "red"
 LABEL_HEIGHT, GAP, FONT_SIZE, THUMBNAIL = 22, 4, 14, 192  # pixels of the contact sheet
 SHEET_ROWS = 64  # classes on it at most
@@ -48,8 +50,17 @@ def detail_corner(image: Tensor, height: int, width: int) -> tuple[int, int]:
     return row * steps[0], column * steps[1]
 
 
-def _entry(pictures: Mapping[str, Tensor], layout: SheetLayout) -> Image.Image:
-    """One picture in every column, a detail of it below."""
+@dataclass(frozen=True, eq=False)
+class SheetEntry:
+    """A picture as a sheet shows it, far smaller than its columns were."""
+
+    labels: tuple[str, ...]  # of the columns
+    image: Image.Image
+
+
+def sheet_entry(pictures: Mapping[str, Tensor], layout: SheetLayout = SheetLayout()) -> SheetEntry:
+    """One picture (3, H, W) in [0, 1] in every column, by its label, and a detail of it below. Columns have one size;
+    the last one (the reference, if any) decides where the detail is taken."""
     reference = next(reversed(pictures.values()))
     height, width = reference.shape[-2:]
     factor = min(layout.column / width, layout.whole / height)
@@ -68,29 +79,30 @@ def _entry(pictures: Mapping[str, Tensor], layout: SheetLayout) -> Image.Image:
         detail = pixels.crop((left, top, left + part[0], top + part[1]))
         detail = detail.resize([side * layout.magnification for side in part], Image.Resampling.NEAREST)
         entry.paste(detail, (x + (layout.column - detail.width) // 2, layout.whole + layout.gap))
-    return entry
+    return SheetEntry(tuple(pictures), entry)
 
 
 def comparison_sheet(rows: Mapping[str, Mapping[str, Tensor]], layout: SheetLayout | None = None) -> Image.Image:
-    """A sheet of pictures (3, H, W) in [0, 1]: {picture name: {column label: picture}}.
-
-    Columns of a picture have one size; the last one (the reference, if any) decides where the detail is taken.
-    """
+    """A sheet of pictures by their names (`sheet_entry`). Raises ValueError without any."""
     layout = layout or SheetLayout()
-    if not rows:
+    return sheet_of({name: sheet_entry(pictures, layout) for name, pictures in rows.items()}, layout)
+
+
+def sheet_of(entries: Mapping[str, SheetEntry], layout: SheetLayout = SheetLayout()) -> Image.Image:
+    """The same of entries that are made already."""
+    if not entries:
         raise ValueError("a comparison sheet needs at least one picture")
-    entries = {name: _entry(pictures, layout) for name, pictures in rows.items()}
-    step_x = max(entry.width for entry in entries.values()) + 2 * layout.gap
+    step_x = max(entry.image.width for entry in entries.values()) + 2 * layout.gap
     step_y = layout.label + layout.whole + layout.gap + layout.detail + layout.gap
     lines, across = -(-len(entries) // layout.per_line), min(layout.per_line, len(entries))
     sheet = Image.new("RGB", (across * step_x - 2 * layout.gap, lines * step_y - layout.gap), BACKGROUND)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=layout.font)
     for place, (name, entry) in enumerate(entries.items()):
         y, x = (index * step for index, step in zip(divmod(place, layout.per_line), (step_y, step_x)))
-        for i, label in enumerate(rows[name]):
+        for i, label in enumerate(entry.labels):
             text = f"{name}: {label}" if i == 0 else label
             pen.text((x + i * (layout.column + layout.gap) + 4, y + 2), text, fill=INK, font=font)
-        sheet.paste(entry, (x, y + layout.label))
+        sheet.paste(entry.image, (x, y + layout.label))
     return sheet
 
 
@@ -132,8 +144,8 @@ def labels_of(paths: Iterable[Path]) -> dict[Path, str]:
             for path, label in labels.items()}
 
 
-def evenly(rows: Mapping[str, Mapping[str, Tensor]], count: int | None) -> dict[str, Mapping[str, Tensor]]:
-    """`count` of the pictures, evenly spread; all for None or where there are no more."""
+def evenly(rows: Mapping[Key, Value], count: int | None) -> dict[Key, Value]:
+    """`count` of the rows, evenly spread; all for None or where there are no more."""
     names = list(rows)
     if count is None or count >= len(names):
         return dict(rows)

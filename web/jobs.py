@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from inference.classes import ClassPicture, class_title, draw
+from inference.consistency import broken_promise, note_residual
 from inference.generate import Work, batch_size_for, generate_windows
 from inference.jobs import AUTO, SAME_KIND, OutputNames, SizeRequest
 from inference.products import keep_evidence, rendered, rows_with_errors
@@ -40,7 +41,7 @@ from models.fastvar import FastVARConfig
 from models.varsr import VARSR, ScaleStep
 from pictures.picture import Picture, read_picture
 from pictures.result_file import ResultFile, ResultOptions
-from pictures.rgb import MAX_SCALE, enlarged, read_image, save_picture
+from pictures.rgb import MAX_SCALE, enlarged, laid_over_white, read_image, save_picture
 from pictures.sheets import ContactSheet
 from utils.errors import UserError
 
@@ -269,6 +270,7 @@ def restore_file(model: VARSR, description: ModelDescription, request: RestoreRe
             expected = ErrorMap(tiled, settings.uncertainty)
             levels = [rows for _, rows in rows_with_errors(model, tiled, settings, batch, expected, write)]
             error = ErrorView.of(torch.cat(levels, dim=1)[0], expected)
+        broken = broken_promise(note_residual(result, picture, settings.lr_consistency), settings.lr_consistency)
         result.finish()
     finally:
         result.discard()
@@ -278,8 +280,10 @@ def restore_file(model: VARSR, description: ModelDescription, request: RestoreRe
         plain = dataclasses.replace(settings, uncertainty=None)
         kept = keep(picture, plain, name, Variant(torch.cat(bands, dim=1), state, options.text))
     note = "" if picture.alpha is None else ", transparency kept" if result.has_alpha else ", laid over white"
+    note += "" if broken is None else f"; {broken}"
     tell(Update(f"{name}: {picture.width}x{picture.height} to {size[1]}x{size[0]}, {len(windows)} windows{note}", 1.0,
-                (enlarged(picture, size), read_image(result.path)), file=result.path, error=error, result=kept))
+                (laid_over_white(enlarged(picture, size), picture), read_image(result.path)), file=result.path,
+                error=error, result=kept))
 
 
 def _settings(model: VARSR, request: RestoreRequest, calibration: Calibration | None) -> RestoreSettings:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from pictures.rgb import enlarged, read_image, to_pillow
+from pictures.rgb import enlarged, laid_over_white, read_image, to_pillow
 from utils.errors import UserError
 
 from .fields import whole
@@ -98,7 +98,8 @@ class RedoPanel:
             taken = chosen(result, place)
             path = write_result(taken, folder)
             self.shop.kept.keep(job, taken, instead_of=result)
-            pair = enlarged(result.source, taken.variant.state.making.size), read_image(path)
+            before = laid_over_white(enlarged(result.source, taken.variant.state.making.size), result.source)
+            pair = before, read_image(path)
             tell(Update(f"{taken.name}: variant {place}" if place else f"{taken.name}: as it was", 1.0, pair,
                         file=path, result=taken))
         return work

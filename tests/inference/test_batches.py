@@ -26,6 +26,7 @@ import inference.report
 import inference.runner
 import test_tile as script
 import utils.files
+from evaluation.metrics.full_reference import psnr_y
 from inference.jobs import AUTO, OutputNames, collect, left_out_lines
 from inference.large import Owner, WorkFolder
 from models.weights.load import identity
@@ -240,6 +241,36 @@ def test_what_else_is_written_has_a_name_of_its_own(run, tmp_path: Path, capsys:
     noise(tmp_path / "in" / "a.png")
     assert run("-i", tmp_path / "in", "-o", tmp_path / "out", "--sheet", tmp_path / "out" / "a.png") == 1
     assert "--sheet" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_sheet_of_some_pictures_is_made_of_few(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in range(12):
+        noise(tmp_path / "in" / f"{place:02d}.png", seed=place)
+    made, entry = [], inference.report.sheet_entry
+    monkeypatch.setattr(inference.report, "sheet_entry", lambda columns: made.append(entry(columns)) or made[-1])
+    flags = ("-i", tmp_path / "in", "-o", tmp_path / "out", "--sheet", tmp_path / "sheet.png")
+    assert run(*flags, "--sheet_pictures", 2) == 0 and len(made) == 8
+    with Image.open(tmp_path / "sheet.png") as two:
+        assert two.size == inference.runner.sheet_of({"00": made[0], "06": made[4]}).size
+    assert run(*flags, "--skip_existing") == 0 and len(made) == 8 + 12
+
+
+def test_transparent_pictures_are_compared_as_they_look(run, tmp_path: Path) -> None:
+    ramp = np.linspace(40, 200, 64).astype(np.uint8)
+    pixels = np.zeros((64, 64, 4), np.uint8)
+    pixels[:32, :, :3], pixels[:32, :, 3] = ramp[:, None], 255  # below it nothing
+    for folder, side in (("HR", 64), ("LR", 16)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC).save(tmp_path / folder / "a.png")
+    shown, entry = [], inference.report.sheet_entry
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference.report, "sheet_entry", lambda columns: shown.append(columns) or entry(columns))
+        assert run("-i", tmp_path / "LR", "-o", tmp_path / "out", "--sheet", tmp_path / "sheet.png") == 0
+        assert run("-i", tmp_path / "LR", "-o", tmp_path / "out", "--sheet", tmp_path / "sheet.png",
+                   "--skip_existing") == 0
+    for columns in shown:
+        assert psnr_y(columns["bicubic"], columns["HR"]) > 25
+        assert float(columns["bicubic"][:, 48:].min()) > 0.98, "white, as in the result"
 
 
 def test_pictures_of_one_name_are_all_on_the_sheet(run, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """test_varsr_fastvar.py as its users run it."""
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -84,3 +85,16 @@ def test_a_stopped_picture_has_its_scales_afterwards(weights: Path, tmp_path: Pa
         assert script.main(flags) == 130
     assert script.main([*flags, "--export_intermediate"]) == 0
     assert list((tmp_path / "out" / "a_scales").iterdir())
+
+
+def test_transparent_pictures_are_compared_as_they_look(weights: Path, tmp_path: Path,
+                                                        capsys: pytest.CaptureFixture) -> None:
+    pixels = np.random.default_rng(0).integers(90, 120, (8, 8, 4), dtype=np.uint8)
+    pixels[:, :, 3] = 255
+    pixels[4:, :, 3] = 0  # white below, where the colours go on as above
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    flags = ("-i", tmp_path / "a.png", "-o", tmp_path / "out", "--model", weights, "--dtype", "fp32", "--compare",
+             "--fastvar_second_last_ratio", 0, "--fastvar_last_ratio", 0)  # nothing is pruned: the same picture
+    assert script.main([str(flag) for flag in flags]) == 0
+    said = re.search(r"PSNR-Y between them ([\d.]+|inf) dB", capsys.readouterr().out)
+    assert float(said[1]) > 45

@@ -532,9 +532,9 @@ def test_the_sheet_shows_the_map(run, tmp_path: Path) -> None:
     assert run(*flags) == 0
     plain = Image.open(tmp_path / "sheet.png").width
     rows: list = []
-    sheet = inference.runner.comparison_sheet
+    sheet = inference.runner.sheet_of
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inference.runner, "comparison_sheet", lambda chosen: rows.append(chosen) or sheet(chosen))
+        patch.setattr(inference.runner, "sheet_of", lambda chosen: rows.append(chosen) or sheet(chosen))
         assert run(*flags, "--uncertainty") == 0
     assert Image.open(tmp_path / "sheet.png").width > plain
-    assert list(rows[0]["a"]) == ["bicubic", "VARSR", "expected error", "HR"]
+    assert rows[0]["a"].labels == ("bicubic", "VARSR", "expected error", "HR")

@@ -237,11 +237,20 @@ def test_the_promise_is_the_promise_of_the_script(model: VARSR, weights: Path, s
              "--lr_consistency", 0.5)
     assert tile_script.main([str(flag) for flag in flags]) == 0
     torch.testing.assert_close(news[-1].pictures[1], read_image(source.parent / "x.png"), atol=1.1 / 255, rtol=0)
-    with Image.open(news[-1].file) as result:
-        assert "lr_consistency=0.5" in result.text["VARSR"]
+    with Image.open(news[-1].file) as result, Image.open(source.parent / "x.png") as other:
+        assert "lr_consistency=0.5" in result.text["VARSR"] and "lr_residual=" in result.text["VARSR"]
+        assert result.text["VARSR"].partition(";")[2] == other.text["VARSR"].partition(";")[2]
+    assert "0.5 were promised" in news[-1].message  # which noise does not allow
     for value in (-1, 256, float("nan")):
         with pytest.raises(ValueError, match="LR consistency"):
             RestoreRequest(source, lr_consistency=value)
+
+
+def test_a_promise_that_is_kept_needs_no_words(model: VARSR, tmp_path: Path) -> None:
+    Image.linear_gradient("L").resize((20, 9)).convert("RGB").save(tmp_path / "a.png")
+    request = RestoreRequest(tmp_path / "a.png", lr_consistency=0.5)
+    news = told(lambda tell: restore_file(model, SMALL, request, tmp_path / "out", PLENTY, tell))
+    assert "promised" not in news[-1].message
 
 
 def test_errors_come_with_the_same_picture(model: VARSR, source: Path) -> None:
