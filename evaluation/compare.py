@@ -189,7 +189,7 @@ class Evaluator:
                     self._measure(name, partners, result)
                 if progress is not None:
                     progress(name, len(pictures))
-            result.folder_values = self._of_folders(folders)
+            result.folder_values = self._of_folders(result)
         except KeyboardInterrupt as stop:  # what is measured counts
             result.stop = stop
         result.values = {method: rows for method, rows in result.values.items() if rows}
@@ -224,11 +224,14 @@ class Evaluator:
             log.info("%s has no %s: %s", path, column, reason)
         result.values[method][name] = values
 
-    def _of_folders(self, folders: Folders) -> dict[str, Values]:
+    def _of_folders(self, result: Evaluation) -> dict[str, Values]:
+        """Values of all results that were measured, each with its original."""
         metric = next((metric for metric in self.protocol.metrics if metric.of_folders), None)
-        if metric is None or folders.hr is None or metric.column in self.measurer.missing:
+        if metric is None or result.folders.hr is None or metric.column in self.measurer.missing:
             return {}
-        found = {method: self.measurer.learned.fid(folder, folders.hr) for method, folder in folders.results.items()}
+        found = {method: self.measurer.learned.fid(
+            (result.pictures[name].results[method], result.pictures[name].hr) for name in result.values[method])
+            for method in result.folders.results}
         return {method: {metric.column: value} for method, value in found.items() if value is not None}
 
 

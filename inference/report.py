@@ -16,6 +16,7 @@ from torch import Tensor
 
 from evaluation.metrics.full_reference import SSIM_SIDE, psnr_y, ssim_y
 from evaluation.metrics.learned import LearnedMetrics
+from evaluation.protocols import FID
 from pictures.file_writer import SETTINGS
 from pictures.picture import Picture, read_header, read_picture
 from pictures.result_file import TOP_16, ResultFile, ResultOptions
@@ -295,11 +296,21 @@ class Judge:
             earlier = rows_of_table(folder / METRICS_FILE)
             rows = {**earlier, **{path.name: row for path, row in report.rows.items() if path.parent == folder}}
             mean = mean_row(list(rows.values()))
-            references = {path.parent for output, path in report.references.items() if output.parent == folder}
-            fid = self.learned.fid(folder, references.pop()) if self.learned and len(references) == 1 else None
+            fid = self._fid(folder, report, len(rows))
             if fid is not None:
-                mean["fid"] = fid
+                mean[FID.column] = fid
             write_table(folder / METRICS_FILE, dict(sorted(rows.items())), mean)
+
+    def _fid(self, folder: Path, report: Report, count: int) -> float | None:
+        """FID of a table of `count` results in a folder. None where it cannot be had, and where it would be that of
+        some of them alone: which originals earlier runs measured theirs against is not known."""
+        if self.learned is None or FID.column in self.learned.missing:
+            return None
+        pairs = [pair for pair in report.references.items() if pair[0].parent == folder]
+        if len(pairs) < count:
+            log.info("%s: no FID, earlier runs measured %d of its %d results", folder, count - len(pairs), count)
+            return None
+        return self.learned.fid(pairs)
 
 
 def _reference(path: Path, restored: Tensor) -> Tensor:

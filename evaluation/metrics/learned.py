@@ -7,7 +7,9 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -112,16 +114,34 @@ class LearnedMetrics:
             return {}
         return {ST_LPIPS.column: value.item()}
 
-    def fid(self, results: Path, references: Path) -> float | None:
-        """FID between two folders, or None where it cannot be computed."""
+    def fid(self, pairs: Iterable[tuple[Path, Path]]) -> float | None:
+        """FID between results and their references, pairs of files, or None where it cannot be computed. A file that
+        is in several pairs counts once."""
         model = next((model for metric, model in self.models.items() if metric.of_folders), None)
-        if model is None:
+        sides = list(zip(*pairs, strict=True))
+        if model is None or not sides:
             return None
         try:
-            return float(model(str(results), str(references)))
+            with tempfile.TemporaryDirectory(prefix="varsr_fid_") as folder:
+                folders = [Path(folder, name) for name in ("results", "references")]
+                for place, files in zip(folders, sides, strict=True):
+                    _gather(files, place)
+                return float(model(*map(str, folders)))
         except Exception as error:  # pyiqa reads the folders by itself and may fail in any way
             log.warning("FID is left out (%s)", error)
             return None
+
+
+def _gather(files: Iterable[Path], folder: Path) -> None:
+    """A folder of links to files and nothing else: pyiqa takes all that is in a folder and below it for pictures of the
+    set. Numbers keep files of one name from other folders, or of one stem, apart."""
+    folder.mkdir()
+    for number, path in enumerate(dict.fromkeys(files)):
+        place = folder / f"{number:06d}{path.suffix}"
+        try:
+            place.symlink_to(path.absolute())
+        except (OSError, NotImplementedError):  # Windows lets few users make links, some file systems nobody
+            shutil.copyfile(path, place)
 
 
 def _has_pyiqa() -> bool:

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from metric_pairs import pair
 from PIL import Image
+from pyiqa_stub import Folders, stand_in
 
 import evaluate as script
 import evaluation.compare
@@ -125,6 +127,28 @@ def test_restoring_and_evaluating_give_the_same_figures(weights: Path, testset: 
     restoring, evaluating = rows(out / "metrics.csv")[0], rows(testset / "ev" / "metrics.csv")[0]
     assert restoring.pop("picture") == "a.png"
     assert restoring.items() <= evaluating.items()
+
+
+def contents(folder: Path, *names: str) -> list[bytes]:
+    return sorted((folder / name).read_bytes() for name in names)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_fid_is_of_the_pairs_that_were_measured(folders: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    """Neither of what lies beside or below results, nor of pictures without a partner."""
+    fid = Folders()
+    stand_in(monkeypatch, fid=fid)
+    if not links:
+        monkeypatch.setattr(Path, "symlink_to", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+    (folders / "good" / "b.png").rename(folders / "good" / "b.PNG")
+    for place in ("bad/a_scales/side1.png", "bad/alone.png", "bad/sheets/sheet.jpg", "HR/unused.png", "HR/x/a.png"):
+        write_image(folders / place, torch.rand(3, 24, 24))
+    assert run("--results", folders / "bad", folders / "good", "--hr", folders / "HR", "--output", folders / "out") == 1
+    originals = contents(folders / "HR", "a.png", "b.png")
+    assert fid.seen == [(contents(folders / "bad", "a.png", "b.png"), originals),
+                        (contents(folders / "good", "a.png", "b.PNG"), originals)]
+    summary = {(row["method"], row["metric"]): row["mean"] for row in rows(folders / "out" / "summary.csv")}
+    assert float(summary["bad", "fid"]) == float(summary["good", "fid"]) == 7.5
 
 
 def test_every_protocol_pins_its_variants() -> None:

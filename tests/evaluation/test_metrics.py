@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from metric_pairs import pair as damaged_pair
+from pyiqa_stub import Folders, stand_in
 from reference.make_metric_values import PAIRS, pyiqa_metrics
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
@@ -32,7 +33,7 @@ from evaluation.metrics.full_reference import (
 from evaluation.metrics.learned import LearnedMetrics
 from evaluation.metrics.niqe import REMEDY, Pristine, find_parameters, load_parameters, mscn, niqe
 from evaluation.metrics.piqe import piqe
-from evaluation.protocols import PROTOCOLS
+from evaluation.protocols import FID, PROTOCOLS
 from pictures.rgb import read_image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -188,7 +189,23 @@ def test_niqe_tells_noise_from_a_photograph_by_its_statistics() -> None:
 def test_without_pyiqa_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     metrics = LearnedMetrics(torch.device("cpu"))
-    assert metrics.measure(*pair()) == {} and metrics.fid(Path(), Path()) is None
+    assert metrics.measure(*pair()) == {} and metrics.fid([(Path("a.png"), Path("b.png"))]) is None
     assert "pyiqa" in metrics.missing["lpips"] and REMEDY in metrics.missing["niqe"]
     lines = metrics.missing_lines()
     assert len(lines) == 3 and lines[0].startswith("st_lpips") and lines[1].startswith("lpips, dists, musiq")
+
+
+def test_fid_keeps_files_of_one_name_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of other folders or of other kinds; one that belongs to two results counts once, and none has no FID."""
+    fid = Folders()
+    stand_in(monkeypatch, fid=fid)
+    files = [tmp_path / name for name in ("x/a.png", "y/a.png", "x/a.jpg", "hr/a.png", "hr/b.png")]
+    for path in files:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(str(path))
+    one, other, jpeg, original, second = files
+    metrics = LearnedMetrics(torch.device("cpu"), (FID,))
+    assert metrics.fid([]) is None and not fid.seen
+    assert metrics.fid([(one, original), (other, second), (jpeg, original)]) == 7.5
+    expected = [sorted(str(path).encode() for path in side) for side in ((one, other, jpeg), (original, second))]
+    assert list(map(list, fid.seen[0])) == expected and all(path.exists() for path in files)

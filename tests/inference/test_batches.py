@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from pyiqa_stub import Folders, stand_in
 
 import inference.large
 import inference.products
@@ -360,6 +361,24 @@ def test_the_table_holds_all_results_of_the_folder(run, tmp_path: Path) -> None:
     os.utime(out / "b.png", (time.time() + 5,) * 2)
     assert run("-i", tmp_path / "LR" / "a.png", "-o", out) == 0
     assert set(table(out / "metrics.csv")) == {"a.png", "mean"}
+
+
+def test_the_tables_fid_is_of_its_pictures(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of what lies beside them, and of all of them or none: whose originals earlier runs took is not known."""
+    fid, out = Folders(), tmp_path / "out"
+    stand_in(monkeypatch, fid=fid)
+    for name in "ab":
+        pair(tmp_path, name)
+    noise(tmp_path / "LR" / "alone.png")
+    noise(tmp_path / "HR" / "unused.png")
+    noise(out / "a_scales" / "side1.png")
+    assert run("-i", tmp_path / "LR", "-o", out) == 0
+    assert fid.seen == [tuple(sorted((folder / f"{name}.png").read_bytes() for name in "ab")
+                              for folder in (out, tmp_path / "HR"))]
+    assert float(table(out / "metrics.csv")["mean"]["fid"]) == 7.5
+    assert run("-i", tmp_path / "LR" / "a.png", "-o", out) == 0
+    mean = table(out / "metrics.csv")
+    assert set(mean) == {"a.png", "b.png", "mean"} and "fid" not in mean["mean"]
 
 
 def test_what_was_there_is_measured_again(run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
