@@ -13,7 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pictures.formats import NEEDED, ImageError, InputError, original_of, other_files_in, pictures_in
+from pictures.formats import (
+    ERROR_MAP_ENDING,
+    NEEDED,
+    ImageError,
+    InputError,
+    original_of,
+    other_files_in,
+    pictures_in,
+)
 from pictures.rgb import TensorSource, read_image, upsample_region
 from utils.errors import UserError, exit_code, first_line
 
@@ -136,8 +144,13 @@ def _folder_names(results: Sequence[Path]) -> list[str]:
 
 
 def _by_name(folder: Path, failures: list[str]) -> dict[str, Path]:
+    """A folder's pictures by stem, without the maps of expected errors that lie beside their results."""
     found: dict[str, Path] = {}
-    for path in pictures_in(folder):
+    pictures = pictures_in(folder)
+    maps = {f"{path.stem}{ERROR_MAP_ENDING}" for path in pictures}
+    for path in pictures:
+        if path.name in maps:
+            continue
         if path.stem in found:
             failures.append(f"{path}: {found[path.stem].name} has the same name and is the one that counts")
         found.setdefault(path.stem, path)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from pictures.file_writer import is_ours
 from pictures.formats import (
+    ERROR_MAP_ENDING,
     LR_FOLDER,
     NEEDED,
     RESULT_FOLDER,
@@ -54,7 +55,7 @@ class Job:
     @property
     def error_map(self) -> Path:
         """Where the map of expected errors goes, if it is asked for."""
-        return self.output.with_name(f"{self.output.stem}_uncertainty.png")
+        return self.output.with_name(f"{self.output.stem}{ERROR_MAP_ENDING}")
 
     @property
     def tokens(self) -> Path:

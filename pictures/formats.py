@@ -42,6 +42,7 @@ INTERPRETATIONS = {np.dtype(np.uint8): {1: "b-w", 2: "b-w", 3: "srgb", 4: "srgb"
                    np.dtype(np.uint16): {1: "grey16", 2: "grey16", 3: "rgb16", 4: "rgb16"}}
 
 LR_FOLDER, HR_FOLDER, RESULT_FOLDER = "LR", "HR", "VARPrediction"
+ERROR_MAP_ENDING = "_uncertainty.png"  # behind the stem of the result that the map belongs to
 LR_ENDING = re.compile(r"(_LR)?(_?[xX][2348])?$", re.ASCII)  # of DIV2K, RealSR and others
 
 

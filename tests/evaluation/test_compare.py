@@ -129,6 +129,19 @@ def test_restoring_and_evaluating_give_the_same_figures(weights: Path, testset: 
     assert restoring.items() <= evaluating.items()
 
 
+def test_maps_of_expected_errors_are_no_results(folders: Path, capsys: pytest.CaptureFixture) -> None:
+    """With or without originals; a picture that is merely called so is one."""
+    (folders / "bad" / "b.png").rename(folders / "bad" / "b.tif")
+    for name in ("a_uncertainty.png", "b_uncertainty.png", "c_uncertainty.png"):
+        Image.new("I;16", (104, 100)).save(folders / "bad" / name)
+    assert run("--results", folders / "bad", "--output", folders / "out") == 0
+    assert [row["picture"] for row in rows(folders / "out" / "metrics.csv")] == ["a", "b", "c_uncertainty"]
+    (folders / "bad" / "c_uncertainty.png").unlink()
+    assert run("--results", folders / "bad", "--hr", folders / "HR", "--output", folders / "out") == 0
+    assert [row["picture"] for row in rows(folders / "out" / "metrics.csv")] == ["a", "b"]
+    assert capsys.readouterr().out.count("; 0 left out") == 2
+
+
 def contents(folder: Path, *names: str) -> list[bytes]:
     return sorted((folder / name).read_bytes() for name in names)
 
