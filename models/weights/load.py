@@ -34,7 +34,7 @@ from .published import (
     vqvae_to_published,
 )
 from .unpickle import CheckpointError, load_pickle
-from .weight_file import State, check_tensors, convert_tensors, read_safetensors, stored_type
+from .weight_file import SUFFIX, State, check_tensors, convert_tensors, read_safetensors, stored_type
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 PORTS = {"http": 80, "https": 443}
@@ -166,10 +166,16 @@ def load_pretrained(source: str | PathLike, *, dtype: torch.dtype | None = None,
 
 def _locate(source: str | PathLike, revision: str | None, cache_dir: str | PathLike | None,
             local_files_only: bool) -> Path:
-    """The folder of ours or the `.pth` file that a source means, fetched from the hub if need be."""
+    """The folder of ours or the `.pth` file that a source means, fetched from the hub if need be. Raises
+    FileNotFoundError, and CheckpointError for a weight file that is not the one of a folder of ours."""
     path = Path(source)
     if path.is_file():
-        return path.parent if path.name == CONFIG_FILE or path.suffix == ".safetensors" else path
+        if path.name in (CONFIG_FILE, WEIGHTS_FILE):
+            return path.parent
+        if path.suffix == SUFFIX:  # its neighbours are another model's
+            raise CheckpointError(f"{path} is no model by itself: give a folder of {CONFIG_FILE} and {WEIGHTS_FILE} "
+                                  "(a tokenizer is what --vqvae of train.py takes)")
+        return path
     if path.is_dir():
         if (path / CONFIG_FILE).exists() or (path / WEIGHTS_FILE).exists():
             return path

@@ -20,7 +20,15 @@ from torch import Tensor
 
 from models.config import FULL_PRECISION, PRESETS
 from models.varsr import VARSR
-from models.weights.load import load_pretrained, load_vqvae, parse_hub_id, require_kind
+from models.weights.load import (
+    identity,
+    load_loose,
+    load_pretrained,
+    load_vqvae,
+    located,
+    parse_hub_id,
+    require_kind,
+)
 from models.weights.save import export_published, save_pretrained
 from models.weights.unpickle import CheckpointError, load_pickle
 from models.weights.weight_file import MappedFile
@@ -307,6 +315,18 @@ def test_broken_folders(tmp_path: Path, small: VARSR):
     weights.unlink()
     with pytest.raises(FileNotFoundError, match="model.safetensors does not exist"):
         load_pretrained(tmp_path)
+
+
+def test_a_folders_files_mean_the_folder_and_no_others(tmp_path: Path, small: VARSR):
+    """A tokenizer, tokens or another model's weights beside a model must not pass for it."""
+    save_pretrained(small, tmp_path)
+    for name in ("config.json", "model.safetensors"):
+        assert load_pretrained(tmp_path / name)[0] == SMALL and located(tmp_path / name) == tmp_path
+    for name in ("vqvae.safetensors", "epoch_3.safetensors"):
+        save_file({"x": torch.zeros(1)}, tmp_path / name)
+        for load in (load_pretrained, load_loose, identity):
+            with pytest.raises(CheckpointError, match=f"{name} is no model by itself: give a folder"):
+                load(tmp_path / name)
 
 
 # --- the hub ---
