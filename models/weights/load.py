@@ -99,7 +99,7 @@ def hub_is_reachable(endpoint: str | None = None) -> bool:
         port = address.port or PORTS[address.scheme]
     except (ValueError, KeyError):
         return True
-    if address.scheme in getproxies():
+    if {address.scheme, "all"} & getproxies().keys():  # "all": of ALL_PROXY, which the client uses too
         return True
     try:
         socket.create_connection((address.hostname, port), HUB_TIMEOUT).close()

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from urllib.request import getproxies_environment
 
 import huggingface_hub
 import pytest
@@ -56,10 +57,17 @@ def test_offline_mode_asks_nobody_and_stays(monkeypatch: pytest.MonkeyPatch) -> 
         assert constants.HF_HUB_OFFLINE
 
 
-def test_a_proxy_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("variable, believed", [("HTTPS_PROXY", True), ("ALL_PROXY", True), ("all_proxy", True),
+                                                ("HTTP_PROXY", False)])
+def test_a_proxy_is_believed(monkeypatch: pytest.MonkeyPatch, variable: str, believed: bool) -> None:
+    """One that the hub's client, which asks for https, goes through."""
     monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
-    monkeypatch.setattr(load, "getproxies", lambda: {"https": "http://proxy.invalid:3128"})
-    assert hub_is_reachable()
+    monkeypatch.setattr(load, "getproxies", getproxies_environment)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv(variable, "http://proxy.invalid:3128")
+    assert hub_is_reachable() == believed
 
 
 @pytest.mark.parametrize("endpoint", ["hub.invalid", "ftp://hub.invalid", "http://hub.invalid:many", "http://[hub"])
