@@ -137,7 +137,7 @@ class Generation:
         if self.given is not None:  # what is kept is kept, whatever would be chosen
             codes = self.given.put_in(codes, k)
         if self.options.more_smooth:
-            weights = gumbel_mixture(logits, self.model.progress(k), self.noise)
+            weights = gumbel_mixture(logits, self.model.progress(k), self.options.top_k, self.options.top_p, self.noise)
             self.embedding = (weights @ quantizer.codebook.weight.float()).transpose(1, 2).unflatten(2, (side, side))
         else:
             self.embedding = quantizer.lookup(codes, k)

@@ -93,9 +93,11 @@ def _kth_largest(logits: Tensor, k: int) -> Tensor:
     return torch.from_numpy(values).to(logits.dtype)
 
 
-def gumbel_mixture(logits: Tensor, ratio: float, noise: Noise) -> Tensor:
-    """Weights (B, L, V) of a soft mixture of codes (`more_smooth`); `ratio` in [0, 1] is the progress over scales."""
+def gumbel_mixture(logits: Tensor, ratio: float, top_k: int, top_p: float, noise: Noise) -> Tensor:
+    """Weights (B, L, V) of a soft mixture of codes (`more_smooth`), of those that `filter_logits` keeps; `ratio` in
+    [0, 1] is the progress over scales."""
     temperature = max(GUMBEL_START * (1 - GUMBEL_DECAY * ratio), GUMBEL_FLOOR)
     uniform = noise.uniform(*logits.shape[1:]).clamp(min=TINY)
     gumbel = -(-uniform.log()).clamp(min=TINY).log()
-    return ((logits * (1 + ratio) + gumbel) / temperature).softmax(-1)
+    kept = filter_logits(logits, top_k, top_p)  # codes at -inf weigh nothing, whatever their noise
+    return ((kept * (1 + ratio) + gumbel) / temperature).softmax(-1)

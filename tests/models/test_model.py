@@ -24,7 +24,8 @@ def test_same_seed_same_pictures(model: VARSR, pictures: torch.Tensor) -> None:
     assert first.shape == pictures.shape and first.min() >= 0 and first.max() <= 1
 
 
-@pytest.mark.parametrize("options", [SAMPLED, GenerationConfig(cfg=0.0), GenerationConfig(cfg=1.0, more_smooth=True)])
+@pytest.mark.parametrize("options", [SAMPLED, GenerationConfig(cfg=0.0),
+                                     GenerationConfig(cfg=1.0, top_k=0, top_p=1.0, more_smooth=True)])
 def test_a_picture_does_not_depend_on_its_batch(model: VARSR, pictures: torch.Tensor,
                                                 options: GenerationConfig) -> None:
     together = model.generate(pictures, options=options, seed=[3, 4, 5])
@@ -93,6 +94,16 @@ def test_the_host_never_waits_for_the_device(pictures: torch.Tensor, options: Ge
     model = small_model().to("meta")
     restored = model.generate(pictures, options=options, fastvar=fastvar)
     assert restored.is_meta and restored.shape == pictures.shape
+
+
+def test_a_mixture_of_one_code_is_that_code(model: VARSR, pictures: torch.Tensor) -> None:
+    plain, mixed, free = [], [], []
+    for steps, top_k, more_smooth in ((plain, 1, False), (mixed, 1, True), (free, 0, True)):
+        model.generate_latent(pictures, options=GenerationConfig(cfg=1.0, top_k=top_k, more_smooth=more_smooth),
+                              on_scale=steps.append)
+    assert torch.equal(mixed[-1].codes, plain[-1].codes)
+    torch.testing.assert_close(mixed[-1].f_hat, plain[-1].f_hat)
+    assert not torch.allclose(free[-1].f_hat, plain[-1].f_hat, atol=0.1)
 
 
 def test_every_scale_is_reported(model: VARSR, pictures: torch.Tensor) -> None:

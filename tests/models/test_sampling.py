@@ -76,7 +76,19 @@ def test_guidance_formula() -> None:
 
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
 def test_gumbel_mixture_is_a_distribution_that_sharpens(ratio: float) -> None:
-    weights = gumbel_mixture(torch.randn(2, 8, 16), ratio, Noise([0, 1], torch.device("cpu")))
+    weights = gumbel_mixture(torch.randn(2, 8, 16), ratio, 0, 1.0, Noise([0, 1], torch.device("cpu")))
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 8))
     if ratio == 1.0:
         assert weights.max(-1).values.mean() > 0.95
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5])
+@pytest.mark.parametrize("top_k, top_p", [(1, 1.0), (4, 1.0), (0, 0.6), (5, 0.6)])
+def test_a_mixture_is_of_the_kept_codes_in_the_proportions_of_all(top_k: int, top_p: float, ratio: float) -> None:
+    logits = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0))
+    mixture, whole = (gumbel_mixture(logits.double(), ratio, *kept, Noise([0, 1], torch.device("cpu")))
+                      for kept in ((top_k, top_p), (0, 1.0)))
+    for row, weights, unfiltered in zip(logits.flatten(0, 1), mixture.flatten(0, 1), whole.flatten(0, 1), strict=True):
+        kept = sorted(brute_force_kept(row, top_k, top_p))
+        assert weights[kept].sum() == pytest.approx(1) and weights.count_nonzero() <= len(kept)
+        torch.testing.assert_close(weights[kept], unfiltered[kept] / unfiltered[kept].sum())
