@@ -7,7 +7,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,11 @@ ATTENTION_BIAS = "attn_bias_for_masking"  # (1, 1, L, L): 0 where a token may lo
 KEY_BIAS = "attn.zero_k_bias"  # a buffer of zeros in every block
 CODE_USAGE = "quantize.ema_vocab_hit_SV"  # statistics only; its rows may be those of another scale list
 REBUILT = re.compile(rf"{LEVELS}|{ATTENTION_BIAS}|.*{re.escape(KEY_BIAS)}")  # no tensors of ours
+
+# Settings that published files never carry and need not: names, how pictures are sampled, what training alone asks for,
+# and those of branches, whose tensors have no place there.
+NEVER_PUBLISHED = re.compile(r"name|class_names|inference|generation|transformer\.drop_path|refiner\.repeats"
+                             r"|refiner\.sampling_steps|vqvae\.(fidelity|faithful|detail)_\w+")
 
 LISTED_NAMES = 3  # in an error message
 MAX_TENSORS = 2 ** 14  # of a file; 703 in the published model
@@ -344,22 +350,45 @@ def to_published(config: VARSRConfig, tensors: Mapping[str, Tensor]) -> Publishe
     """The inverse of `from_published`: both parts in published names, with the buffers that published files carry.
 
     Raises CheckpointError for a model with parts that the published format does not know (shared modulation,
-    fidelity features, a detail branch).
+    fidelity features, a detail branch), or settings that its files would be read with another value of.
     """
     own = {name: tensor for name, tensor in tensors.items() if not name.startswith("vqvae.")}
     transformer = _export(own)
     start = transformer["pos_start"]
     for block in range(config.transformer.depth):
         transformer[f"blocks.{block}.{KEY_BIAS}"] = torch.zeros_like(transformer[f"blocks.{block}.attn.q_bias"])
+    vqvae = vqvae_to_published({name: tensor for name, tensor in tensors.items() if name not in own})
     lengths = [config.prefix_tokens + 1] + [side * side for side in config.vqvae.scales[1:]]
-    levels = torch.repeat_interleave(torch.arange(len(lengths), device=start.device),
-                                     torch.tensor(lengths, device=start.device), output_size=sum(lengths))[None]
-    transformer[LEVELS] = levels
+    counts = torch.tensor(lengths, device="cpu")  # on the meta device too, where the scales are read off nothing else
+    levels = torch.repeat_interleave(torch.arange(len(lengths), device="cpu"), counts)[None]
+    _require_told(config, infer_config({**transformer, LEVELS: levels}, vqvae, config.name))
+    transformer[LEVELS] = levels = levels.to(start.device)
     shape = (sum(lengths), sum(lengths))
     bias = torch.zeros(shape, device=start.device)  # no memory on the meta device, where shapes alone are asked for
     transformer[ATTENTION_BIAS] = bias.masked_fill_(levels > levels.T, -math.inf)[None, None]
-    return Published(transformer, vqvae_to_published(
-        {name: tensor for name, tensor in tensors.items() if name not in own}))
+    return Published(transformer, vqvae)
+
+
+def _require_told(config: VARSRConfig, read: VARSRConfig) -> None:
+    """Raise CheckpointError where a configuration is not what its published tensors are read as: whatever reads them
+    would compute something else with the same weights."""
+    found = _settings(asdict(read))
+    others = [f"{name} {value} (would be read as {found.get(name)})"
+              for name, value in _settings(asdict(config)).items() if found.get(name) != value]
+    if others:
+        raise CheckpointError(f"the published format has no place for {', '.join(others)}: keep {config.name} as a "
+                              "folder of ours")
+
+
+def _settings(values: Mapping[str, Any], within: str = "") -> dict[str, Any]:
+    """Fields of a configuration as a dictionary, by dotted name, without those that are never published."""
+    flat: dict[str, Any] = {}
+    for field, value in values.items():
+        name = f"{within}{field}"
+        if NEVER_PUBLISHED.fullmatch(name):
+            continue
+        flat |= _settings(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
 
 
 def vqvae_to_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

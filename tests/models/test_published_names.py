@@ -2,13 +2,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from recipe import CASES, REFERENCE, SMALL, case_weights, config_weights, manifest_shapes
 from torch import Tensor
 
-from models.config import PRESETS
+from models.config import PRESETS, GenerationConfig
 from models.varsr import VARSR
 from models.weights.published import (
     from_published,
@@ -20,6 +22,7 @@ from models.weights.published import (
     split_published,
     to_published,
 )
+from models.weights.save import export_published
 from models.weights.unpickle import CheckpointError
 
 TRANSFORMER_LIST = REFERENCE / "varsr_d24.transformer.json"
@@ -114,6 +117,35 @@ def test_parts_without_a_published_place_are_not_exported():
         state = VARSR(config).state_dict()
     with pytest.raises(CheckpointError, match="modulation_offset"):
         to_published(config, state)
+
+
+@pytest.mark.parametrize(("part", "setting", "value"), [
+    ("transformer", "prefix_injection", True), ("transformer", "rope_base", 100.0), ("transformer", "rope_extent", 8.0),
+    ("refiner", "train_steps", 500), ("refiner", "residual_scale", 1.0), ("vqvae", "norm_groups", 8),
+    ("vqvae", "scales", (2, 3, 4))])
+def test_settings_that_published_files_cannot_say_are_not_exported(tmp_path: Path, part: str, setting: str,
+                                                                   value: object):
+    config = dataclasses.replace(SMALL, **{part: dataclasses.replace(getattr(SMALL, part), **{setting: value})})
+    with pytest.raises(CheckpointError, match=rf"no place for {part}\.{setting} .*{re.escape(str(value))}"):
+        export_published(VARSR(config), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_that_no_weights_depend_on_do_not_stop_an_export():
+    config = dataclasses.replace(
+        SMALL, name="mine", generation=GenerationConfig(cfg=1.0),
+        vqvae=dataclasses.replace(SMALL.vqvae, detail_blocks=3, detail_lr=False),
+        transformer=dataclasses.replace(SMALL.transformer, drop_path=0.3),
+        refiner=dataclasses.replace(SMALL.refiner, repeats=2, sampling_steps=5))
+    state = VARSR(config).state_dict()
+    published = to_published(config, state)
+    again = VARSR(infer_config(published.transformer, published.vqvae))
+    again.load_state_dict(from_published(config, published.transformer, published.vqvae))
+    model = VARSR(config)
+    model.load_state_dict(state)
+    lr = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    options = GenerationConfig(refiner_steps=3)
+    assert torch.equal(*(each.eval().generate(lr, options=options) for each in (model, again)))
 
 
 def test_scales_must_be_squares():
