@@ -12,6 +12,7 @@ from .transformer import Block, Modulation, VARTransformer
 from .varsr import VARSR
 
 CONV_STD = 0.02
+PUBLISHED_ENCODER = 512  # channels that prefix encoders of the published family reach, whatever the model's depth
 TIME_MLP_STD = 0.02
 SHARED_GATE = 0.2  # gates of blocks with a shared modulation start open enough to train in few steps
 
@@ -48,8 +49,9 @@ def _initialize_transformer(transformer: VARTransformer, config: InitConfig) -> 
             _truncated(module.weight, CONV_STD)
         if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
             nn.init.zeros_(module.bias)
-    if transformer.prefix_encoder is not None:
-        _initialize_narrow_convolutions(transformer.prefix_encoder)
+    prefix = transformer.config.prefix
+    if prefix is not None and max(prefix.widths) < PUBLISHED_ENCODER:
+        _initialize_small_encoder(transformer.prefix_encoder)
     _truncated(transformer.start_position, std)
     transformer.head.weight.mul_(config.head)
     transformer.head_modulation.weight.mul_(config.modulation)
@@ -61,9 +63,9 @@ def _initialize_transformer(transformer: VARTransformer, config: InitConfig) -> 
         transformer.shared_modulation.weight.mul_(config.modulation)
 
 
-def _initialize_narrow_convolutions(encoder: nn.Module) -> None:
-    """Std 0.02 suits the published widths; narrow convolutions would let the LR picture fade away, so these start
-    at the variance-keeping std where it is larger."""
+def _initialize_small_encoder(encoder: nn.Module) -> None:
+    """Std 0.02 is that of the published encoder, narrow convolutions included. In an encoder that has no wide ones it
+    would let the LR picture fade away: there, all start at the variance-keeping std where it is larger."""
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d):
             fan_in = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
