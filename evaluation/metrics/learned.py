@@ -87,7 +87,8 @@ class LearnedMetrics:
             self.missing[metric.column] = f"pyiqa cannot get the weights of '{name}' ({reason})"
 
     def measure(self, image: Tensor, reference: Tensor | None) -> dict[str, float]:
-        """All metrics that can be had, by column, of one picture (3, H, W) in [0, 1]; NIQE of large ones alone."""
+        """All metrics that can be had, by column, of one picture (3, H, W) in [0, 1]; NIQE of large ones alone, and
+        none that fails."""
         values = {}
         if self.pristine is not None:
             try:
@@ -100,7 +101,10 @@ class LearnedMetrics:
             if metric.of_folders or (metric.needs_reference and reference is None):
                 continue
             pictures = [image, reference] if metric.needs_reference else [image]
-            values[metric.column] = float(model(*(picture[None].to(self.device) for picture in pictures)))
+            try:
+                values[metric.column] = float(model(*(picture[None].to(self.device) for picture in pictures)))
+            except (ValueError, RuntimeError) as error:  # too small a picture, too little memory (a RuntimeError)
+                log.warning("%s of a picture is left out (%s)", metric.label, first_line(error))
         return values
 
     def distance(self, image: Tensor, reference: Tensor) -> dict[str, float]:

@@ -164,6 +164,26 @@ def test_fid_is_of_the_pairs_that_were_measured(folders: Path, monkeypatch: pyte
     assert float(summary["bad", "fid"]) == float(summary["good", "fid"]) == 7.5
 
 
+@pytest.mark.parametrize("error", [ValueError("too small"), RuntimeError("size mismatch"),
+                                   torch.OutOfMemoryError("out of memory\nsee the manual")])
+def test_a_learned_metric_that_fails_costs_a_picture_nothing_else(
+        folders: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception) -> None:
+    measured = iter((0.25, error))
+
+    def lpips(image: torch.Tensor, reference: torch.Tensor) -> float:
+        assert image.shape == reference.shape == (1, 3, 100, 104)
+        if isinstance(value := next(measured), Exception):
+            raise value
+        return value
+    stand_in(monkeypatch, lpips=lpips, dists=lambda *_: torch.tensor(0.5))
+    assert run("--results", folders / "bad", "--hr", folders / "HR", "--output", folders / "out") == 0
+    first, second = rows(folders / "out" / "metrics.csv")
+    assert float(first["lpips"]) == 0.25 and second["lpips"] == "" and float(second["psnr_y"]) > 0
+    assert float(first["dists"]) == float(second["dists"]) == 0.5
+    said = [line for line in caplog.messages if "LPIPS" in line and str(error).splitlines()[0] in line]
+    assert len(said) == 1 and "\n" not in said[0]
+
+
 def test_every_protocol_pins_its_variants() -> None:
     for protocol in PROTOCOLS.values():
         assert all(metric.column in protocol.describe() and metric.variant for metric in protocol.metrics)
