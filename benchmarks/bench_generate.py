@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,12 +90,20 @@ def measure(model: VARSR, case: Case, gemm: float, seconds: float = 1.0, weight_
               "fastest_seconds": min(times.following), "tflop": tflop, "tflops": tflop / times.steady,
               "share_of_gemm_rate": tflop * TERA / times.steady / gemm, "peak_memory_gb": peak / GIGA,
               "finite": bool(call().isfinite().all())}
-    if model.graphs is None:
-        with attach(model, device) as clock:
-            for _ in range(STAGE_RUNS):
-                call()
-        result["stages"] = stage_rows({name: total / STAGE_RUNS for name, total in clock.sums.items()}, work)
+    if stages := stage_seconds(model, call):
+        result["stages"] = stage_rows(stages, work)
     return result
+
+
+def stage_seconds(model: VARSR, call: Callable[[], object]) -> dict[str, float]:
+    """Mean seconds of each stage, from runs of their own: the clock waits for the device around each of them, which a
+    run that is timed as a whole must not. Nothing of a model that is recorded as a CUDA graph, which has no parts."""
+    if model.graphs is not None:
+        return {}
+    with attach(model, model.device) as clock:
+        for _ in range(STAGE_RUNS):
+            call()
+    return {name: total / STAGE_RUNS for name, total in clock.sums.items()}
 
 
 def attach(model: VARSR, device: torch.device) -> StageClock:
@@ -147,31 +154,25 @@ def main(argv: list[str] | None = None) -> int:
     """Measure and report."""
     args = build_parser().parse_args(argv)
 
-    from benchmarks.machine import describe, gemm_rate, peak_memory, read_rate, synchronize
+    from benchmarks.machine import describe, gemm_rate, peak_memory, read_rate, reset_peak_memory
     model, load_seconds = load_subject(args)
     device, dtype = model.device, model.dtype
     case = Case.of(model.config, args.batch_size, args.fast, args.cfg)
     generate = generation(model, case)
-    runs, rates = [], [gemm_rate(device, dtype)]
-    # What is recorded as a CUDA graph cannot be timed in parts.
-    clock = attach(model, device) if model.graphs is None else StageClock(device)
-    for _ in range(args.runs + 1):  # the first is the warm-up
-        clock.sums.clear()
-        start = time.perf_counter()
-        generate()
-        synchronize(device)
-        runs.append((time.perf_counter() - start, dict(clock.sums)))
-    peak = peak_memory(device)
+    rates = [gemm_rate(device, dtype)]
+    reset_peak_memory(device)  # the products' matrices are no part of a generation
+    times = timed_calls(generate, device, 0.0, least=args.runs, warm_up=0)  # the first one warms up
+    peak, total = peak_memory(device), times.steady
+    stages = stage_seconds(model, generate)
     rates.append(gemm_rate(device, dtype))  # a busy moment must not pass for the machine's limit
-    total, stages = sorted(runs[1:], key=lambda run: run[0])[args.runs // 2]
     work = case_work(model, case, 1 if args.dtype in EIGHT_BIT else None)
     tflop = sum(flops for flops, _ in work.values()) / TERA
     result = {
         "model": args.model or args.preset, "dtype": args.dtype, "device": str(device), "batch_size": args.batch_size,
         "cfg": case.options.cfg, "fast": args.fast, "compile": args.compile,
         "machine": describe(device), "gemm_tflops": max(rates) / TERA,
-        "read_gb_per_second": read_rate(device) / GIGA, "load_seconds": load_seconds, "first_seconds": runs[0][0],
-        "seconds": total, "all_seconds": [run[0] for run in runs[1:]], "tflop": tflop,
+        "read_gb_per_second": read_rate(device) / GIGA, "load_seconds": load_seconds, "first_seconds": times.first,
+        "seconds": total, "all_seconds": times.following, "tflop": tflop,
         "share_of_gemm_rate": tflop * TERA / total / max(rates), "peak_memory_gb": peak / GIGA,
         "stages": stage_rows(stages, work),
     }
