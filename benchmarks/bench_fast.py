@@ -60,7 +60,6 @@ def measure(args: argparse.Namespace) -> dict:
     config = subject.model.config
     options = config.generation if args.cfg is None else replace(config.generation, cfg=args.cfg)
     plain_settings = RestoreSettings(options, batch_size=subject.batch_size)
-    subject.best(plain_settings, runs=1)  # warm-up
     plain_seconds, plain = subject.best(plain_settings)
     rows = [{"name": Point().name, "seconds": plain_seconds, "speedup": 1.0}]
     print(row_text(rows[0]), flush=True)

@@ -42,7 +42,6 @@ def measure(args: argparse.Namespace) -> dict:
     subject = Subject(args)
     config = subject.model.config
     plain_settings = RestoreSettings(config.generation, batch_size=subject.batch_size)
-    subject.best(plain_settings, runs=1)  # warm-up
     plain_seconds, plain = subject.best(plain_settings)
     print(f"plain {plain_seconds:.2f} s", flush=True)
     rows = []
