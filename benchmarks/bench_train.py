@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
 
-    from benchmarks.machine import describe, gemm_rate, peak_memory
+    from benchmarks.machine import describe, gemm_rate, peak_memory, reset_peak_memory
     from models.config import PRESETS, published_size
     from utils.device import keep_freed_memory
     keep_freed_memory()
@@ -90,6 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     task = Task(config, args.stage, args.batch_size, args.dtype, args.checkpointing, args.compile, args.group)
     stage = build_stage(task, device)
     rates = [gemm_rate(device, dtype)]
+    reset_peak_memory(device)  # the products' matrices are no part of a step
     _, seconds = step_seconds(stage, args.steps, device)
     memory = peak_memory(device)
     rates.append(gemm_rate(device, dtype))  # a busy moment must not pass for the machine's limit

@@ -116,6 +116,9 @@ class LearnedMetrics:
         except ValueError as error:
             log.debug("no ST-LPIPS: %s", error)
             return {}
+        except RuntimeError as error:  # too little memory
+            log.warning("ST-LPIPS of a picture is left out (%s)", first_line(error))
+            return {}
         return {ST_LPIPS.column: value.item()}
 
     def fid(self, pairs: Iterable[tuple[Path, Path]]) -> float | None:
