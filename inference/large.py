@@ -276,21 +276,28 @@ def restore_large(model: VARSR, started: Started, folder: WorkFolder, settings: 
     work = [(started.tiled, window) for window in grid if window.index in own]
     ranks.together(lambda: generate_windows(model, work, settings, batch, progress))
     generated = time.monotonic()
-    flags = folder.finished_rows(len(started.tiled.decoding.rows))
+    count = len(started.tiled.decoding.rows)
+    flags = folder.finished_rows(count)
+    sums = started.error and folder.maps("inputs", count, (started.error.map.inputs + 1,))
     rows = ranks.contiguous(ranks.gather(flags.missing())[0])
-    ranks.together(lambda: _render_rows(model, started, settings, batch, flags, rows))
+    ranks.together(lambda: _render_rows(model, started, settings, batch, flags, rows, sums))
     record.generate_seconds, record.render_seconds = generated - begun, time.monotonic() - generated
     if flags.missing():
         raise FileNotFoundError("rows are missing in the work folder: was it removed while it was used?")
     if started.error is not None:
-        started.error.map.merge(ranks.gather((started.error.map.total, started.error.map.pixels)))
+        started.error.map.merge(sums[row] for row in range(count))
 
 
 def _render_rows(model: VARSR, started: Started, settings: RestoreSettings, batch: BatchSize, flags: Flags,
-                 rows: list[int]) -> None:
+                 rows: list[int], sums: FileLatents | None) -> None:
     """Render these rows of decoded windows, each up to where the next one starts, and flag what is written. What the
-    result takes from an earlier one is not rendered."""
+    result takes from an earlier one is not rendered. sums: keep what the map of errors saw in each row."""
     tiled, result = started.tiled, started.result
+
+    def done(row: int) -> None:
+        if sums is not None:
+            sums[row] = started.error.map.take()
+        flags.set(row)
     edges = [start * tiled.factor for start in tiled.decoding.rows.starts] + [tiled.height]
     for first, last in _runs(rows):
         open_rows = list(range(first, last + 1))
@@ -298,9 +305,9 @@ def _render_rows(model: VARSR, started: Started, settings: RestoreSettings, batc
         written = write_rows(model, tiled, settings, batch, result, started.error, begin, end) if begin < end else ()
         for until in written:
             while open_rows and edges[open_rows[0] + 1] <= until:
-                flags.set(open_rows.pop(0))
+                done(open_rows.pop(0))
         for row in open_rows:  # of an earlier result
-            flags.set(row)
+            done(row)
 
 
 def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:

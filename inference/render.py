@@ -37,7 +37,8 @@ WindowDecoder = Callable[[Sequence[Window], Tensor, Tensor], Sequence[Tensor]]
 def adain_color_fix(target: Tensor, source: Tensor) -> Tensor:
     """`target` with the mean and deviation of each channel of `source`; (3, H, W) or (B, 3, H, W) in [0, 1]."""
     def moments(image: Tensor) -> tuple[Tensor, Tensor]:
-        deviation = (image.float().var(dim=(-2, -1), keepdim=True) + VARIANCE_FLOOR).sqrt()
+        several = int(image.shape[-2:].numel() > 1)  # of a single pixel there is no unbiased variance
+        deviation = (image.float().var(dim=(-2, -1), keepdim=True, correction=several) + VARIANCE_FLOOR).sqrt()
         return image.float().mean(dim=(-2, -1), keepdim=True), deviation
     target_mean, target_deviation = moments(target)
     source_mean, source_deviation = moments(source)

@@ -79,7 +79,7 @@ def load_model(args: argparse.Namespace, super_resolution: bool = True) -> tuple
     note = "" if source != embedded else f" (embedded model; put the published {published.name} and VQVAE.pth into " \
         "checkpoints/ for the full one)"
     return model, ModelDescription(f"model {source}, {device}, {precision}{note}",
-                                   f"model {identity(source)}, {device}, {precision}")
+                                   f"model {identity(source)}, {device.type}, {precision}")
 
 
 def model_source(args: argparse.Namespace, super_resolution: bool = True) -> str | Path:
@@ -224,11 +224,12 @@ def calibration_of(source: str | Path, config: VARSRConfig) -> Calibration | Non
 
 def fastvar_config(args: argparse.Namespace, model: VARSR) -> FastVARConfig | None:
     """What the flags prune, None without --fastvar. Raises ValueError for ratios that do not fit the model."""
+    if not args.fastvar:
+        return None
     ratios = args.fastvar_ratios or (args.fastvar_second_last_ratio, args.fastvar_last_ratio)
-    config = FastVARConfig.for_last(
+    return FastVARConfig.for_last(
         model.config.vqvae.scales, ratios, later_layer_start=args.fastvar_later_layer_start,
         min_keep=args.fastvar_min_keep, mode=args.fastvar_mode)
-    return config if args.fastvar else None
 
 
 def plan_lines(model: VARSR, config: FastVARConfig | None) -> list[str]:

@@ -83,9 +83,16 @@ class ErrorMap:
         inside = fine[:, start:start + height, :width]
         return F.pad(inside[None], (0, width - inside.shape[2], 0, height - inside.shape[1]), mode="replicate")[0]
 
-    def merge(self, others: Iterable[tuple[Tensor, int]]) -> None:
-        """Take the sums of inputs, and numbers of pixels, of all parts of the picture in place of the own ones."""
-        self.total, self.pixels = (sum(each) for each in zip(*others, strict=True))
+    def take(self) -> Tensor:
+        """The sums of inputs since the last call and the number of their pixels, (F + 1,)."""
+        taken = torch.cat([self.total, torch.tensor([float(self.pixels)])])
+        self.total, self.pixels = torch.zeros(self.inputs), 0
+        return taken
+
+    def merge(self, parts: Iterable[Tensor]) -> None:
+        """Take what `take` gave of all parts of the picture in place of the own sums."""
+        whole = torch.stack(list(parts)).double().sum(0)
+        self.total, self.pixels = whole[:-1].float(), int(whole[-1])
 
     @property
     def strangeness(self) -> float | None:

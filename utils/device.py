@@ -69,14 +69,16 @@ def warn_of_imitation(device: torch.device, dtype: torch.dtype | None) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """A device by name; "auto" is the GPU if there is one. Raises ValueError where it does not exist."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """A device by name; "auto" is the GPU of this process if there is one, "cuda" too. Raises ValueError where it does
+    not exist."""
+    own = name == "auto" or (name == "cuda" and torch.cuda.is_available())
     try:
-        device = torch.device(name)
+        device = torch.device(local_device() if own else name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name} cannot be used here: {first_line(error)}") from error
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 

@@ -10,9 +10,11 @@ recognised in a crop; the end of its longer side is kept from training and becom
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -28,6 +30,7 @@ from utils.flags import OneLineParser
 BOX_LIST = Path(__file__).with_name("class_boxes.txt")
 TRAINING, HELD_OUT = "train", "held_out"
 CROP = 128  # pixels, of the model that is trained on them
+OWN_NAME = re.compile(r"\d{3,}\.png")  # `Box.file_name`
 HELD_OUT_PART = 4  # of the longer side, the last one of so many parts, at least a crop long
 SMALLEST_DIVIDED = 5 * CROP // 2  # of the longer side: below that nothing is held out
 STRIDE = CROP // 8  # crops that are closer to one another count as one
@@ -128,21 +131,35 @@ def check(photos: Path, boxes: Iterable[Box]) -> None:
 
 
 def cut_classes(photos: Path, boxes: Iterable[Box], output: Path) -> Iterator[tuple[Box, int, int]]:
-    """Write every box's pictures below `output`; yields it with its distinct crops for training and held-out ones.
+    """Write every box's pictures below `output`; yields it with its distinct crops for training and held-out ones. In
+    the end those of other boxes, which an earlier run wrote there, go.
 
     Raises ImageError for a photograph that cannot be read.
     """
-    by_photo = defaultdict(list)
+    by_photo, written = defaultdict(list), set()
     for box in boxes:
         by_photo[box.photo].append(box)
     for name, members in by_photo.items():
         photo = read_entry(Entry(photos / name))
         for box in members:
             training, held_out = divided(box.cut(photo))
-            save_picture(training, output / TRAINING / box.label / box.file_name)
-            if held_out is not None:
-                save_picture(held_out, output / HELD_OUT / box.label / box.file_name)
+            for part, picture in ((TRAINING, training), (HELD_OUT, held_out)):
+                if picture is not None:
+                    path = output / part / box.label / box.file_name
+                    save_picture(picture, path)
+                    written.add(path)
             yield box, distinct_crops(*training.size), distinct_crops(*held_out.size) if held_out else 0
+    _forget_others(output, written)
+
+
+def _forget_others(output: Path, written: set[Path]) -> None:
+    """Take away pictures of other boxes, and classes that have none left."""
+    for part in (TRAINING, HELD_OUT):
+        for old in set((output / part).glob("*/*.png")) - written:
+            if OWN_NAME.fullmatch(old.name):
+                old.unlink()
+                with suppress(OSError):  # there are others in it
+                    old.parent.rmdir()
 
 
 def build_parser() -> argparse.ArgumentParser:

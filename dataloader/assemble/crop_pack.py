@@ -11,6 +11,7 @@ import logging
 import sys
 import tarfile
 from collections.abc import Iterable, Iterator
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -39,13 +40,22 @@ def encode(crop: np.ndarray, format_: str = JPEG) -> bytes:
 
 
 def write_shards(pictures: Iterable[bytes], folder: Path, limit: int, suffix: str = SUFFIX[JPEG]) -> list[Path]:
-    """Write encoded pictures into numbered shards of at most `limit` bytes each; a shard appears when it is complete.
+    """Write encoded pictures into numbered shards of at most `limit` bytes each; a shard appears when it is complete,
+    and those of an earlier run beyond the last one go.
 
     Raises ValueError for a picture that no shard of that size can hold, OSError where it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    return [_write_shard(group, folder / f"crops-{number:03d}.tar", first, suffix)
-            for number, (first, group) in enumerate(_groups(pictures, limit))]
+    shards = [_write_shard(group, _shard(folder, number), first, suffix)
+              for number, (first, group) in enumerate(_groups(pictures, limit))]
+    for number in count(len(shards)):
+        if not (old := _shard(folder, number)).exists():
+            return shards
+        old.unlink()
+
+
+def _shard(folder: Path, number: int) -> Path:
+    return folder / f"crops-{number:03d}.tar"
 
 
 def _groups(pictures: Iterable[bytes], limit: int) -> Iterator[tuple[int, list[bytes]]]:

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 PHOTO_LIST = Path(__file__).with_name("photos.txt")
 WEIGHTED_LIST = "list.txt"
+OUTPUT, HELD_OUT_OUTPUT = Path("trainset/photos"), Path("trainset_held_out")
 HELD_OUT = Path(__file__).with_name("held_out.txt")
 
 
@@ -110,17 +111,30 @@ def _fetch(package: str, photos: list[PackagedPhoto], output: Path, debs: Path |
     return extract(deb, targets)
 
 
-def write_weighted_list(photos: Iterable[PackagedPhoto], folder: Path) -> None:
-    """The listed photographs that lie below `folder`, as `path, weight` lines in its `list.txt`."""
-    lines = [f"{photo.local_path}, {photo.weight:g}\n" for photo in photos if (folder / photo.local_path).is_file()]
+def write_weighted_list(photos: Iterable[PackagedPhoto], folder: Path, left_out: frozenset[str] = frozenset()) -> None:
+    """The listed photographs that lie below `folder`, as `path, weight` lines in its `list.txt`, behind those that
+    earlier runs listed and that are still there. left_out: names of photographs that are in no such list."""
+    listed = {path: weight for path, weight in _listed(folder).items() if Path(path).name not in left_out}
+    listed |= {str(photo.local_path): f"{photo.weight:g}" for photo in photos if photo.name not in left_out}
+    lines = [f"{path}, {weight}\n" for path, weight in listed.items() if (folder / path).is_file()]
     with replacing(folder / WEIGHTED_LIST) as temporary:
         temporary.write_text("".join(lines), encoding="utf-8")
+
+
+def _listed(folder: Path) -> dict[str, str]:
+    """Weights by path in the folder's `list.txt`."""
+    try:
+        lines = (folder / WEIGHTED_LIST).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return {}
+    return {path: weight.strip() for path, _, weight in (line.rpartition(",") for line in lines) if path}
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("trainset/photos"), help="folder for the photographs")
+    parser.add_argument("--output", type=Path, help=f"folder for the photographs ({OUTPUT}; of those that are held "
+                                                    f"out {HELD_OUT_OUTPUT})")
     parser.add_argument("--held_out", action="store_true", help="those that training leaves out, and no others")
     parser.add_argument("--debs", type=Path, help="folder of downloaded .deb files, used instead of apt-get")
     parser.add_argument("--list", type=Path, nargs="+", default=[PHOTO_LIST], help="lists of photographs")
@@ -136,15 +150,19 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"photos: {error}", file=sys.stderr)
         return 1
-    names = read_names(HELD_OUT)
+    names, output = read_names(HELD_OUT), args.output or (HELD_OUT_OUTPUT if args.held_out else OUTPUT)
     if args.held_out:
+        if others := [path for path in _listed(output) if Path(path).name not in names]:
+            print(f"photos: {output} holds photographs that are trained on ({others[0]}): choose another --output for "
+                  "those that are held out", file=sys.stderr)
+            return 1
         photos, names = [photo for photo in photos if photo.name in names], frozenset()
-    result = assemble(photos, args.output, held_out=names, debs=args.debs)
+    result = assemble(photos, output, held_out=names, debs=args.debs)
     if result.written or result.present:
-        write_weighted_list([photo for photo in photos if photo.name not in names], args.output)
+        write_weighted_list(photos, output, names)
     for problem in result.problems:
         print(f"photos: {problem}", file=sys.stderr)
-    print(f"{result.written} photographs written to {args.output}, {result.present} were there, "
+    print(f"{result.written} photographs written to {output}, {result.present} were there, "
           f"{result.held_out} held out, {len(result.problems)} problems")
     return 1 if result.problems else 0
 

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -95,12 +96,13 @@ def download_deb(package: str, folder: str | os.PathLike) -> Path:
     if shutil.which("apt-get") is None:
         raise SourceError(f"apt-get not found: run this on Debian or Ubuntu, {by_hand}")
     log.info("downloading %s", package)
-    result = subprocess.run(["apt-get", "download", package], cwd=folder, capture_output=True, text=True)
-    deb = find_deb(package, folder)
-    if result.returncode or deb is None:
-        reason = (result.stderr.strip().splitlines() or ["no file arrived"])[-1]
-        raise SourceError(f"apt-get download {package} failed ({reason}): try `apt-get update` first, {by_hand}")
-    return deb
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as unfinished:  # apt gives parts the final name
+        result = subprocess.run(["apt-get", "download", package], cwd=unfinished, capture_output=True, text=True)
+        deb = find_deb(package, unfinished)
+        if result.returncode or deb is None:
+            reason = (result.stderr.strip().splitlines() or ["no file arrived"])[-1]
+            raise SourceError(f"apt-get download {package} failed ({reason}): try `apt-get update` first, {by_hand}")
+        return deb.replace(folder / deb.name)
 
 
 def extract(deb: str | os.PathLike, targets: Mapping[str, Path]) -> set[str]:

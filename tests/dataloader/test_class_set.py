@@ -109,3 +109,12 @@ def test_bad_lists_are_refused(photos: Path, tmp_path: Path, line: str, said: st
     assert run(photos, tmp_path / "out", line + "\n") == 1
     message = capsys.readouterr().err
     assert said in message and message.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_pictures_of_boxes_that_are_no_more_go(photos: Path, tmp_path: Path) -> None:
+    assert run(photos, tmp_path / "out", "sand a/wide.png 10 0 90 50 2\nwood tall.png 0 25 100 100 1\n") == 0
+    (tmp_path / "out/train/wood/mine.png").write_bytes(b"")
+    assert run(photos, tmp_path / "out", "\n\nsand tall.png 0 25 100 100 1\n") == 0
+    assert sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()
+                  ) == ["held_out/sand/003.png", "train/sand/003.png", "train/wood/mine.png"]
+    assert not (tmp_path / "out/held_out/wood").exists()

@@ -104,3 +104,10 @@ def test_the_embedded_training_runs_from_packs_to_a_model(photographs: Path, tmp
     changed = {name.split(".")[1] for name, value in again.state_dict().items()
                if not torch.equal(value, model.state_dict()[name])}
     assert changed == {"faithful", "detail"}
+
+
+def test_shards_of_an_earlier_run_go(tmp_path: Path) -> None:
+    write_shards([bytes(9000)] * 6, tmp_path, limit=20 * 1024)
+    (tmp_path / "mine.tar").write_bytes(b"")
+    shards = write_shards([bytes(9000)], tmp_path, limit=20 * 1024)
+    assert sorted(tmp_path.iterdir()) == [*shards, tmp_path / "mine.tar"] and len(shards) == 1

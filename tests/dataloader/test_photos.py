@@ -243,3 +243,44 @@ def test_held_out_photographs_come_alone_or_not_at_all(packages, tmp_path, monke
     monkeypatch.setattr(photos, "HELD_OUT", names)
     assert photos.main(["--list", str(listing), "--debs", str(packages), "--output", str(output), *flags]) == 0
     assert {path.name for path in output.rglob("*.png")} == expected
+
+
+@needs_dpkg
+def test_a_list_keeps_what_earlier_runs_listed(packages, tmp_path, monkeypatch, capsys):
+    (tmp_path / "held_out.txt").write_text("b.png\n")
+    monkeypatch.setattr(photos, "HELD_OUT", tmp_path / "held_out.txt")
+    output = tmp_path / "out"
+    (output / "mine").mkdir(parents=True)
+    for name in ("mine/c.png", "mine/b.png"):
+        Image.new("RGB", (8, 8)).save(output / name)
+    (output / "list.txt").write_text("mine/c.png, 0.5\nmine/gone.png, 1\nmine/b.png, 1\n")
+    listing = tmp_path / "list.txt"
+    listing.write_text("some-wallpapers:usr/share/backgrounds/a.png 40x30\n"
+                       "some-wallpapers:usr/share/backgrounds/b.png 20x20\n")
+    flags = ["--list", str(listing), "--debs", str(packages)]
+    assert photos.main([*flags, "--output", str(output)]) == 0
+    assert (output / "list.txt").read_text() == "mine/c.png, 0.5\nsome-wallpapers/backgrounds/a.png, 1\n"
+    capsys.readouterr()
+    assert photos.main([*flags, "--held_out", "--output", str(output)]) == 1
+    assert "trained on" in capsys.readouterr().err and not list(output.glob("some*/**/b.png"))
+    monkeypatch.chdir(tmp_path)
+    assert photos.main([*flags, "--held_out"]) == 0
+    assert list((tmp_path / "trainset_held_out").rglob("*.png")) == [
+        tmp_path / "trainset_held_out/some-wallpapers/backgrounds/b.png"]
+
+
+@pytest.mark.parametrize("code", [0, 100])
+def test_a_download_has_its_name_once_it_is_whole(tmp_path, monkeypatch, code):
+    def download(command: list[str], cwd: str, **_: object) -> subprocess.CompletedProcess:
+        (Path(cwd) / "some-wallpapers_1_all.deb").write_bytes(b"whole" if code == 0 else b"half")
+        assert sources.find_deb("some-wallpapers", tmp_path) is None
+        return subprocess.CompletedProcess(command, code, "", "E: broken off")
+    monkeypatch.setattr(sources.shutil, "which", lambda name: name)
+    monkeypatch.setattr(sources.subprocess, "run", download)
+    if code:
+        with pytest.raises(SourceError, match="broken off"):
+            download_deb("some-wallpapers", tmp_path)
+        assert not list(tmp_path.iterdir())
+    else:
+        assert download_deb("some-wallpapers", tmp_path) == tmp_path / "some-wallpapers_1_all.deb"
+        assert [path.name for path in tmp_path.iterdir()] == ["some-wallpapers_1_all.deb"]

@@ -36,3 +36,8 @@ def test_batches_and_single_pictures_agree() -> None:
     target, source = pictures()
     for fix in (adain_color_fix, wavelet_color_fix):
         torch.testing.assert_close(fix(target[None], source[None])[0], fix(target, source))
+
+
+def test_a_single_pixel_takes_the_sources_colour() -> None:
+    target, source = torch.rand(3, 1, 1), torch.rand(3, 1, 1)
+    torch.testing.assert_close(adain_color_fix(target, source), source)

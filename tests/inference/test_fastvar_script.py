@@ -51,6 +51,7 @@ def test_more_scales_than_two(testset: Path, weights: Path, capsys: pytest.Captu
     printed = capsys.readouterr().out
     assert "side 2" not in printed and "8 of 16" in printed
     assert run(testset, weights, "x", *PRUNE, "--fastvar_ratios", 0, 0.5, 0.5) == 1
+    assert run(testset, weights, "x", "--fastvar_ratios", 0, 0.5, 0.5) == 0, "nothing is pruned without --fastvar"
     assert "at most 2" in capsys.readouterr().err
 
 

@@ -160,7 +160,7 @@ def test_parts_of_a_picture_are_judged_together(model: VARSR) -> None:
     assert whole.strangeness is None
     whole(rows, 0)
     upper(rows[:, :16], 0), lower(rows[:, 16:], 16)
-    lower.merge([(each.total, each.pixels) for each in (upper, lower)])
+    lower.merge([each.take() for each in (upper, lower)])
     assert lower.pixels == whole.pixels == 256 and abs(lower.strangeness / whole.strangeness - 1) < 0.05
     assert lower.strangeness != upper.strangeness
 
@@ -337,12 +337,19 @@ def test_another_models_calibration_is_refused(run, weights: Path, calibrated, t
 def test_a_large_picture_has_the_same_map(run, calibrated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                           samples: int) -> None:
     calibrated()
+    seen, finish = [], inference.report.Started.finish
+
+    def finished(self, *rest: object) -> None:
+        seen.append(self.error.map.strangeness)
+        finish(self, *rest)
+    monkeypatch.setattr(inference.report.Started, "finish", finished)
     flags = ("-i", noise(tmp_path / "a.png", (19, 41)), "--uncertainty", "--batch_size", 4,
              *(("--uncertainty_samples", samples) if samples else ()))
     assert run(*flags, "-o", tmp_path / "small") == 0
     monkeypatch.setattr(inference.runner, "LARGE_WINDOWS", 4)
     assert run(*flags, "-o", tmp_path / "large") == 0
-    generate, write, left = inference.large.generate_windows, inference.products.ErrorProduct.write, [3, 2]
+    generate, write, left = inference.large.generate_windows, inference.products.ErrorProduct.write, [3, 2, 1]
+    whole = seen[-1]
 
     def stop(place: int) -> None:
         left[place] -= 1
@@ -362,10 +369,14 @@ def test_a_large_picture_has_the_same_map(run, calibrated, tmp_path: Path, monke
         assert run(*flags, "-o", tmp_path / "parts") == 130
         assert not list((tmp_path / "parts").glob("*.png"))
     assert left[1] == 0
+    monkeypatch.setattr(inference.products.ErrorProduct, "write", write)
+    monkeypatch.setattr(inference.report.Started, "finish", lambda *_: stop(2))
+    assert run(*flags, "-o", tmp_path / "parts") == 130  # then with all rows rendered
+    monkeypatch.setattr(inference.report.Started, "finish", finished)
     monkeypatch.setattr(inference.large, "generate_windows",
                         lambda model, work, *rest: pytest.fail("generated again") if work else None)
-    monkeypatch.setattr(inference.products.ErrorProduct, "write", write)
     assert run(*flags, "-o", tmp_path / "parts") == 0
+    assert seen[-1] == pytest.approx(whole, rel=0.1), "all rows count, whichever run rendered them"
     for folder in ("large", "parts"):
         assert sorted(os.listdir(tmp_path / folder)) == ["a.png", "a_uncertainty.png"]
         for name, most in (("a.png", 1), ("a_uncertainty.png", 24)):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.device import training_device
+from utils.device import choose_device, training_device
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT_FAULTS = """
@@ -48,3 +48,5 @@ def test_every_process_has_its_own_gpu(name: str, world: str, expected: str, mon
     monkeypatch.setenv("WORLD_SIZE", world)
     monkeypatch.setenv("LOCAL_RANK", "2")
     assert str(training_device(name)) == expected and [str(each) for each in chosen] == [expected][:name != "cpu"]
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    assert str(choose_device(name)) == ("cuda" if expected == "cuda:0" else expected)
