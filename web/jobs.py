@@ -164,6 +164,7 @@ async def stream(work: Callable[[Tell], None], check: Callable[[], None]) -> Asy
                 loop.call_soon_threadsafe(ended.set)
                 loop.call_soon_threadsafe(arrived.set)
     threading.Thread(target=run, daemon=True).start()
+    complete = False
     try:
         while not ended.is_set() or news:
             await arrived.wait()
@@ -172,11 +173,14 @@ async def stream(work: Callable[[Tell], None], check: Callable[[], None]) -> Asy
                 yield news.pop()
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(ended.wait(), NEWS_SECONDS)
+        complete = True
     finally:
         closed.set()
         await ended.wait()
+        if not complete:
+            failure.clear()
     if failure:
-        raise failure[0]
+        raise failure.pop()  # left in the list it would hold, and be held by, all that the work had in memory
 
 
 def model_sources(args: argparse.Namespace, super_resolution: bool) -> dict[str, str]:

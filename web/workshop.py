@@ -94,21 +94,21 @@ class Workshop:
                 yield failure_line(error, places), *rest
                 return
             end, first = None, True
-            # gradio has its own copy of what it was shown
-            with tempfile.TemporaryDirectory(prefix="varsr_", dir=self.work, ignore_cleanup_errors=True) as folder:
-                try:
+            try:
+                # gradio has its own copy of what it was shown
+                with tempfile.TemporaryDirectory(prefix="varsr_", dir=self.work, ignore_cleanup_errors=True) as folder:
                     async for before in line.turn(job):
                         yield as_markdown(f"{WAITING}: {before} before this one"), *rest
                     async with aclosing(stream(lambda tell: work(job, Path(folder), tell), job.check)) as news:
                         async for update in news:
                             yield await anyio.to_thread.run_sync(show, update, first)
                             first = False
-                except Cancelled:
-                    end = gr.skip() if line.is_replaced(job) else CANCELLED
-                except Exception as error:
-                    end = failure_line(error, places)
-                finally:
-                    line.leave(job)
+            except Cancelled:
+                end = gr.skip() if line.is_replaced(job) else CANCELLED
+            except Exception as error:
+                end = failure_line(error, places)
+            finally:
+                line.leave(job)  # whatever happened: the others wait for it
             if end is not None:
                 yield end, *rest
         return follow

@@ -2,9 +2,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import gc
 import sys
 import threading
+import time
+import weakref
 from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -106,6 +110,37 @@ def test_a_stream_raises_what_the_work_raises_after_its_news() -> None:
         with pytest.raises(ValueError, match="reason"):
             await anext(news)
     run(listen())
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_what_failed_work_held_in_memory_is_free_at_once(closed: bool) -> None:
+    held: list[weakref.ref] = []
+
+    class Memory:
+        """As a model's activations: large, and referred to by a frame alone."""
+
+    def work(tell: Tell) -> None:
+        memory = Memory()
+        held.append(weakref.ref(memory))
+        for _ in range(1000 if closed else 1):
+            tell(Update("on"))
+            time.sleep(0.001)
+        raise ValueError("reason")
+
+    async def listen() -> None:
+        if closed:
+            async with aclosing(stream(work, lambda: None)) as news:
+                await anext(news)
+        else:
+            with contextlib.suppress(ValueError):
+                await heard(work)
+    gc.collect()
+    gc.disable()
+    try:
+        run(listen())
+        assert held[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_a_stopped_or_closed_stream_ends_the_work() -> None:

@@ -89,6 +89,23 @@ def test_a_session_that_ends_is_forgotten(jobs: Sessions, tmp_path: Path) -> Non
         shop.kept.keep(ended, result)
 
 
+def test_a_job_without_a_folder_makes_way_for_the_others(jobs: Sessions, tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    workshop = pytest.importorskip("web.workshop", reason="NOTICE: no test of the web page without gradio")
+    monkeypatch.setattr(workshop, "clicked_at", lambda request: 1)
+    shop = workshop.Workshop(None, None, jobs, Sessions(10, math.inf), tmp_path, tmp_path / "gone")
+    follow = shop.follower(lambda session: lambda *_: None, lambda update, first: (), 1, [str(tmp_path)])
+
+    async def line() -> list[tuple]:
+        return [shown async for shown in follow(argparse.Namespace(session_hash="a"))]
+    shown = run(line())
+    assert len(shown) == 1 and "gone" not in str(shown) and "No such file" in str(shown)
+
+    async def alone() -> list[int]:
+        return [before async for before in jobs.turn(job(jobs, "b", 2))]
+    assert run(alone()) == []
+
+
 def test_the_oldest_go_where_there_is_no_room(jobs: Sessions) -> None:
     each = made().bytes
     assert each == 3 * 8 * 8 * 4 + 5 * 8 + 8 * 4 + 12 and made(choices=4).bytes == each * 5 - 4 * 12
