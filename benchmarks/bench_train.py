@@ -153,6 +153,8 @@ def build_stage(task: Task, device: torch.device) -> Stage:
     pairs = (PairSource(loader, degradation.and_upsample, task.group or task.batch_size) if config.is_super_resolution
              else ClassSource(loader))
     settings = TransformerSettings(batch_size=task.batch_size, precision=task.precision)
+    if device.type == "cuda":  # as train.py does
+        torch.set_float32_matmul_precision("high")
     return TransformerStage(model, pairs, pairs.draw(device), settings, device)
 
 

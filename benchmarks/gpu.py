@@ -34,7 +34,9 @@ MINUTES, DRY_MINUTES = 3.9, 25.0  # of a GPU, of a CPU
 LEAST = 8.0  # seconds without which no part starts: importing torch takes most of them
 ENDING = 2.0  # seconds that a part has to end
 PASSED = "passed"
-TAIL = 40  # lines of what a part said that are kept where it failed
+TAIL, TESTS_TAIL = 40, 400  # lines of what a part said that are kept where it failed
+TELLING = 6.0  # seconds of its limit in which a part that is too slow may tell what it found
+CUBLAS = ":4096:8"  # work spaces for sums in the same order, which tests ask for; read once in a process
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def run_part(name: str, args: argparse.Namespace, file: Path, seconds: float,
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
         code = run(command_of(name, args, file, seconds), seconds, said, all_of_it=is_tests)
         said.seek(0)
-        tail = said.read().splitlines()[-TAIL:]
+        tail = said.read().splitlines()[-(TESTS_TAIL if is_tests else TAIL):]
     status = {0: PASSED, None: f"over its limit of {seconds:.0f} s"}.get(code, f"failed, exit code {code}")
     result = {"part": name, "machine": machine, **_read(file)}
     if is_tests:
@@ -141,12 +143,17 @@ def gpu_tests() -> list[Path]:
 
 def run(command: list[str], seconds: float, said: IO[str], all_of_it: bool = False) -> int | None:
     """The exit code of a command, None where it and all that it started had to be stopped. said: takes its errors, or
-    all that it says."""
+    all that it says: of such a one by Ctrl-C's signal first, upon which pytest tells what failed."""
     child = subprocess.Popen(command, cwd=ROOT, stdout=said if all_of_it else None, stderr=said, start_new_session=True,
-                             env={**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"})
+                             env={**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1",
+                                  "CUBLAS_WORKSPACE_CONFIG": CUBLAS})
+    telling = TELLING if all_of_it else 0.0
     try:
-        return child.wait(seconds)
+        return child.wait(max(seconds - telling, 0.0))
     except subprocess.TimeoutExpired:
+        with contextlib.suppress(subprocess.TimeoutExpired, ProcessLookupError):
+            os.killpg(child.pid, signal.SIGINT)
+            child.wait(telling)
         return None
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -29,6 +29,10 @@ TOKENS_THAT_FILL = {"cpu": 4096, "cuda": 16384}  # at the last scale: beyond thi
 ACTIVATION_COPIES = 6  # tensors of a block's widest width that live at the same time
 DECODER_COPIES = 5  # feature maps of the decoder's finest level that live at the same time
 
+# In what is no `torch.OutOfMemoryError`. cuDNN finds no engine where there is no room for any one's work space.
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
+                 "CUDNN_STATUS_ALLOC_FAILED", "unable to find an engine to execute this computation")
+
 T, R = TypeVar("T"), TypeVar("R")
 Progress = Callable[[int], None]  # called with the number of windows just finished
 Work = Sequence[tuple[TiledPicture, Window]]
@@ -48,8 +52,8 @@ class BatchSize:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether PyTorch ran out of memory, on a GPU or in its CPU allocator."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    """Whether PyTorch ran out of memory, on a GPU, in its libraries there or in its CPU allocator."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def automatic_batch_size(model: VARSR, guided: bool, results: int = 1) -> BatchSize:

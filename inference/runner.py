@@ -225,17 +225,19 @@ class Runner:
     def _finish_wave(self, wave: list[Started]) -> None:
         """Generate what windows are missing, then write the pictures; if that fails for several, one by one."""
         work = [(s.tiled, window) for s in wave for window in s.tiled.grid if window.index not in s.tiled.finished]
-        start, progress = time.monotonic(), self._progress(wave[0].job, len(work))
+        start, progress, failed = time.monotonic(), self._progress(wave[0].job, len(work)), None
         try:
             generate_windows(self.model, work, self.settings, self.batch, progress)
         except Exception as error:  # whatever happens to one picture, the others go on
+            failed = describe(error)
+        if failed is not None:
             self._recover()
             if len(wave) > 1:
                 for started in wave:
                     self._finish_wave([started])
                 return
             wave[0].discard()
-            self._fail(wave[0].record, wave[0].job.source, error)
+            self._fail(wave[0].record, wave[0].job.source, failed)
             return
         seconds = (time.monotonic() - start) / max(len(work), 1)
         for started in wave:
@@ -244,6 +246,7 @@ class Runner:
 
     def _complete(self, started: Started) -> None:
         """Render, write, measure."""
+        failed = None
         try:
             start = time.monotonic()
             deque(write_rows(self.model, started.tiled, self.settings, self.batch, started.result, started.error,
@@ -251,11 +254,13 @@ class Runner:
             started.record.render_seconds = time.monotonic() - start
             self._place(started)
         except Exception as error:  # whatever happens to one picture, the others go on
-            self._recover()
-            self._fail(started.record, started.job.source, error)
-            return
+            failed = describe(error)
         finally:
             started.discard()
+        if failed is not None:
+            self._recover()
+            self._fail(started.record, started.job.source, failed)
+            return
         self.judge(started)
 
     def _place(self, started: Started) -> None:
@@ -280,7 +285,7 @@ class Runner:
                 self.judge.again(job, self.options.max_pixels)
             self._close(record, "skipped", once=True)
             return
-        started = None
+        started = failed = None
         try:
             picture, size = ranks.together(lambda: self._read(job, record))
             ranks.together(lambda: ranks.rank or folder.prepare(self._plan(job, size)))
@@ -298,10 +303,12 @@ class Runner:
                 folder.leave()  # a later run goes on from there
             raise
         except Exception as error:  # whatever happens to one picture, the others go on
+            failed = describe(error)
+        if failed is not None:
             self._recover()
             if started is not None:
                 started.discard()
-            self._fail(record, job.source, error, once=True)
+            self._fail(record, job.source, failed, once=True)
         else:
             started.close()
         folder.close()
@@ -330,7 +337,8 @@ class Runner:
         return advance
 
     def _recover(self) -> None:
-        """After a failure the device's memory must be free for the next picture."""
+        """After a failure the device's memory must be free for the next picture. Called once the exception is gone,
+        whose frames hold what they computed with."""
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
 

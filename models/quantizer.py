@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.device import exact_products
+
 PHI_RATIO = 0.5  # share of the convolution in phi
 USAGE_DECAY = 0.99
 FIT_ROUNDS = 3
@@ -52,7 +54,8 @@ class MultiScaleQuantizer(nn.Module):
 
     def nearest_codes(self, cells: Tensor) -> Tensor:
         """Index of the nearest codebook row (Euclidean) of each cell: (M, c) to (M,)."""
-        with torch.autocast(cells.device.type, enabled=False):  # rounded distances would pick other codes
+        # rounded distances would pick other codes
+        with torch.autocast(cells.device.type, enabled=False), exact_products(cells.device):
             cells, codebook = cells.float(), self.codebook.weight.float()
             distance = codebook.square().sum(1) - 2 * cells @ codebook.T  # |cell|^2 is the same for every row
             return distance.argmin(1)
@@ -64,7 +67,7 @@ class MultiScaleQuantizer(nn.Module):
             return embedding
         full = F.interpolate(embedding, size=(self.side, self.side), mode="bicubic")
         phi = self.phi[self.phi_index(scale)]
-        with torch.autocast(full.device.type, enabled=False):
+        with torch.autocast(full.device.type, enabled=False), exact_products(full.device):
             smooth = F.conv2d(full, phi.weight.float(), phi.bias.float(), padding=1)
         return (1 - PHI_RATIO) * full + PHI_RATIO * smooth
 

@@ -10,6 +10,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -65,9 +66,13 @@ def capture_cuda(run: Run) -> Run:
     with torch.cuda.stream(stream):  # allocations and work spaces settle on a stream like the one that is recorded
         run()
     torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = run()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            output = run()
+    except BaseException:
+        torch.cuda.set_stream(stream)  # a recording that fails leaves its own behind
+        raise
 
     def replay() -> Tensor:
         graph.replay()
@@ -95,11 +100,16 @@ class RecordedGeneration:
         except RuntimeError as error:
             log.warning("generation goes on without a CUDA graph, which could not be recorded: %s",
                         first_line(error))
+            self._forget()
             return
         difference = (self.replay() - self.first).norm() / self.first.norm()
         if not difference < TOLERANCE:
             log.warning("generation goes on without a CUDA graph: replayed, it differed by %.1e", difference)
-            self.replay = None
+            self._forget()
+
+    def _forget(self) -> None:
+        """Nothing is replayed: let go of the operands."""
+        self.replay, self.inputs, self.noise = None, {}, None
 
     def again(self, inputs: dict[str, Tensor], seeds: Sequence[int]) -> Tensor:
         """Latents of other inputs of the same shapes, with other seeds."""
@@ -120,7 +130,7 @@ class GenerationGraphs:
                  inputs: dict[str, Tensor], seeds: Sequence[int], device: torch.device) -> Tensor:
         """`generate(inputs, noise of seeds)`, recorded if it is the first of its kind and shapes, else replayed."""
         key = (kind, *((name, tensor.shape) for name, tensor in sorted(inputs.items())))
-        with self.lock:
+        with self.lock, torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             if key not in self.recorded:
                 while len(self.recorded) >= MAX_GRAPHS:
                     self.recorded.popitem(last=False)

@@ -17,7 +17,8 @@ from benchmarks.gpu_summary import summary
 GIVES = "import json; json.dump({'measurements': {'first': {'measured_in_seconds': 1}}, 'running': 'next'}, " \
         "open({file!r}, 'w')); "
 PROGRAMS = {"good": GIVES, "broken": GIVES + "import sys; print('why', file=sys.stderr); sys.exit(3)",
-            "slow": GIVES + "import time; time.sleep(60)"}
+            "slow": GIVES + "import time; time.sleep(60)",
+            "slow tests": "import time\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('2 failed')\n"}
 
 
 @pytest.fixture()
@@ -63,6 +64,13 @@ def test_a_part_over_its_limit_is_stopped(stand_in: dict[str, str], tmp_path: Pa
     assert code == 1
     assert files["generation"]["status"].startswith("over its limit") and files["generation"]["measurements"]
     assert files["data"]["status"] == "passed" and "generation: stopped in next" in text
+
+
+def test_tests_over_their_limit_tell_what_failed(stand_in: dict[str, str], tmp_path: Path,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in["tests"] = "slow tests"
+    code, files, _ = run(tmp_path, "--only", "tests", "--minutes", "0.13")
+    assert code == 1 and files["tests"]["status"].endswith("s: 2 failed") and files["tests"]["said"] == ["2 failed"]
 
 
 def test_parts_that_do_not_fit_are_left_out(stand_in: dict[str, str], tmp_path: Path,
@@ -140,6 +148,18 @@ def test_a_clock_leaves_everything_as_it_was() -> None:
         layer(torch.ones(1, 2)).sum().backward()
     assert set(clock.sums) == {"layer", "backward"}
     assert "forward" not in vars(layer) and torch.Tensor.backward is before
+
+
+def test_a_clock_waits_for_nothing_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[torch.device] = []
+    monkeypatch.setattr("benchmarks.machine.synchronize", waits.append)
+    layer = torch.nn.Linear(2, 2)
+    for part, expected in (("layer", 2), ("layer (host)", 0)):
+        waits.clear()
+        with StageClock(torch.device("cpu")) as clock:
+            clock.wrap(layer, "forward", lambda *_, part=part: part)
+            layer(torch.ones(1, 2))
+        assert len(waits) == expected and clock.sums[part] > 0
 
 
 def test_a_dry_run_of_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,6 @@ def deterministic(monkeypatch: pytest.MonkeyPatch, full_precision: None) -> Iter
         if mode == "bicubic" and x.requires_grad:
             return upsample_bicubic2d_vec(x, list(size), False, None)
         return interpolate(x, size=size, mode=mode, **options)
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     monkeypatch.setattr(F, "interpolate", decomposed)
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)

@@ -117,6 +117,9 @@ def test_a_picture_made_ahead_is_the_same(model: VARSR, monkeypatch: pytest.Monk
 
 def test_other_errors_are_not_taken_for_memory() -> None:
     assert not is_out_of_memory(RuntimeError("shapes do not match")) and is_out_of_memory(torch.OutOfMemoryError())
+    for words in ("CUDA error: out of memory\nCUDA kernel errors might be ...", "FIND was unable to find an engine to "
+                  "execute this computation", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"):
+        assert is_out_of_memory(RuntimeError(words))
 
 
 def test_the_automatic_batch_fits_the_memory(model: VARSR, monkeypatch: pytest.MonkeyPatch) -> None:

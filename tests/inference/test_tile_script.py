@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import shutil
 import signal
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from PIL import Image
 import inference.large
 import inference.products
 import inference.report
+import inference.runner
 import pictures.result_file
 import test_tile as script
 import utils.files
@@ -308,3 +311,26 @@ def test_defaults_are_the_testset_folders(run, tmp_path: Path, monkeypatch: pyte
     assert run() == 0
     for folder in ("set", "other"):
         assert (tmp_path / "testset" / folder / "VARPrediction" / "a.png").exists()
+
+
+def test_a_retry_has_the_memory_of_what_failed(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames of an exception hold what they computed with: a GPU would lack it for what comes next."""
+    for name in "ab":
+        noise(tmp_path / "in" / f"{name}.png")
+    held: list[weakref.ref] = []
+
+    class Activations:
+        """As large as they are on a GPU."""
+
+    def failing(*_: object) -> None:
+        assert all(each() is None for each in held)
+        activations = Activations()
+        held.append(weakref.ref(activations))
+        raise RuntimeError("device lost")
+    monkeypatch.setattr(inference.runner, "generate_windows", failing)
+    gc.disable()
+    try:
+        assert run("-i", tmp_path / "in", "-o", tmp_path / "out", "--batch_size", 100) == 1
+    finally:
+        gc.enable()
+    assert len(held) == 3, "both together, then each alone"
