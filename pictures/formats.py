@@ -57,6 +57,8 @@ class Kind:
     deep: bool = False  # 16 bit a sample
     alpha: bool = True
     profile: bool = True  # a colour profile; the writer's limit, not always that of the format
+    gray: bool = True  # read again as gray, and not as RGB, beside which the profile of a gray picture is of no use
+    gray_alpha: bool = True  # the same of gray with alpha
     max_side: int | None = None
 
 
@@ -74,10 +76,10 @@ KINDS = {
     ".png": Kind(deep=True),
     **dict.fromkeys(TIFF, Kind(deep=True)),
     **dict.fromkeys(JPEG, Kind(alpha=False, max_side=65_500)),
-    ".webp": Kind(max_side=16_383),
+    ".webp": Kind(max_side=16_383, gray=False, gray_alpha=False),
     ".bmp": Kind(alpha=False, profile=False),
-    **dict.fromkeys(AVIF, Kind(max_side=65_535)),
-    **dict.fromkeys(HEIF, Kind(max_side=8_192)),
+    **dict.fromkeys(AVIF, Kind(max_side=65_535, gray_alpha=False)),
+    **dict.fromkeys(HEIF, Kind(max_side=8_192, gray_alpha=False)),
     **dict.fromkeys(JPEG_XL, Kind(profile=False)),
 }
 WRITABLE = tuple(KINDS)

@@ -236,12 +236,14 @@ class ResultFile:
         self._check_kind()
         kind = KINDS[self.suffix]
         self.metadata = Metadata() if options.strip_metadata else picture.metadata
-        if not kind.profile:
-            self.metadata = replace(self.metadata, icc=None)
-        icc = self.metadata.icc
-        self.profile = icc if icc is not None and not is_srgb(icc) else None
         self.dtype = picture.color.dtype if kind.deep else np.dtype(np.uint8)
         self.has_alpha = picture.alpha is not None and kind.alpha
+        if not kind.profile:
+            self.metadata = replace(self.metadata, icc=None)
+        elif picture.is_gray and not (kind.gray_alpha if self.has_alpha else kind.gray):
+            self._drop_gray_profile()
+        icc = self.metadata.icc
+        self.profile = icc if icc is not None and not is_srgb(icc) else None
         if picture.alpha is not None and not kind.alpha:
             log.info("%s: %s files have no transparency, the picture is laid over white", self.path, self.suffix)
         if picture.color.dtype != self.dtype:
@@ -260,6 +262,14 @@ class ResultFile:
         if limit is not None and max(self.height, self.width) > limit:
             raise ImageError(f"{self.path}: cannot be written ({self.width}x{self.height} pixels; {self.suffix} files "
                              f"end at {limit} a side, .png and .tif take it)")
+
+    def _drop_gray_profile(self) -> None:
+        """Of a file whose gray is read as RGB: without it the picture is stored in sRGB, as it was computed."""
+        if self.metadata.icc is not None:
+            what = "gray with transparency" if self.has_alpha else "gray"
+            log.info("%s: %s files hold %s as RGB, beside which its colour profile cannot stand: sRGB", self.path,
+                     self.suffix, what)
+            self.metadata = replace(self.metadata, icc=None)
 
     def _check_folder(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -141,6 +141,30 @@ def test_colours_go_back_to_their_profile(tmp_path: Path, space: str, gamma: flo
             assert np.abs(np.asarray(file).astype(int) - pixels).max() <= 2 and file.info["icc_profile"] == icc
 
 
+@pytest.mark.parametrize("suffix, alpha, keeps", [
+    ("webp", False, False), ("webp", True, False),
+    *(("avif", True, False) for _ in AVIF), *(("heic", alpha, not alpha) for _ in HEIF[:1] for alpha in (False, True))])
+def test_a_gray_profile_is_that_of_gray_files_alone(tmp_path: Path, suffix: str, alpha: bool, keeps: bool,
+                                                    caplog: pytest.LogCaptureFixture) -> None:
+    """Beside pixels that Pillow reads as RGB it would be ignored, and light gray would look dark."""
+    caplog.set_level("INFO")
+    icc, tones = color_profile("GRAY", 1.0), np.tile(np.arange(60, 188, 2, dtype=np.uint8), (64, 1))
+    gray = Image.fromarray(tones)
+    if alpha:
+        gray.putalpha(Image.fromarray(np.ascontiguousarray(tones.T)))
+    gray.save(tmp_path / "a.png", icc_profile=icc)
+    source = read_picture(tmp_path / "a.png")
+    path = write(tmp_path / f"b.{suffix}", source)
+    with Image.open(path) as file:
+        found = np.asarray(file).reshape(64, 64, -1)[:, :, 0].astype(int)
+        assert file.info.get("icc_profile") == (icc if keeps else None)
+    light = tones / 255
+    srgb = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055) * 255
+    assert np.abs(found - (tones if keeps else srgb)).mean() < 2
+    assert np.abs(read_picture(path).color[:, :, 0].astype(int) - srgb).mean() < 2
+    assert (f"{path}: .{suffix} files hold gray" in caplog.text) == (not keeps)
+
+
 def test_16_bit_profiles_go_back_too(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(28_000, 40_000, (16, 16, 3), dtype=np.uint16)
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", iccprofile=color_profile())
