@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageCms, UnidentifiedImageError
 
 from . import exif as exif_block
 from .exif import DAMAGED
@@ -44,6 +44,7 @@ MAX_BITS = 32  # of a TIFF sample
 PNG_DEPTH_OFFSET = 24
 ANIMATED = ("PNG", "GIF", "WEBP", "AVIF")
 SUFFIX_OF = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "HEIF": "heic"}
+GRAY_AS_RGB = ("AVIF", "HEIF")  # some versions of their libraries decode gray as RGB, with alpha or without
 DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # all of them gray
 BAND_PIXELS = 2 ** 22  # converted at a time
 
@@ -332,8 +333,9 @@ def _pixels(file: Image.Image, decoded: Decoded, path: Path) -> np.ndarray:
     if mode == "LAB":
         decoded.drop_profile()
         return _by_bands(file, 3, np.dtype(np.uint8), _from_lab)
-    plain = decoded.metadata.icc is None
-    gray = mode in ("1", "L", "LA", "La") or (mode in ("P", "PA") and plain and _gray_palette(file))
+    icc = decoded.metadata.icc
+    gray = (mode in ("1", "L", "LA", "La") or (mode in ("P", "PA") and icc is None and _gray_palette(file))
+            or (file.format in GRAY_AS_RGB and icc is not None and _gray_by_profile(file, icc)))
     if "transparency" in file.info or mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         # by way of RGBA, to which every kind of transparency converts
         return _by_bands(file, 2 if gray else 4, np.dtype(np.uint8),
@@ -368,6 +370,17 @@ def _from_lab(band: Image.Image) -> Image.Image:
 def _gray_palette(file: Image.Image) -> bool:
     palette = np.asarray(file.getpalette("RGB") or [0, 0, 0]).reshape(-1, 3)
     return bool((palette == palette[:, :1]).all())
+
+
+def _gray_by_profile(file: Image.Image, icc: bytes) -> bool:
+    """Whether RGB pixels are those of a gray file: their profile is a gray one, and they have no colour."""
+    try:
+        if file.mode not in ("RGB", "RGBA") or profile_channels(icc) != 1:
+            return False
+    except ValueError:  # unusable, as the one who uses it will say
+        return False
+    red, green, blue = file.split()[:3]
+    return all(ImageChops.difference(red, other).getbbox() is None for other in (green, blue))
 
 
 def _from_cmyk(file: Image.Image, decoded: Decoded, path: Path) -> np.ndarray:

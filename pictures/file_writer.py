@@ -329,7 +329,8 @@ def _write_by_pillow(store: Pixels, path: Path, suffix: str, labels: Labels, qua
                "dpi": tuple(dots) if suffix == ".bmp" else None}
     if suffix in AVIF:
         options["exif"] = exif and exif_block.without_orientation(exif)  # Pillow would write the rest anew
-        options["subsampling"] = "4:4:4" if quality >= FULL_COLOR_QUALITY else "4:2:0"
+        full = "4:4:4" if quality >= FULL_COLOR_QUALITY else "4:2:0"
+        options["subsampling"] = "4:0:0" if pixels.shape[2] < 3 else full  # a gray profile fits gray alone
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(
         buffer, Image.registered_extensions()[suffix],
         **{name: value for name, value in options.items() if value is not None})

@@ -15,7 +15,7 @@ import tifffile
 from conftest import color_profile, png_chunk
 from PIL import Image, ImageCms, ImageOps
 
-from pictures.formats import AVIF, ImageError, vips
+from pictures.formats import AVIF, HEIF, ImageError, register_plugins, vips
 from pictures.picture import read_header, read_picture
 
 RNG = np.random.default_rng(0)
@@ -250,6 +250,22 @@ def test_gray_profiles_are_converted_and_srgb_profiles_are_not(tmp_path: Path) -
     assert np.array_equal(picture.color, pixels) and picture.metadata.icc == icc
 
 
+@pytest.mark.skipif(not HEIF, reason="pillow-heif is not installed")
+def test_gray_that_is_decoded_as_rgb_keeps_its_profile(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """pillow_heif gives gray with alpha as RGBA."""
+    register_plugins()
+    tones = np.tile(np.arange(60, 188, 2, dtype=np.uint8), (64, 1))
+    gray = Image.merge("LA", (Image.fromarray(tones), Image.fromarray(np.ascontiguousarray(tones.T))))
+    gray.save(tmp_path / "a.heic", icc_profile=color_profile("GRAY", 1.0), quality=100)
+    picture = read_picture(tmp_path / "a.heic")
+    expected = 255 * (1.055 * (tones / 255) ** (1 / 2.4) - 0.055)
+    assert picture.is_gray and picture.metadata.icc == color_profile("GRAY", 1.0) and not caplog.text
+    assert np.abs(picture.color[:, :, 0] - expected).mean() < 2
+    assert np.abs(picture.alpha.astype(int) - tones.T).max() < 9
+    Image.fromarray(noise(64, 64, 3)).save(tmp_path / "b.heic", icc_profile=color_profile("GRAY", 1.0))
+    assert not read_picture(tmp_path / "b.heic").is_gray and "colour profile is left out" in caplog.text
+
+
 def test_cmyk_goes_through_its_profile(tmp_path: Path) -> None:
     black = vips().Image.black(1, 1, bands=3).copy(interpretation="srgb").icc_import(input_profile="srgb")
     icc = bytes(black.icc_export(output_profile="cmyk").get("icc-profile-data"))
@@ -415,7 +431,7 @@ def test_no_permission(tmp_path: Path) -> None:
 @pytest.mark.parametrize("package, suffix", [("pillow_heif", "heic"), ("pillow_jxl", "jxl")])
 def test_formats_of_plugins(tmp_path: Path, package: str, suffix: str) -> None:
     pytest.importorskip(package)
-    from pictures.formats import SUFFIXES, register_plugins
+    from pictures.formats import SUFFIXES
     register_plugins()
     smooth = np.dstack((*np.meshgrid(np.arange(0, 128, 2), np.arange(0, 128, 2)), np.full((64, 64), 90)))
     Image.fromarray(smooth.astype(np.uint8)).save(tmp_path / f"a.{suffix}", quality=95)

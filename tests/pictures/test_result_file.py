@@ -143,7 +143,7 @@ def test_colours_go_back_to_their_profile(tmp_path: Path, space: str, gamma: flo
 
 @pytest.mark.parametrize("suffix, alpha, keeps", [
     ("webp", False, False), ("webp", True, False),
-    *(("avif", True, False) for _ in AVIF), *(("heic", alpha, not alpha) for _ in HEIF[:1] for alpha in (False, True))])
+    *((kind, alpha, not alpha) for kind in OPTIONAL if kind in ("avif", "heic") for alpha in (False, True))])
 def test_a_gray_profile_is_that_of_gray_files_alone(tmp_path: Path, suffix: str, alpha: bool, keeps: bool,
                                                     caplog: pytest.LogCaptureFixture) -> None:
     """Beside pixels that Pillow reads as RGB it would be ignored, and light gray would look dark."""
@@ -163,6 +163,16 @@ def test_a_gray_profile_is_that_of_gray_files_alone(tmp_path: Path, suffix: str,
     assert np.abs(found - (tones if keeps else srgb)).mean() < 2
     assert np.abs(read_picture(path).color[:, :, 0].astype(int) - srgb).mean() < 2
     assert (f"{path}: .{suffix} files hold gray" in caplog.text) == (not keeps)
+
+
+@pytest.mark.skipif(not AVIF, reason="Pillow without AVIF")
+@pytest.mark.parametrize("quality", [80, 95])
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_gray_avif_has_no_planes_of_colour(tmp_path: Path, channels: int, quality: int) -> None:
+    path = write(tmp_path / "a.avif", picture(channels=channels), ResultOptions(quality=quality))
+    data = path.read_bytes()
+    monochrome = data[data.index(b"av1C") + 6] >> 4 & 1  # of the first picture, the colours (AV1-ISOBMFF, 2.3.3)
+    assert monochrome == (channels < 3)
 
 
 def test_16_bit_profiles_go_back_too(tmp_path: Path) -> None:
