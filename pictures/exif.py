@@ -38,6 +38,7 @@ ARTIST, COPYRIGHT = 0x013B, 0x8298
 IPTC_RECORD, PHOTOSHOP, XMP_PACKET = 0x83BB, 0x8649, 0x02BC  # of TIFF files
 X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
 COLOR_SPACE, PIXEL_WIDTH, PIXEL_HEIGHT = 0xA001, 0xA002, 0xA003
+IMAGE_WIDTH, IMAGE_HEIGHT = 0x0100, 0x0101  # the same of the first directory
 # What a TIFF file's first directory says of the picture, beside how its pixels are stored: description, maker, model,
 # resolution, software, date, artist, host, Windows' fields, copyright.
 DESCRIPTIVE = (DESCRIPTION, 0x010F, 0x0110, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT, SOFTWARE, 0x0132, 0x013B,
@@ -410,6 +411,7 @@ def described(block: bytes | None, said: Said) -> bytes:
     layout, offset = layout_of(stream)
     raw, following = raw_entries(stream, offset, layout)
     main = {tag: Entry(ASCII, text.encode() + b"\0") for tag, text in said.texts.items() if tag not in raw}
+    main |= _sizes(raw, IMAGE_WIDTH, IMAGE_HEIGHT, said, layout)
     sub = {}
     if said.software is not None:
         main[SOFTWARE] = Entry(ASCII, said.software.encode() + b"\0")
@@ -422,8 +424,7 @@ def described(block: bytes | None, said: Said) -> bytes:
         with suppress(*DAMAGED):  # then a new directory takes its place
             target = struct.unpack(layout.pointer, raw[EXIF_POINTER][4 + layout.width:])[0]
             old, _ = raw_entries(stream, target, layout)
-    sub.update({tag: Entry.numbers(layout, LONG, size)
-                for tag, size in ((PIXEL_WIDTH, said.width), (PIXEL_HEIGHT, said.height)) if tag in old})
+    sub |= _sizes(old, PIXEL_WIDTH, PIXEL_HEIGHT, said, layout)
     if COLOR_SPACE not in old:
         sub[COLOR_SPACE] = Entry.numbers(layout, SHORT, SRGB if said.srgb else UNCALIBRATED)
     block += b"\0" * (len(block) % 2)
@@ -431,6 +432,12 @@ def described(block: bytes | None, said: Said) -> bytes:
     raw[EXIF_POINTER] = struct.pack(layout.order + "HHII", EXIF_POINTER, LONG, 1, len(block))
     block += directory
     return _with_directory(block, layout, raw, main, following)
+
+
+def _sizes(raw: Mapping[int, bytes], width: int, height: int, said: Said, layout: Layout) -> dict[int, Entry]:
+    """The sides that a directory names by these tags, as they are now."""
+    return {tag: Entry.numbers(layout, LONG, size) for tag, size in ((width, said.width), (height, said.height))
+            if tag in raw}
 
 
 def _with_directory(block: bytes, layout: Layout, raw: Mapping[int, bytes], entries: Mapping[int, Entry],

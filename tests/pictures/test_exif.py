@@ -68,6 +68,17 @@ def test_described_adds_fields_and_moves_nothing(order: str) -> None:
     assert new == old
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_described_says_the_size_wherever_the_block_does(order: str) -> None:
+    fields = Image.Exif()
+    fields.endian = order
+    fields[0x0100], fields[0x0101], fields[0x010F] = 8, 6, "maker"
+    after = exif.described(fields.tobytes().removeprefix(b"Exif\0\0"), exif.Said(60, 80_000, True))
+    new = read(after)
+    assert [new["main"][tag] for tag in (0x0100, 0x0101, 0x010F)] == [80_000, 60, "maker"]
+    assert set(new["details"]) == {0xA001}  # where it says none, none is added
+
+
 def test_described_makes_a_new_block() -> None:
     new = read(exif.described(None, exif.Said(6, 8, False, "software")))
     assert new["main"][0x0131] == "software" and new["details"] == {0xA001: 0xFFFF}
