@@ -6,6 +6,7 @@ import os
 import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -16,17 +17,20 @@ import numpy as np
 from PIL import Image, ImageChops, ImageCms, UnidentifiedImageError
 
 from . import exif as exif_block
-from .exif import DAMAGED
+from .exif import DAMAGED, MAX_BLOCK
 from .formats import (
     MAX_PROFILE,
+    MAX_SEARCHED,
     ImageError,
     early_size,
     gif_layout,
     pillow_formats,
+    png_structure,
     register_plugins,
     require_harmless,
     starts_as_tiff,
     tiff_pages,
+    unpacked_chunk,
     vips,
 )
 from .icc import profile_channels, to_srgb
@@ -37,6 +41,7 @@ TOP_16 = 65_535
 JFIF_MILLIMETRES = {1: 25.4, 2: 10.0}  # by the unit of a JFIF header
 IPTC_RESOURCE = 0x0404  # of Photoshop: captions and keywords
 EXIF_TEXT = "Raw profile type exif"  # keyword of PNG text
+PNG_SAYS = {b"XML:com.adobe.xmp": "xmp", EXIF_TEXT.encode(): EXIF_TEXT}  # Pillow's names by keywords of PNG text
 FLOAT_OVERSHOOT, FLOAT_LEVELS = 2.0, (16.0, 256.0)  # largest samples of pictures from 0 to 1, and from 0 to 255
 BITS_PER_SAMPLE = 258
 SAMPLE_FORMAT, SIGNED, EXTRA_SAMPLES = 339, 2, 338
@@ -118,7 +123,27 @@ def open_picture(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     if (size := early_size(path)) is not None:
         check_size(path, *size, max_pixels)
     with _pillow_limit(max_pixels), Image.open(path, formats=pillow_formats(path)) as file:
+        if file.format == "PNG":
+            for name, block in _png_says(path):
+                file.info.setdefault(name, block)
         yield file
+
+
+def _png_says(path: Path) -> Iterator[tuple[str, bytes | str]]:
+    """EXIF data and XMP of a PNG file by Pillow's names, wherever they stand: what is behind the pixels Pillow knows
+    only once it has decoded them, and libvips never does. What is damaged or too long is left out."""
+    with open(path, "rb") as stream:
+        for name, length in png_structure(stream):
+            if name == b"eXIf" and length <= MAX_SEARCHED:
+                yield "exif", stream.read(length)
+            elif name in (b"tEXt", b"zTXt", b"iTXt") and length <= MAX_BLOCK:
+                data = stream.read(length)
+                said = PNG_SAYS.get(data.partition(b"\0")[0])
+                if said is None:
+                    continue
+                with suppress(ValueError, zlib.error):
+                    text = unpacked_chunk(name, data)[1]
+                    yield said, text if said == "xmp" else text.decode("latin-1")
 
 
 def kind_of(file: Image.Image) -> str:
@@ -187,12 +212,13 @@ def decode(path: Path, max_pixels: int, frame: int = 0) -> Decoded:
             check_size(path, file.width, file.height, max_pixels)
             if not _is_for_vips(path, file):
                 return _by_pillow(path, file, page)
-            kind, block = file.format.lower(), exif_of(file)
+            if file.format == "PNG":
+                return _by_vips(path, max_pixels, page, "png", exif_of(file), xmp_of(file.info))
     except UnidentifiedImageError:
         if not starts_as_tiff(path):
             raise
-        page, kind, block = frame, "tiff", None  # kinds of TIFF that Pillow does not know
-    return _by_vips(path, max_pixels, page, kind, block)
+        page = frame  # kinds of TIFF that Pillow does not know
+    return _by_vips(path, max_pixels, page, "tiff")
 
 
 def check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
@@ -408,21 +434,22 @@ def usable_profile(icc: bytes | None, channels: int, path: Path) -> bytes | None
     return None
 
 
-def _by_vips(path: Path, max_pixels: int, page: int, kind: str, block: bytes | None) -> Decoded:
-    """block: EXIF data as Pillow finds them, which libvips overlooks in texts of PNG files."""
+def _by_vips(path: Path, max_pixels: int, page: int, kind: str, block: bytes | None = None,
+             xmp: bytes | None = None) -> Decoded:
+    """block, xmp: EXIF data and XMP of a PNG file, which libvips overlooks in texts and behind the pixels."""
     options = {"page": page} if kind == "tiff" else {"unlimited": True}
     picture = vips_picture(path, access="sequential", fail_on="error", **options)
     check_size(path, picture.width, picture.height, max_pixels)
     blobs = {name: bytes(picture.get(name)) if picture.get_typeof(name) else None
              for name in ("exif-data", "xmp-data", "icc-profile-data")}
-    block = blobs["exif-data"] or block
-    turned = _lies(tiff_orientation(path, page) if kind == "tiff" else exif_block.orientation(block), blobs["xmp-data"])
+    block, xmp = blobs["exif-data"] or block, blobs["xmp-data"] or xmp
+    turned = _lies(tiff_orientation(path, page) if kind == "tiff" else exif_block.orientation(block), xmp)
 
     def usable() -> bytes | None:
         return exif_block.of_tiff(path, page) if kind == "tiff" else usable_exif(block) if block else None
     exif = _exif_or_none(path, usable)
     decoded = Decoded(np.empty(0), SUFFIX_OF.get(kind.upper(), kind), turned,
-                      Metadata(exif, _not_too_long(blobs["xmp-data"], "XMP", path), blobs["icc-profile-data"]), page)
+                      Metadata(exif, _not_too_long(xmp, "XMP", path), blobs["icc-profile-data"]), page)
     decoded.pixels = _vips_pixels(picture, decoded, path)
     return decoded
 

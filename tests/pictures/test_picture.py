@@ -165,6 +165,21 @@ def test_a_picture_is_turned_whatever_says_how_it_lies(tmp_path: Path, source: s
     assert (header.height, header.width) == (8, 5)
 
 
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("name, data", [
+    (b"eXIf", exif_that_says(6)), (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP),
+    (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP)),
+    (b"tEXt", b"Raw profile type exif\0\nexif\n%d\n%s" % (len(exif_that_says(6)), exif_that_says(6).hex().encode()))])
+def test_what_a_png_says_behind_its_pixels_counts(tmp_path: Path, depth: int, name: bytes, data: bytes) -> None:
+    pixels = noise(5, 8, 3, dtype=np.uint8 if depth == 8 else np.uint16)
+    whole, path = png(8, 5, depth, 2, pixels), tmp_path / "a.png"
+    path.write_bytes(whole[:-12] + png_chunk(name, data) + whole[-12:])
+    picture, header = read_picture(path), read_header(path)
+    assert np.array_equal(picture.color, np.rot90(pixels, -1)) and (header.height, header.width) == (8, 5)
+    assert bool(picture.metadata.exif) == (b"exif" in data or name == b"eXIf")
+    assert (picture.metadata.xmp == XMP.replace(b'"6"', b'"1"')) == (name == b"iTXt")
+
+
 def turned_jxl(pixels: np.ndarray, orientation: int) -> bytes:
     """A lossless JPEG XL file of small sides, by a header (ISO/IEC 18181-1, D.3) that says how the picture lies, in a
     container whose EXIF block says so too, as those that are made of JPEG files have it."""
