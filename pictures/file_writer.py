@@ -202,7 +202,7 @@ def _png_labels(labels: Labels, height: int, width: int) -> Iterator[tuple[bytes
         if name not in PNG_TEXTS or data.partition(b"\0")[0].decode("latin-1") not in replaced:
             yield name, data
     for comment in metadata.comments:
-        yield _png_text(COMMENT, comment.decode("utf-8", "replace").strip("\0"))
+        yield _png_text(COMMENT, _comment_text(comment).strip("\0"))
     if metadata.iptc is not None:
         digits = _photoshop(metadata.iptc).hex()
         lines = "\n".join(digits[i:i + HEX_LINE] for i in range(0, len(digits), HEX_LINE))
@@ -217,6 +217,15 @@ def _png_text(keyword: str, text: str) -> tuple[bytes, bytes]:
         return b"tEXt", keyword.encode("latin-1") + b"\0" + text.encode("latin-1")
     except UnicodeEncodeError:
         return b"iTXt", keyword.encode("latin-1") + b"\0" * 5 + text.encode("utf-8", "replace")
+
+
+def _comment_text(comment: bytes) -> str:
+    """JPEG and GIF files do not say in which encoding a comment is. Other bytes than those of UTF-8 text hardly ever
+    pass for it; they are read as Latin-1, which has a letter for each."""
+    try:
+        return comment.decode("utf-8")
+    except UnicodeDecodeError:
+        return comment.decode("latin-1")
 
 
 def _photoshop(iptc: bytes) -> bytes:

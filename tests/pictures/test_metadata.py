@@ -291,6 +291,12 @@ def test_blocks_too_long_for_jpeg_are_told(tmp_path: Path, caplog: pytest.LogCap
     assert "XMP is too long" in caplog.text
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_comments_in_either_encoding_become_png_text(tmp_path: Path, encoding: str) -> None:
+    path = restored(jpeg(tmp_path / "a.jpg", (0xFE, "Café über Zürich".encode(encoding))), "png")
+    assert opened(path).text["Comment"] == "Café über Zürich"
+
+
 def test_texts_without_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ImageError, match="zTXt chunk that grows to more than"):
         read_picture(png(tmp_path / "a.png", (b"zTXt", b"Comment\0\0" + zlib.compress(b"0" * 50_000_000, 9))))
