@@ -158,6 +158,23 @@ def from_srgb(pixels: np.ndarray, icc: bytes) -> np.ndarray:
     return _transformed(rgb, icc=_srgb(), target=icc)[:, :, :channels]
 
 
+def is_for_output(icc: bytes) -> bool:
+    """Whether `from_srgb` works: some profiles of scanners and cameras have tables for the way to sRGB alone.
+
+    Raises ValueError for an unusable profile.
+    """
+    channels = profile_channels(icc)
+    profile = ImageCms.ImageCmsProfile(io.BytesIO(icc)).profile
+    intents = ImageCms.Intent.RELATIVE_COLORIMETRIC, profile.rendering_intent
+    if not any(profile.is_intent_supported(intent, ImageCms.Direction.OUTPUT) for intent in intents):
+        return False  # libvips would find the same, and warn of each intent
+    try:
+        from_srgb(np.zeros((1, 1, channels), np.uint16), icc)
+    except vips().Error:
+        return False
+    return True
+
+
 @cache
 def _srgb() -> bytes:
     """The exact curve; the profile that is part of libvips has a coarse one, ten levels off in the shadows."""

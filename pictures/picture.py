@@ -40,7 +40,7 @@ from .file_reader import (
     xmp_of,
 )
 from .formats import ImageError, early_size, jxl_head, png_structure, reason, starts_as_tiff, unpacked_chunk, vips
-from .icc import Colors, is_srgb, made_profile, png_colors, to_srgb
+from .icc import Colors, is_for_output, is_srgb, made_profile, png_colors, to_srgb
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class Picture:
         the colour of the visible ones nearby.
     alpha: (h, w) of the same type where the file has transparency, opaque or not.
     is_gray: the file has no colour.
-    metadata: `icc` is the profile that the file's colours were in, to which a result goes back.
+    metadata: `icc` is the profile that the file's colours were in, to which a result goes back; None where it cannot.
     format: the suffix of the file's kind without its dot.
     """
 
@@ -351,6 +351,9 @@ def _finished(decoded: Decoded, path: Path) -> Picture:
     color, alpha = pixels[:, :, :colors], pixels[:, :, colors] if colors < channels else None
     if icc is not None and not is_srgb(icc):
         color = to_srgb(color, icc)
+        if not is_for_output(icc):  # now, and not when a result is to be written after all the work
+            log.warning("%s: the colour profile is left out: no colours can be converted to it, results are sRGB", path)
+            icc = None
     if alpha is not None:
         color, alpha = np.array(color, order="C"), np.array(alpha, order="C")
         bleed(color, alpha)

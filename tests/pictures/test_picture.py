@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import itertools
 import os
 import struct
 import warnings
@@ -17,6 +18,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from pictures.formats import AVIF, HEIF, ImageError, register_plugins, vips
 from pictures.picture import read_header, read_picture
+from pictures.result_file import ResultFile
 
 RNG = np.random.default_rng(0)
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
@@ -301,6 +303,51 @@ def test_unusable_profiles_are_dropped_with_a_warning(tmp_path: Path, icc: bytes
     picture = read_picture(tmp_path / "a.png")
     assert np.array_equal(picture.color, pixels) and picture.metadata.icc is None
     assert [record.levelname for record in caplog.records] == ["WARNING"] and "a.png" in caplog.text
+
+
+def scanner_profile(space: str) -> bytes:
+    """An ICC v2 profile with one table (ICC.1:2001-04, 6.5.7), from "RGB " or "GRAY" to Lab: none leads back."""
+    def number(*values: float) -> bytes:
+        return struct.pack(f">{len(values)}i", *(round(value * 65536) for value in values))
+    channels = 3 if space == "RGB " else 1
+    table = b"mft2\0\0\0\0" + bytes((channels, 3, 2, 0)) + number(1, 0, 0, 0, 1, 0, 0, 0, 1) + struct.pack(">HH", 2, 2)
+    table += struct.pack(">HH", 0, 65535) * channels
+    for corner in itertools.product((0, 1), repeat=channels):
+        red, green, blue = corner * (3 // channels)
+        lab = 100 * sum(corner) / channels, 40 * (red - green), 40 * (green - blue)
+        table += struct.pack(">HHH", round(lab[0] * 652.8), *(round((value + 128) * 256) for value in lab[1:]))
+    table += struct.pack(">HH", 0, 65535) * 3
+    tags = {b"desc": b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test\0" + b"\0" * 78, b"cprt": b"text\0\0\0\0test\0",
+            b"wtpt": b"XYZ \0\0\0\0" + number(0.9642, 1, 0.8249), b"A2B0": table}
+    places, data, start = b"", b"", 132 + 12 * len(tags)
+    for name, value in tags.items():
+        places += name + struct.pack(">II", start + len(data), len(value))
+        data += value + b"\0" * (-len(value) % 4)
+    head = struct.pack(">I4sI4s4s4s12s4s28s", start + len(data), b"", 0x02100000, b"scnr", space.encode(), b"Lab ",
+                       struct.pack(">6H", 2020, 1, 1, 0, 0, 0), b"acsp", b"") + number(0.9642, 1, 0.8249)
+    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + places + data
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("space, photometric", [("RGB ", "rgb"), ("GRAY", "minisblack")])
+def test_profiles_for_reading_alone_end_with_it(tmp_path: Path, space: str, photometric: str, dtype: type,
+                                                caplog: pytest.LogCaptureFixture) -> None:
+    top, icc = np.iinfo(dtype).max, scanner_profile(space)
+    level = np.arange(20, 240, 20) / 255  # of gray, which the table makes lightness
+    pixels = np.rint(level * top).astype(dtype)[None]
+    tifffile.imwrite(tmp_path / "a.tif", np.dstack([pixels] * 3) if space == "RGB " else pixels,
+                     photometric=photometric, iccprofile=icc)
+    picture = read_picture(tmp_path / "a.tif")
+    light = np.where(level > 0.08, ((level * 100 + 16) / 116) ** 3, level * 100 / 903.3)
+    expected = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    assert np.abs(picture.color[0] / top - expected[:, None]).max() < 0.01
+    assert picture.metadata.icc is None and "output intent" not in caplog.text  # libvips' own words
+    assert [record.message for record in caplog.records if record.name.startswith("pictures")] == [
+        f"{tmp_path / 'a.tif'}: the colour profile is left out: no colours can be converted to it, results are sRGB"]
+    result = ResultFile(tmp_path / "b.png", picture, picture.height, picture.width)
+    result.write_rows(0, picture.region(0, 0, picture.height, picture.width))
+    result.finish()
+    assert np.array_equal(read_picture(tmp_path / "b.png").color, picture.color)
 
 
 def test_libvips_calls_python_for_warnings_alone(caplog: pytest.LogCaptureFixture) -> None:
