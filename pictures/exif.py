@@ -330,14 +330,39 @@ def upright(block: bytes) -> bytes:
     changed = bytearray(bare(block))
     try:
         layout, offset = layout_of(io.BytesIO(changed))
-        count = struct.unpack_from(layout.count, changed, offset)[0]
-        entries, size = offset + struct.calcsize(layout.count), 4 + 2 * layout.width
-        for place in range(entries, entries + count * size, size):
-            if struct.unpack_from(layout.order + "H", changed, place)[0] == ORIENTATION:
-                struct.pack_into(layout.order + "HHIHH", changed, place, ORIENTATION, SHORT, 1, 1, 0)
-        struct.pack_into(layout.pointer, changed, entries + count * size, 0)
+        places = _places(changed, offset, layout)
+        _put_short(changed, places, layout, ORIENTATION, 1)
+        struct.pack_into(layout.pointer, changed, places.stop, 0)
     except DAMAGED as error:
         raise ValueError(f"the EXIF block is damaged ({error})") from error
+    return bytes(changed)
+
+
+def _places(block: bytearray, offset: int, layout: Layout) -> range:
+    """Where the entries of a directory begin; behind the last one stands the offset of the next directory."""
+    count = struct.unpack_from(layout.count, block, offset)[0]
+    start, size = offset + struct.calcsize(layout.count), 4 + 2 * layout.width
+    return range(start, start + count * size, size)
+
+
+def _put_short(block: bytearray, places: range, layout: Layout, tag: int, value: int) -> None:
+    """Let the entries of a tag say one number, in place."""
+    for place in places:
+        if struct.unpack_from(layout.order + "H", block, place)[0] == tag:
+            said = Entry.numbers(layout, SHORT, value).data.ljust(layout.width, b"\0")
+            head = struct.pack(layout.order + "HH" + layout.pointer[1], tag, SHORT, 1)
+            struct.pack_into(f"{places.step}s", block, place, head + said)
+
+
+def in_srgb(block: bytes) -> bytes:
+    """The block, with sRGB for a colour space that it names; a damaged one as it is."""
+    changed = bytearray(block)
+    with suppress(*DAMAGED, KeyError):
+        stream = io.BytesIO(block)
+        layout, offset = layout_of(stream)
+        raw, _ = raw_entries(stream, offset, layout)
+        details = struct.unpack(layout.pointer, raw[EXIF_POINTER][4 + layout.width:])[0]
+        _put_short(changed, _places(changed, details, layout), layout, COLOR_SPACE, SRGB)
     return bytes(changed)
 
 

@@ -71,6 +71,10 @@ class Metadata:
     comments: tuple[bytes, ...] = ()
     iptc: bytes | None = None
 
+    def in_srgb(self) -> Metadata:
+        """The same of pixels that have become sRGB, of which a profile or a colour space would be wrong."""
+        return replace(self, icc=None, exif=self.exif and exif_block.in_srgb(self.exif))
+
 
 @dataclass
 class Decoded:
@@ -85,7 +89,7 @@ class Decoded:
 
     def drop_profile(self) -> None:
         """The pixels are in sRGB now."""
-        self.metadata = replace(self.metadata, icc=None)
+        self.metadata = self.metadata.in_srgb()
 
 
 class _PillowLimit:

@@ -353,7 +353,7 @@ def _finished(decoded: Decoded, path: Path) -> Picture:
         color = to_srgb(color, icc)
         if not is_for_output(icc):  # now, and not when a result is to be written after all the work
             log.warning("%s: the colour profile is left out: no colours can be converted to it, results are sRGB", path)
-            icc = None
+            icc, metadata = None, metadata.in_srgb()
     if alpha is not None:
         color, alpha = np.array(color, order="C"), np.array(alpha, order="C")
         bleed(color, alpha)

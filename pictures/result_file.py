@@ -22,7 +22,7 @@ from utils.files import no_links, replacing, temporary_beside
 from .exif import LONG8, SHORT, Entry, Layout, directory_bytes
 from .file_reader import Metadata, check_size, decode, vips_picture
 from .file_writer import SETTINGS, Labels, encode
-from .formats import FORMATS, INTERPRETATIONS, KINDS, WRITABLE, ImageError, reason, vips
+from .formats import FORMATS, INTERPRETATIONS, KINDS, WRITABLE, ImageError, Kind, reason, vips
 from .icc import from_srgb, is_srgb, to_srgb
 from .picture import Picture, read_header
 from .rgb import BT601
@@ -238,10 +238,8 @@ class ResultFile:
         self.metadata = Metadata() if options.strip_metadata else picture.metadata
         self.dtype = picture.color.dtype if kind.deep else np.dtype(np.uint8)
         self.has_alpha = picture.alpha is not None and kind.alpha
-        if not kind.profile:
-            self.metadata = replace(self.metadata, icc=None)
-        elif picture.is_gray and not (kind.gray_alpha if self.has_alpha else kind.gray):
-            self._drop_gray_profile()
+        if self.metadata.icc is not None:
+            self._drop_profile_without_place(kind)
         icc = self.metadata.icc
         self.profile = icc if icc is not None and not is_srgb(icc) else None
         if picture.alpha is not None and not kind.alpha:
@@ -263,13 +261,15 @@ class ResultFile:
             raise ImageError(f"{self.path}: cannot be written ({self.width}x{self.height} pixels; {self.suffix} files "
                              f"end at {limit} a side, .png and .tif take it)")
 
-    def _drop_gray_profile(self) -> None:
-        """Of a file whose gray is read as RGB: without it the picture is stored in sRGB, as it was computed."""
-        if self.metadata.icc is not None:
+    def _drop_profile_without_place(self, kind: Kind) -> None:
+        """Without it the picture is stored in sRGB, as it was computed."""
+        fits = not self.picture.is_gray or (kind.gray_alpha if self.has_alpha else kind.gray)
+        if kind.profile and not fits:
             what = "gray with transparency" if self.has_alpha else "gray"
             log.info("%s: %s files hold %s as RGB, beside which its colour profile cannot stand: sRGB", self.path,
                      self.suffix, what)
-            self.metadata = replace(self.metadata, icc=None)
+        if not (kind.profile and fits):
+            self.metadata = self.metadata.in_srgb()
 
     def _check_folder(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

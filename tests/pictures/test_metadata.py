@@ -351,6 +351,37 @@ def test_colours_are_converted_by_the_formula(tmp_path: Path, chunks: tuple, pri
     assert np.abs(to_srgb(values, again.info["icc_profile"]) - expected).max() <= 1.5
 
 
+def color_space(path: Path) -> int:
+    return opened(path).getexif().get_ifd(0x8769)[0xA001]
+
+
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_exif_says_srgb_where_a_profile_is_used_up(tmp_path: Path, kind: str) -> None:
+    fields = Image.Exif()
+    fields.get_ifd(0x8769)[0xA001] = 0xFFFF
+    for order in "<>":
+        fields.endian = order
+        Image.fromarray(PIXELS).convert("CMYK").save(tmp_path / "a.jpg", exif=fields)
+        assert color_space(restored(tmp_path / "a.jpg", kind)) == 1
+    Image.fromarray(PIXELS).convert("LAB").save(tmp_path / "a.tif", exif=fields)
+    assert color_space(restored(tmp_path / "a.tif", kind)) == 1
+    for icc in (color_profile(), color_profile("GRAY"), None):  # kept, left out with the pixels as they are, none
+        assert color_space(restored(jpeg(tmp_path / "b.jpg", exif=fields, icc_profile=icc), kind)) == 0xFFFF
+
+
+def test_exif_says_srgb_where_a_kind_has_no_place_for_the_profile(tmp_path: Path) -> None:
+    fields = Image.Exif()
+    fields.get_ifd(0x8769)[0xA001] = 0xFFFF
+    gray = Image.fromarray(PIXELS[:, :, 0])
+    gray.save(tmp_path / "a.jpg", exif=fields, icc_profile=color_profile("GRAY"))
+    assert color_space(restored(tmp_path / "a.jpg", "webp")) == 1
+    gray.save(tmp_path / "b.jpg", exif=fields)
+    assert color_space(restored(tmp_path / "b.jpg", "webp")) == 0xFFFF
+    if JPEG_XL:
+        assert color_space(restored(jpeg(tmp_path / "c.jpg", exif=fields, icc_profile=color_profile()), "jxl")) == 1
+        assert color_space(restored(jpeg(tmp_path / "d.jpg", exif=fields), "jxl")) == 0xFFFF
+
+
 def test_gray_gamma(tmp_path: Path) -> None:
     ramp = np.arange(40, 240, dtype=np.uint8)[None]
     found = read_picture(png(tmp_path / "a.png", (b"gAMA", struct.pack(">I", 100_000)), pixels=ramp))
