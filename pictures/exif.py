@@ -35,6 +35,7 @@ DAMAGED = (ValueError, struct.error, OSError, MemoryError, OverflowError)  # wha
 
 ORIENTATION, DESCRIPTION, SOFTWARE, USER_COMMENT = 0x0112, 0x010E, 0x0131, 0x9286
 ARTIST, COPYRIGHT = 0x013B, 0x8298
+THUMBNAIL, THUMBNAIL_BYTES = 0x0201, 0x0202  # of the second directory: where a JPEG file begins, and its length
 IPTC_RECORD, PHOTOSHOP, XMP_PACKET = 0x83BB, 0x8649, 0x02BC  # of TIFF files
 X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
 COLOR_SPACE, PIXEL_WIDTH, PIXEL_HEIGHT = 0xA001, 0xA002, 0xA003
@@ -332,10 +333,40 @@ def upright(block: bytes) -> bytes:
         layout, offset = layout_of(io.BytesIO(changed))
         places = _places(changed, offset, layout)
         _put_short(changed, places, layout, ORIENTATION, 1)
+        following = struct.unpack_from(layout.pointer, changed, places.stop)[0]
         struct.pack_into(layout.pointer, changed, places.stop, 0)
     except DAMAGED as error:
         raise ValueError(f"the EXIF block is damaged ({error})") from error
-    return bytes(changed)
+    end = _thumbnail_start(bytes(changed), layout, offset, following) if following else None
+    return bytes(changed[:end])
+
+
+def _thumbnail_start(block: bytes, layout: Layout, offset: int, following: int) -> int | None:
+    """Where the thumbnail begins that the directory at `following` names; None unless it ends the block, as it does in
+    nearly all. Elsewhere it stays, unused, for nothing may move."""
+    stream = io.BytesIO(block)
+    with suppress(*DAMAGED):
+        raw, _ = raw_entries(stream, following, layout)
+        start, length = (number(raw, tag, layout) for tag in (THUMBNAIL, THUMBNAIL_BYTES))
+        used = max(_end(stream, place, layout) for place in (offset, following))
+        if used <= start and not block[start + length:].strip(b"\0"):
+            return start
+    return None
+
+
+def _end(stream: BinaryIO, offset: int, layout: Layout, depth: int = 0) -> int:
+    """Where a directory ends, with its values and the directories that it leads to."""
+    entries, _ = _listed(stream, offset, layout)
+    end = stream.tell()
+    for tag, entry in _by_tag(entries, layout).items():
+        kind, count = struct.unpack_from(layout.order + "H" + layout.pointer[1], entry, 2)
+        target = struct.unpack_from(layout.pointer, entry, 4 + layout.width)[0]
+        length = SIZES.get(kind, max(SIZES.values())) * count
+        if tag in POINTERS and depth < MAX_DEPTH:
+            end = max(end, _end(stream, target, layout, depth + 1))
+        elif length > layout.width:
+            end = max(end, target + length)
+    return end
 
 
 def _places(block: bytearray, offset: int, layout: Layout) -> range:

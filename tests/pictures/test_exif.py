@@ -11,6 +11,7 @@ from PIL import ExifTags, Image
 
 from pictures import exif
 
+THUMBNAIL_BYTES = 60_000
 MAKER_NOTE, ARTIST = bytes(range(256)), "Ärtist é".encode()
 
 
@@ -46,6 +47,35 @@ def test_upright_changes_orientation_and_thumbnail_and_no_other_byte(order: str)
     assert read(after)["main"][0x0112] == 1 and not read(after)["thumbnail"]
     assert read(before)["thumbnail"] == {0x0103: 6}
     assert 2 <= len(changed) <= 5 and ARTIST in after
+
+
+def with_jpeg(order: str, start: int | None = None, behind: bytes = b"") -> tuple[bytes, int]:
+    """A camera's block that ends with a thumbnail (EXIF 2.3, 4.5.4), and where that begins."""
+    data = block(order)
+    following, place = 10 + 12 * struct.unpack_from(order + "H", data, 8)[0], len(data) + 2 + 2 * 12 + 4
+    entries = struct.pack(order + "HHHIIHHIII", 2, 0x0201, 4, 1, start or place, 0x0202, 4, 1,
+                          max(THUMBNAIL_BYTES + place - (start or place), 1), 0)
+    return (data[:following] + struct.pack(order + "I", len(data)) + data[following + 4:] + entries
+            + b"\xff\xd8".ljust(THUMBNAIL_BYTES, b"t") + behind), place
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("padding", [b"", b"\0\0\0"])
+def test_a_thumbnail_at_the_end_is_cut_off(order: str, padding: bytes) -> None:
+    before, place = with_jpeg(order, behind=padding)
+    after = exif.upright(before)
+    old, new = read(before), read(after)
+    assert old["thumbnail"][0x0202] == THUMBNAIL_BYTES and len(after) == place and not new["thumbnail"]
+    assert old["main"].pop(0x0112) == 6 and new["main"].pop(0x0112) == 1
+    assert {**new, "thumbnail": None} == {**old, "thumbnail": None} and ARTIST in after and MAKER_NOTE in after
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_thumbnail_with_more_behind_it_or_over_other_values_stays(order: str) -> None:
+    for before, _ in (with_jpeg(order, behind=b"a preview of the maker's"), with_jpeg(order, start=60),
+                      with_jpeg(order, start=10 ** 6)):
+        after = exif.upright(before)
+        assert len(after) == len(before) and read(after)["details"] == read(before)["details"]
 
 
 @pytest.mark.parametrize("data", [b"", b"II", b"nonsense", b"II*\0\xff\xff\0\0", b"MM\0*\0\0\0\x08\xff\xff\0"])

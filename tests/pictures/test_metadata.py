@@ -297,6 +297,16 @@ def test_comments_in_either_encoding_become_png_text(tmp_path: Path, encoding: s
     assert opened(path).text["Comment"] == "Café über Zürich"
 
 
+def test_a_long_thumbnail_does_not_push_exif_out_of_a_jpeg(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    block = exif_block().tobytes().removeprefix(b"Exif\0\0")
+    link = 10 + 12 * struct.unpack_from(">H", block, 8)[0]  # Pillow's byte order is the big one
+    size = 65_520 - len(block) - 30 - 6
+    directory = struct.pack(">HHHIIHHIII", 2, 0x0201, 4, 1, len(block) + 30, 0x0202, 4, 1, size, 0)
+    whole = block[:link] + struct.pack(">I", len(block)) + block[link + 4:] + directory + b"t" * size
+    check_exif(restored(jpeg(tmp_path / "a.jpg", (0xE1, b"Exif\0\0" + whole)), "jpg"))
+    assert "too long" not in caplog.text
+
+
 def test_texts_without_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ImageError, match="zTXt chunk that grows to more than"):
         read_picture(png(tmp_path / "a.png", (b"zTXt", b"Comment\0\0" + zlib.compress(b"0" * 50_000_000, 9))))
