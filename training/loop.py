@@ -266,7 +266,7 @@ class TrainLoop:
             log.info("iteration %d: %s", done, ", ".join(f"{k} {v:.4g}" for k, v in report.items()))
         name, sign = self.stage.best_metric
         score = self.ranks.gather(sign * report[name] if name in report else -math.inf)[0]
-        if not self.states.is_best(score):
+        if not self.ranks.gather(self.states.is_best(score))[0]:  # the main one's states count
             return False
         with spared("the best model so far", self.config.output):
             self.stage.export(self.config.output / BEST_FOLDER)

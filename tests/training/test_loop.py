@@ -139,6 +139,17 @@ def test_a_run_that_starts_over_keeps_its_own_states(tmp_path: Path) -> None:
     assert run(22, 30.0, resume=True).start == 20
 
 
+def test_what_is_best_is_decided_by_the_main_process(tmp_path: Path) -> None:
+    """Else some would save a state, which all do together, and wait for the others for ever."""
+    class Second(Ranks):
+        def gather(self, value: Any) -> list[Any]:
+            return [False if isinstance(value, bool) else value, value]
+    stage, ranks = Regression(), Second()
+    ranks.rank = 1
+    assert TrainLoop(stage, LoopConfig(tmp_path, 20, report_every=4, resume=False), {}, ranks=ranks).run()
+    assert stage.exported == [tmp_path]
+
+
 def test_a_new_state_outlives_a_damaged_one_after_it(tmp_path: Path) -> None:
     folder = StateFolder(tmp_path, keep=1)
     (tmp_path / "state-00000009.pt").write_bytes(b"damaged")
