@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from .entries import Failures
-from .photo_crops import CACHE_FOLDER, PhotoCrops
+from .photo_crops import CACHE_FOLDER, MIRRORED, PhotoCrops
 from .positions import Stream, random_at
 
-MIRRORED = 2  # a wall stays a wall in a mirror, but not upside down
 ANY_DETAIL = 0.0
 
 
@@ -31,7 +30,8 @@ class ClassCrops:
                  level_weights: Sequence[float] = (0.5, 0.5), symmetries: int = MIRRORED) -> None:
         """root: holds a folder of pictures for each class (`class_folders`), which are numbered in their order.
 
-        level_weights: how often a picture is used at full and at half size; symmetries: see `PhotoCrops`.
+        level_weights: how often a picture is used at full and at half size; symmetries: see `PhotoCrops`; a wall stays
+        a wall in a mirror, but not upside down.
         Raises FileNotFoundError without such folders, or for one without a usable picture.
         """
         folders = class_folders(root)

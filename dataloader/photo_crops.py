@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 KEY_LENGTH = 24  # hexadecimal digits
 CACHE_FOLDER = Path(".cache", "photo-pyramids")  # next to the folder of photographs
 LEVEL_WEIGHTS = (0.15, 0.35, 0.35, 0.15)  # the full resolution of a photograph is often soft or noisy
+UPRIGHT, MIRRORED = 1, 2  # symmetries of crops
 MAX_DRAWS = 4  # tries for a crop with detail before a flat one is taken
 MAX_LOST = 100  # photographs in a row whose cache cannot be read
 LUMA = np.array(BT601, dtype=np.float32)

@@ -38,22 +38,18 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
 
 def over_white(picture: Picture) -> Tensor:
     """A whole picture as (3, H, W) float32 in [0, 1], transparency over white."""
-    image = picture.region(0, 0, picture.height, picture.width)
-    if picture.alpha is None:
-        return image
-    weight = torch.from_numpy(picture.alpha.astype(np.float32) / np.iinfo(picture.alpha.dtype).max)
-    return image.sub_(1).mul_(weight).add_(1)
+    return laid_over_white(picture.region(0, 0, picture.height, picture.width), picture)
 
 
 def laid_over_white(image: Tensor, picture: Picture) -> Tensor:
-    """Colours (3, H, W) in [0, 1] of a picture that was enlarged as they look over white: by its alpha, enlarged by
-    Lanczos as in a result's file. Of a picture without transparency the colours themselves."""
+    """Colours (3, H, W) in [0, 1] of a picture, of its size or enlarged, as they look over white: by its alpha,
+    enlarged by Lanczos as in a result's file. In place; of a picture without transparency the colours as they are."""
     if picture.alpha is None:
         return image
     height, width = image.shape[-2:]
     alpha = Image.fromarray(picture.alpha.astype(np.float32) / np.iinfo(picture.alpha.dtype).max)
     weight = np.asarray(alpha.resize((width, height), Image.Resampling.LANCZOS)).clip(0, 1)
-    return (image - 1) * torch.from_numpy(weight) + 1
+    return image.sub_(1).mul_(torch.from_numpy(weight)).add_(1)
 
 
 def luma_levels(image: Tensor) -> Tensor:

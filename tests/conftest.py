@@ -183,29 +183,37 @@ def testset(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def color_profile(space: str = "RGB ", gamma: float = 2.19921875) -> bytes:
-    """An ICC v2 profile made by hand (ICC.1:2001-04): Adobe RGB's primaries with a gamma, or "GRAY" with a gamma."""
-    def number(*values: float) -> bytes:
-        return struct.pack(f">{len(values)}i", *(round(value * 65536) for value in values))
+def icc_number(*values: float) -> bytes:
+    """Numbers of an ICC profile: 16 bits before the point and behind it."""
+    return struct.pack(f">{len(values)}i", *(round(value * 65536) for value in values))
 
-    text = b"text\0\0\0\0made for a test\0"
-    description = b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test\0" + b"\0" * 78
-    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
-    tags = {b"desc": description, b"cprt": text, b"wtpt": b"XYZ \0\0\0\0" + number(0.9642, 1.0, 0.8249)}
-    if space == "RGB ":
-        tags.update({b"rXYZ": b"XYZ \0\0\0\0" + number(0.60974, 0.31111, 0.01947),
-                     b"gXYZ": b"XYZ \0\0\0\0" + number(0.20528, 0.62567, 0.06087),
-                     b"bXYZ": b"XYZ \0\0\0\0" + number(0.14919, 0.06322, 0.74457),
-                     b"rTRC": curve, b"gTRC": curve, b"bTRC": curve})
-    else:
-        tags[b"kTRC"] = curve
+
+def icc_file(tags: dict[bytes, bytes], kind: bytes, space: str, connection: bytes) -> bytes:
+    """An ICC v2 profile of tags (ICC.1:2001-04), which always has a description, a licence and a white point. kind:
+    "mntr" of monitors, "scnr" of scanners; connection: the space that it leads to."""
+    tags = {b"desc": b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test\0" + b"\0" * 78,
+            b"cprt": b"text\0\0\0\0made for a test\0",
+            b"wtpt": b"XYZ \0\0\0\0" + icc_number(0.9642, 1.0, 0.8249), **tags}
     table, data, start = b"", b"", 132 + 12 * len(tags)
     for name, value in tags.items():
         table += name + struct.pack(">II", start + len(data), len(value))
         data += value + b"\0" * (-len(value) % 4)
-    head = struct.pack(">I4sI4s4s4s12s4s28s", start + len(data), b"", 0x02100000, b"mntr", space.encode(), b"XYZ ",
-                       struct.pack(">6H", 2020, 1, 1, 0, 0, 0), b"acsp", b"") + number(0.9642, 1.0, 0.8249)
+    head = struct.pack(">I4sI4s4s4s12s4s28s", start + len(data), b"", 0x02100000, kind, space.encode(), connection,
+                       struct.pack(">6H", 2020, 1, 1, 0, 0, 0), b"acsp", b"") + icc_number(0.9642, 1.0, 0.8249)
     return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + data
+
+
+def color_profile(space: str = "RGB ", gamma: float = 2.19921875) -> bytes:
+    """An ICC v2 profile made by hand (ICC.1:2001-04): Adobe RGB's primaries with a gamma, or "GRAY" with a gamma."""
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
+    if space == "RGB ":
+        tags = {b"rXYZ": b"XYZ \0\0\0\0" + icc_number(0.60974, 0.31111, 0.01947),
+                b"gXYZ": b"XYZ \0\0\0\0" + icc_number(0.20528, 0.62567, 0.06087),
+                b"bXYZ": b"XYZ \0\0\0\0" + icc_number(0.14919, 0.06322, 0.74457),
+                b"rTRC": curve, b"gTRC": curve, b"bTRC": curve}
+    else:
+        tags = {b"kTRC": curve}
+    return icc_file(tags, b"mntr", space, b"XYZ ")
 
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")

@@ -14,7 +14,7 @@ from dataloader.degradation import Degradation, DegradationConfig
 from dataloader.entries import find_entries
 from dataloader.held_out import held_out
 from dataloader.pairs import BatchLoader, PairSource, SampleSource, WithNegatives
-from dataloader.photo_crops import PhotoCrops
+from dataloader.photo_crops import MIRRORED, UPRIGHT, PhotoCrops
 from models.config import HIGH_QUALITY, LOW_QUALITY, VARSRConfig
 from models.varsr import VARSR
 from utils.device import training_device, training_precision
@@ -30,7 +30,6 @@ from .validation import Validation, ValidationSettings
 DEFAULT_ITERATIONS = 20000
 NEGATIVE_SHARE = 0.1
 DEFAULT_DATA, DEFAULT_NEGATIVES = "trainset", "trainset_neg"
-MIRRORED, UPRIGHT = 2, 1  # symmetries of random crops
 
 # Flags and the fields of the settings they set, in every stage.
 SHARED_FIELDS = {"ema": "ema", "twd": "weight_decay"}

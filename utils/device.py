@@ -73,9 +73,8 @@ def warn_of_imitation(device: torch.device, dtype: torch.dtype | None) -> None:
 def choose_device(name: str) -> torch.device:
     """A device by name; "auto" is the GPU of this process if there is one, "cuda" too. Raises ValueError where it does
     not exist."""
-    own = name == "auto" or (name == "cuda" and torch.cuda.is_available())
     try:
-        device = torch.device(local_device() if own else name)
+        device = _named(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name} cannot be used here: {first_line(error)}") from error
@@ -101,15 +100,19 @@ def local_device(rank: int | None = None) -> str:
     return f"cuda:{local % torch.cuda.device_count()}" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else "cuda"
 
 
+def _named(name: str) -> torch.device:
+    """The device of a name, where "auto" and "cuda" leave it to this process which one."""
+    own = name == "auto" or (name == "cuda" and torch.cuda.is_available())
+    return torch.device(local_device() if own else name)
+
+
 def training_device(name: str) -> torch.device:
     """"auto" is the GPU of this process if there is one, else the CPU; "cuda" its GPU too. Raises ValueError for a
     device without use."""
-    device = torch.device(local_device() if name == "auto" else name)
+    device = _named(name)
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(f"--device {name}: PyTorch sees no GPU here, use --device cpu")
-        if name == "cuda":
-            device = torch.device(local_device())
         if device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
         torch.cuda.set_device(device)

@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from dataloader.entries import Entry, read_entry
+from dataloader.photo_crops import MIRRORED
 from pictures.picture import read_header
 from pictures.rgb import save_picture
 from utils.errors import UserError, guarded
@@ -35,7 +36,6 @@ HELD_OUT_PART = 4  # of the longer side, the last one of so many parts, at least
 SMALLEST_DIVIDED = 5 * CROP // 2  # of the longer side: below that nothing is held out
 STRIDE = CROP // 8  # crops that are closer to one another count as one
 HALVED = 2  # crops are cut at full and at half size (`ClassCrops`)
-MIRRORED = 2
 WHOLE = 100  # per cent
 
 

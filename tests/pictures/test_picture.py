@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from conftest import color_profile, png_chunk
+from conftest import color_profile, icc_file, icc_number, png_chunk
 from PIL import Image, ImageCms, ImageOps
 
 from pictures.formats import AVIF, HEIF, ImageError, register_plugins, vips
@@ -307,25 +307,15 @@ def test_unusable_profiles_are_dropped_with_a_warning(tmp_path: Path, icc: bytes
 
 def scanner_profile(space: str) -> bytes:
     """An ICC v2 profile with one table (ICC.1:2001-04, 6.5.7), from "RGB " or "GRAY" to Lab: none leads back."""
-    def number(*values: float) -> bytes:
-        return struct.pack(f">{len(values)}i", *(round(value * 65536) for value in values))
     channels = 3 if space == "RGB " else 1
-    table = b"mft2\0\0\0\0" + bytes((channels, 3, 2, 0)) + number(1, 0, 0, 0, 1, 0, 0, 0, 1) + struct.pack(">HH", 2, 2)
-    table += struct.pack(">HH", 0, 65535) * channels
+    table = b"mft2\0\0\0\0" + bytes((channels, 3, 2, 0)) + icc_number(1, 0, 0, 0, 1, 0, 0, 0, 1)
+    table += struct.pack(">HH", 2, 2) + struct.pack(">HH", 0, 65535) * channels
     for corner in itertools.product((0, 1), repeat=channels):
         red, green, blue = corner * (3 // channels)
         lab = 100 * sum(corner) / channels, 40 * (red - green), 40 * (green - blue)
         table += struct.pack(">HHH", round(lab[0] * 652.8), *(round((value + 128) * 256) for value in lab[1:]))
     table += struct.pack(">HH", 0, 65535) * 3
-    tags = {b"desc": b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test\0" + b"\0" * 78, b"cprt": b"text\0\0\0\0test\0",
-            b"wtpt": b"XYZ \0\0\0\0" + number(0.9642, 1, 0.8249), b"A2B0": table}
-    places, data, start = b"", b"", 132 + 12 * len(tags)
-    for name, value in tags.items():
-        places += name + struct.pack(">II", start + len(data), len(value))
-        data += value + b"\0" * (-len(value) % 4)
-    head = struct.pack(">I4sI4s4s4s12s4s28s", start + len(data), b"", 0x02100000, b"scnr", space.encode(), b"Lab ",
-                       struct.pack(">6H", 2020, 1, 1, 0, 0, 0), b"acsp", b"") + number(0.9642, 1, 0.8249)
-    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + places + data
+    return icc_file({b"A2B0": table}, b"scnr", space, b"Lab ")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

@@ -18,7 +18,7 @@ from conftest import noise_picture, small_class_model, small_model
 from safetensors.torch import load_file
 
 import train
-from dataloader.class_crops import MIRRORED
+from dataloader.photo_crops import MIRRORED, UPRIGHT
 from evaluation.metrics.efficientnet import REMEDY, packaged_weights
 from models.config import PRESETS
 from models.initialization import initialize
@@ -27,7 +27,7 @@ from models.weights.save import save_pretrained
 from models.weights.tokenizer_file import write_tokenizer
 from training.flags import build_parser, parse
 from training.perceptual import Perceptual
-from training.setup import UPRIGHT, class_crops
+from training.setup import class_crops
 
 ROOT = Path(__file__).resolve().parents[2]
 SAME = {"rtol": 1e-5, "atol": 1e-5}
