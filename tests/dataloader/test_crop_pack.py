@@ -95,12 +95,12 @@ def test_the_embedded_training_runs_from_packs_to_a_model(photographs: Path, tmp
             cwd=tmp_path, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr[-2000:]
         return VARSR.from_pretrained(runs / "model", dtype=torch.float32)
-    model = train(tmp_path / "runs", 0.2)
+    model = train(tmp_path / "runs", 0.05)
     assert model.config.name == "varsr-debug"
     for stage in ("tokenizer", "sr", "faithful", "detail"):
         lines = [json.loads(line) for line in (tmp_path / "runs" / stage / "log.jsonl").read_text().splitlines()]
         assert lines[-1]["event"] == "report" and lines[-1]["iteration"] < 5000  # ended by the clock
-    again = train(tmp_path / "again", 0.1, INIT=str(tmp_path / "runs" / "model"))
+    again = train(tmp_path / "again", 0.05, INIT=str(tmp_path / "runs" / "model"))
     changed = {name.split(".")[1] for name, value in again.state_dict().items()
                if not torch.equal(value, model.state_dict()[name])}
     assert changed == {"faithful", "detail"}

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("gradio", reason="NOTICE: no load test of the page without gradio")
 
-CLIENTS, JOBS = 50, 200
+CLIENTS, JOBS = 50, 120
 WARM_SHARE = 0.4  # of the jobs
 MAX_GROWTH = 40e6  # bytes of the server's memory once it is warm
 
