@@ -2,7 +2,8 @@
 
 `--boxes` (default: class_boxes.txt beside this file) lists parts of photographs that one stuff fills. Each becomes a
 picture OUTPUT/train/CLASS/LINE.png, LINE being its line in the list, reduced so that its stuff is sharp and can be
-recognised in a crop; the end of its longer side is kept from training and becomes OUTPUT/held_out/CLASS/LINE.png:
+recognised in a crop; the end of its longer side is kept from training, that of other boxes too, and becomes
+OUTPUT/held_out/CLASS/LINE.png:
 
     python -m dataloader.assemble.class_set --photos trainset/photos --output trainset_c2i
     python train.py --stage c2i --data trainset_c2i/train --val_data trainset_c2i/held_out
@@ -13,9 +14,10 @@ import argparse
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
@@ -39,6 +41,9 @@ HALVED = 2  # crops are cut at full and at half size (`ClassCrops`)
 WHOLE = 100  # per cent
 
 
+Edges = tuple[int, int, int, int]  # left, top, right, bottom
+
+
 @dataclass(frozen=True)
 class Box:
     """A part of a photograph that a class's stuff fills.
@@ -50,7 +55,7 @@ class Box:
     line: int
     label: str
     photo: PurePosixPath
-    edges: tuple[int, int, int, int]
+    edges: Edges
     reduction: int
 
     @property
@@ -58,7 +63,7 @@ class Box:
         """Of the picture that is cut out."""
         return f"{self.line:03d}.png"
 
-    def pixels(self, width: int, height: int) -> tuple[int, int, int, int]:
+    def pixels(self, width: int, height: int) -> Edges:
         """Its edges in pixels of a photograph of that size."""
         left, top, right, bottom = self.edges
         return left * width // WHOLE, top * height // WHOLE, right * width // WHOLE, bottom * height // WHOLE
@@ -66,6 +71,18 @@ class Box:
     def cut(self, photo: Image.Image) -> Image.Image:
         """The part of the photograph, reduced."""
         return photo.crop(self.pixels(*photo.size)).reduce(self.reduction)
+
+    def divided(self, width: int, height: int) -> tuple[Edges, Edges | None]:
+        """Of a photograph of that size, the edges in pixels of what is for training and of what is held out."""
+        left, top, right, bottom = self.pixels(width, height)
+        wide, place = division(*(-(-side // self.reduction) for side in (right - left, bottom - top)))  # as Pillow does
+        if place is None:
+            return (left, top, right, bottom), None
+        if wide:
+            middle = left + place * self.reduction
+            return (left, top, middle, bottom), (middle, top, right, bottom)
+        middle = top + place * self.reduction
+        return (left, top, right, middle), (left, middle, right, bottom)
 
 
 def read_boxes(path: Path) -> list[Box]:
@@ -92,13 +109,18 @@ def _parse(path: Path, number: int, line: str) -> Box:
                     f"per cent, got {line!r}")
 
 
+def division(width: int, height: int) -> tuple[bool, int | None]:
+    """Where a picture is divided: whether along its width, and from which pixel on it is held out, None for pictures
+    that are too small for two."""
+    side = max(width, height)
+    return width >= height, None if side < SMALLEST_DIVIDED else side - max(side // HELD_OUT_PART, CROP)
+
+
 def divided(part: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """A part for training and one that is held out, side by side; None where the part is too small for two."""
-    wide = part.width >= part.height
-    side = max(part.size)
-    if side < SMALLEST_DIVIDED:
+    wide, cut = division(*part.size)
+    if cut is None:
         return part, None
-    cut = side - max(side // HELD_OUT_PART, CROP)
     if wide:
         return part.crop((0, 0, cut, part.height)), part.crop((cut, 0, part.width, part.height))
     return part.crop((0, 0, part.width, cut)), part.crop((0, cut, part.width, part.height))
@@ -115,19 +137,40 @@ def distinct_crops(width: int, height: int) -> int:
 
 
 def check(photos: Path, boxes: Iterable[Box]) -> None:
-    """Raise UserError for a missing photograph, or a box whose picture would be smaller than a crop."""
+    """Raise UserError for a missing photograph, a box whose picture would be smaller than a crop, or one whose held-out
+    end another box trains on."""
     boxes = list(boxes)
     missing = sorted({str(box.photo) for box in boxes if not (photos / box.photo).is_file()})
     if missing:
         raise UserError(f"{len(missing)} photographs are not below {photos}, the first is {missing[0]}: "
                         "`python -m dataloader.assemble.photos` assembles them")
+    sizes = {}
     for box in boxes:
         header = read_header(photos / box.photo)
+        sizes[box.photo] = header.width, header.height
         left, top, right, bottom = box.pixels(header.width, header.height)
         width, height = (right - left) // box.reduction, (bottom - top) // box.reduction
         if min(width, height) < CROP:
             raise UserError(f"line {box.line}: {width}x{height} pixels of {box.photo} are smaller than a crop of "
                             f"{CROP}: enlarge the box or lower its reduction")
+    for kept, trained in leaks(boxes, sizes):
+        raise UserError(f"line {kept.line}: its held-out end lies in what line {trained.line} trains on: move an edge")
+
+
+def leaks(boxes: Iterable[Box], sizes: Mapping[PurePosixPath, tuple[int, int]]) -> Iterator[tuple[Box, Box]]:
+    """Pairs of boxes of one photograph, the first's held-out end and the second's part for training overlapping.
+    sizes: width and height of the photographs."""
+    by_photo = defaultdict(list)
+    for box in boxes:
+        by_photo[box.photo].append((box, *box.divided(*sizes[box.photo])))
+    for members in by_photo.values():
+        for (first, _, held_out), (second, training, _) in permutations(members, 2):
+            if held_out is not None and _overlap(held_out, training):
+                yield first, second
+
+
+def _overlap(first: Edges, second: Edges) -> bool:
+    return all(max(first[i], second[i]) < min(first[i + 2], second[i + 2]) for i in (0, 1))
 
 
 def cut_classes(photos: Path, boxes: Iterable[Box], output: Path) -> Iterator[tuple[Box, int, int]]:

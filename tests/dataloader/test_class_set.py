@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataloader.assemble.class_set import BOX_LIST, CROP, STRIDE, distinct_crops, divided, main, read_boxes
+from dataloader.assemble.class_set import BOX_LIST, CROP, STRIDE, distinct_crops, divided, leaks, main, read_boxes
 from dataloader.assemble.photos import HELD_OUT
 from dataloader.assemble.sources import read_names, read_photo_list
 
@@ -47,6 +47,29 @@ def test_parts_of_different_classes_do_not_overlap() -> None:
             apart = any(a[i + 2] <= b[i] for a, b in ((first.edges, second.edges), (second.edges, first.edges))
                         for i in (0, 1))
             assert apart, (first, second)
+
+
+def test_nothing_is_held_out_that_another_part_is_trained_on() -> None:
+    listed = {photo.local_path: photo for name in LISTS for photo in read_photo_list(BOX_LIST.with_name(name))}
+    sizes = {path: (photo.width, photo.height) for path, photo in listed.items()}
+    assert not list(leaks(read_boxes(BOX_LIST), sizes))
+
+
+@pytest.mark.parametrize("line", [
+    "sand a/wide.png 0 0 80 45 1", "wood tall.png 0 20 80 100 2", "wood tall.png 0 0 100 71 3"])
+def test_what_is_held_out_lies_where_it_is_cut(photos: Path, line: str) -> None:
+    """Every pixel of the photograph tells its place, and the box's own division says the same."""
+    (photos.parent / "boxes.txt").write_text(line + "\n")
+    (box,) = read_boxes(photos.parent / "boxes.txt")
+    width, height = Image.open(photos / box.photo).size
+    places = np.stack(np.meshgrid(np.arange(width), np.arange(height)))
+    coordinates = [Image.fromarray(each.astype(np.float32)) for each in places]
+    rectangles = box.divided(width, height)
+    for part, edges in enumerate(rectangles):
+        found = [np.asarray(divided(box.cut(each))[part]) for each in coordinates]
+        middle = (box.reduction - 1) / 2
+        assert [each.min() - middle for each in found] == pytest.approx(edges[:2], abs=0.01)
+        assert all(0 <= end - last.max() - middle <= box.reduction for end, last in zip(edges[2:], found, strict=True))
 
 
 @pytest.mark.parametrize("width, height", [(128, 128), (128, 143), (144, 300), (256, 256), (400, 271)])
@@ -102,6 +125,7 @@ def test_parts_are_cut_reduced_and_divided(photos: Path, tmp_path: Path, capsys:
     ("sand a/wide.png 90 0 10 50 1", "line 1: expected"), ("sand a/wide.png 0 0 101 50 1", "line 1: expected"),
     ("sand ../wide.png 0 0 100 50 1", "line 1: expected"), ("sand a/wide.png 0 0 100 50 0", "line 1: expected"),
     ("sand a/wide.png 0 0 100 20 1", "line 1: 900x120 pixels"), ("sand b.png 0 0 100 20 1", "the first is b.png"),
+    ("sand a/wide.png 0 0 60 60 1\nsand a/wide.png 40 0 100 60 1", "its held-out end lies in what line 2 trains on"),
     ("", "lists no boxes"),
 ])
 def test_bad_lists_are_refused(photos: Path, tmp_path: Path, line: str, said: str,
