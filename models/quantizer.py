@@ -92,9 +92,10 @@ class MultiScaleQuantizer(nn.Module):
     def encode(self, latent: Tensor, error_rate: float = 0.0) -> Quantized:
         """Quantise a latent (B, c, N, N) scale by scale.
 
-        error_rate: for training, how often at most a code is exchanged for another picture's before the sum goes on
-        (each picture and scale draws its own rate up to this). `codes` are then what corrects the errors so far, so
-        that a model trained on them learns to recover from its own mistakes (the idea of Infinity, section 3.3).
+        error_rate: for training, how often at most a code is exchanged for another picture's (in a batch of one for
+        any of the codebook) before the sum goes on (each picture and scale draws its own rate up to this). `codes` are
+        then what corrects the errors so far, so that a model trained on them learns to recover from its own mistakes
+        (the idea of Infinity, section 3.3).
         """
         rest = latent.float()
         f_hat = torch.zeros_like(rest)
@@ -105,7 +106,8 @@ class MultiScaleQuantizer(nn.Module):
             used = codes[-1]
             if error_rate:
                 rates = error_rate * torch.rand(len(used), 1, device=used.device)
-                used = torch.where(torch.rand(used.shape, device=used.device) < rates, used.roll(1, 0), used)
+                wrong = used.roll(1, 0) if len(used) > 1 else torch.randint_like(used, len(self.codebook.weight))
+                used = torch.where(torch.rand(used.shape, device=used.device) < rates, wrong, used)
             added = self.contribution(self.lookup(used, scale), scale)
             f_hat, rest = f_hat + added, rest - added
             if scale + 1 < len(self.scales):

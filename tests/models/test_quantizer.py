@@ -1,6 +1,7 @@
 """The residual quantiser against plain loops and its own invariants."""
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -44,6 +45,15 @@ def test_teacher_inputs_follow_the_partial_sums() -> None:
     f_hat = f_hat + q.contribution(q.lookup(codes[1], 1), 1)
     third = F.adaptive_avg_pool2d(f_hat, 4).flatten(2).transpose(1, 2)
     torch.testing.assert_close(result.inputs, torch.cat([second, third], 1))
+
+
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_wrong_codes_reach_the_inputs_of_any_batch(pictures: int) -> None:
+    q = quantizer()
+    latent = torch.randn(pictures, 3, 4, 4)
+    right, wrong = q.encode(latent), q.encode(latent, error_rate=1.0)
+    assert torch.equal(wrong.codes[0], right.codes[0])  # what is to be predicted there stays right
+    assert not torch.equal(wrong.inputs, right.inputs)
 
 
 def test_training_pass_agrees_with_encode_and_is_straight_through() -> None:
