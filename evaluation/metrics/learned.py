@@ -19,6 +19,7 @@ from models.weights.load import hub_at_once
 from utils.errors import first_line
 
 from ..protocols import NIQE, PAPER_PERCEPTUAL, ST_LPIPS, Metric
+from .full_reference import PEAK, eight_bit
 from .niqe import REMEDY, Pristine, find_parameters, load_parameters, niqe
 from .st_lpips import REMEDY as ST_LPIPS_REMEDY
 from .st_lpips import STLPIPS, find_weights
@@ -87,8 +88,9 @@ class LearnedMetrics:
             self.missing[metric.column] = f"pyiqa cannot get the weights of '{name}' ({reason})"
 
     def measure(self, image: Tensor, reference: Tensor | None) -> dict[str, float]:
-        """All metrics that can be had, by column, of one picture (3, H, W) in [0, 1]; NIQE of large ones alone, and
-        none that fails."""
+        """All metrics that can be had, by column, of one picture (3, H, W) in [0, 1], rounded to 8 bits as its
+        reference is; NIQE of large ones alone, and none that fails."""
+        image, reference = _rounded(image), None if reference is None else _rounded(reference)
         values = {}
         if self.pristine is not None:
             try:
@@ -108,11 +110,12 @@ class LearnedMetrics:
         return values
 
     def distance(self, image: Tensor, reference: Tensor) -> dict[str, float]:
-        """ST-LPIPS alone, by its column, of pictures (3, H, W) in [0, 1]; nothing where it cannot be had."""
+        """ST-LPIPS alone, by its column, of pictures (3, H, W) in [0, 1], rounded to 8 bits; nothing where it cannot
+        be had."""
         if self.st_lpips is None:
             return {}
         try:
-            value = self.st_lpips(*(picture[None].to(self.device) for picture in (image, reference)))
+            value = self.st_lpips(*(_rounded(picture)[None].to(self.device) for picture in (image, reference)))
         except ValueError as error:
             log.debug("no ST-LPIPS: %s", error)
             return {}
@@ -137,6 +140,11 @@ class LearnedMetrics:
         except Exception as error:  # pyiqa reads the folders by itself and may fail in any way
             log.warning("FID is left out (%s)", error)
             return None
+
+
+def _rounded(image: Tensor) -> Tensor:
+    """A picture as an 8-bit file shows it, float32: a protocol's other metrics see it so."""
+    return (eight_bit(image) / PEAK).float()
 
 
 def _gather(files: Iterable[Path], folder: Path) -> None:

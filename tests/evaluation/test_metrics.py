@@ -195,6 +195,15 @@ def test_without_pyiqa_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch)
     assert len(lines) == 3 and lines[0].startswith("st_lpips") and lines[1].startswith("lpips, dists, musiq")
 
 
+def test_learned_metrics_see_pictures_at_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def largest_rest(*pictures: torch.Tensor) -> float:
+        return max((picture * 255 - (picture * 255).round()).abs().max().item() for picture in pictures)
+    stand_in(monkeypatch, lpips=largest_rest, musiq=largest_rest)
+    image, reference = torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))
+    values = LearnedMetrics(torch.device("cpu")).measure(image, reference)
+    assert max(values["lpips"], values["musiq"]) < 1e-3 < largest_rest(image[None])
+
+
 def test_fid_keeps_files_of_one_name_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of other folders or of other kinds; one that belongs to two results counts once, and none has no FID."""
     fid = Folders()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from evaluation.metrics import learned
+from evaluation.metrics.full_reference import eight_bit
 from evaluation.metrics.learned import LearnedMetrics
 from evaluation.metrics.st_lpips import ALEXNET, REMEDY, STLPIPS, VGG16, Architecture, find_weights
 
@@ -69,10 +70,13 @@ def test_sizes_are_checked() -> None:
 
 @needs_weights
 def test_it_is_a_column_of_the_results() -> None:
+    """Of the pictures at 8 bits, as the others are."""
     a, b = pair((64, 64), 0)
-    values = LearnedMetrics(torch.device("cpu")).measure(a[0], b[0])
-    assert values["st_lpips"] == pytest.approx(VALUES[0][2], rel=1e-4)
-    assert "st_lpips" not in LearnedMetrics(torch.device("cpu")).measure(a[0], None)
+    metrics = LearnedMetrics(torch.device("cpu"))
+    expected = STLPIPS(find_weights())(*((eight_bit(each) / 255).float() for each in (a, b))).item()
+    assert metrics.measure(a[0], b[0])["st_lpips"] == metrics.distance(a[0], b[0])["st_lpips"] == expected
+    assert expected == pytest.approx(VALUES[0][2], rel=0.02) and expected != pytest.approx(VALUES[0][2], rel=1e-4)
+    assert "st_lpips" not in metrics.measure(a[0], None)
 
 
 def test_without_weights_the_column_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
