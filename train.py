@@ -4,7 +4,7 @@
 the branch that restores LR pictures (`--stage decoder` fits the decoder to do it), and `--stage detail` the one that
 makes them sharp with what transformer and refiner generate. `--stage c2i` trains class-to-image on
 trainset/{class}/*, `--stage c2i_detail` adds the branch that paints its texture. The flags keep the names and meanings
-of the published command line where it has them; one that cannot act is refused.
+of the published command line where it has them, but for --wp, now a share of the run; one that cannot act is refused.
 """
 from __future__ import annotations
 

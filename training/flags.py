@@ -163,7 +163,8 @@ def _add_optimisation(add: Callable[..., Any]) -> None:
     add("--twde", type=bounded(float, 0), help="weight decay at the end (0: that of the start)")
     add("--tclip", type=float, help="gradient clip (2; decoder 1); 0 or less: none")
     add("--ls", type=bounded(float, 0, 1, open_high=True), help="label smoothing (0)")
-    add("--wp", type=bounded(float, 0, 1, open_high=True), help="warm-up, share of the iterations (0.1; 0 means 0.02)")
+    add("--wp", type=bounded(float, 0, 1, open_high=True), help="warm-up, share of the run, not epochs as published "
+                                                                "(0.1; 0 means 0.02)")
     add("--wp0", type=bounded(float, 0, 1), help="first learning rate, share of the peak (0.005)")
     add("--wpe", type=bounded(float, 0, 1), help="last learning rate, share of the peak (0.01)")
     add("--sche", choices=tuple(CURVES), help="schedule of the learning rate (lin0)")
