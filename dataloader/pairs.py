@@ -174,8 +174,11 @@ class BatchLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue behind the last sample when the state was taken, whatever the size of batches and the number of
-        ranks were."""
-        self.position = state["samples"] // self.samples if "samples" in state else state["position"]  # as once saved
+        ranks were: at the first batch that has none of them."""
+        if "samples" in state:
+            self.position = -(-state["samples"] // self.samples)
+        else:  # as once saved
+            self.position = state["position"]
         self.close()
 
     def close(self) -> None:

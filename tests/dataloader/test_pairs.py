@@ -93,6 +93,14 @@ def test_other_batches_and_ranks_go_on_behind_the_same_samples(folder):
     assert alone.first_sample == 12
 
 
+def test_no_sample_comes_twice_where_batches_do_not_divide_what_was_seen(folder):
+    begun, resumed = BatchLoader(PhotoCrops(folder, 32), 6), BatchLoader(PhotoCrops(folder, 32), 16)
+    taken(begun, 10)
+    resumed.load_state_dict(begun.state_dict())
+    assert resumed.first_sample == 64
+    assert resumed.state_dict() == {"samples": 64}
+
+
 def test_workers_leave_ctrl_c_to_the_main_process(folder):
     loader = BatchLoader(PhotoCrops(folder, 32), 4, seed=3, workers=2)
     first = taken(loader, 2)  # one of each: both have begun
