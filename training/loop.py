@@ -165,7 +165,8 @@ class TrainLoop:
 
     def _run(self, on_step: Callable[[dict[str, float]], None] | None) -> bool:
         self.records.write(event="start", iteration=self.start, **self.settings)
-        broken, iteration, place = 0, self.start, self.course.place(self.start)
+        broken, iteration = 0, self.start
+        place = self.ranks.mean({PLACE: self.course.place(self.start)})[PLACE]  # as after each step: all agree on it
         began = time.monotonic()
         with stop_requests() as stopped:
             while place < self.course.length:

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,19 @@ def test_what_is_best_is_decided_by_the_main_process(tmp_path: Path) -> None:
     ranks.rank = 1
     assert TrainLoop(stage, LoopConfig(tmp_path, 20, report_every=4, resume=False), {}, ranks=ranks).run()
     assert stage.exported == [tmp_path]
+
+
+def test_a_run_by_the_clock_begins_where_all_processes_agree(tmp_path: Path) -> None:
+    """Resumed ones have places of their own: one may be at the end while others go on, and wait for it."""
+    agreed, seen = iter([600.0, 2000.0]), []
+
+    class Several(Ranks):
+        def mean(self, values: Mapping[str, float]) -> dict[str, float]:
+            return {**values, "place": next(agreed)}
+    stage = Regression()
+    step = stage.train_step
+    stage.train_step = lambda iteration, place: step(iteration, seen.append(place) or place)
+    assert TrainLoop(stage, LoopConfig(tmp_path, 0, minutes=1), {}, ranks=Several()).run() and seen == [600.0]
 
 
 def test_a_new_state_outlives_a_damaged_one_after_it(tmp_path: Path) -> None:
