@@ -29,10 +29,7 @@ MAPS = (0, 1, 2, 3)  # at 1/2, 1/4, 1/8 and 1/16 of the side
 DEPTH_WEIGHT = 0.6  # of each map's distance beside the one before it, whose gradients at the pixels are smaller
 SMALLEST_DEVIATION = 1e-3  # channels that never answer are not blown up
 
-# lpips' name, torchvision's builder and weights: the first that is here is taken
-NETWORKS = (("vgg", "vgg16", "VGG16_Weights"), ("alex", "alexnet", "AlexNet_Weights"),
-            ("squeeze", "squeezenet1_1", "SqueezeNet1_1_Weights"))
-PUBLISHED_WEIGHTS = "IMAGENET1K_V1"
+LPIPS_WEIGHTS = "VGG16_Weights.IMAGENET1K_V1"  # torchvision's name
 
 
 class FeatureNetwork(nn.Module):
@@ -161,24 +158,21 @@ def needed_perceptual(stage: str, device: torch.device, judge_weight: float | No
 
 
 def _find_judge() -> tuple[nn.Module | None, str]:
-    if importlib.util.find_spec("lpips") is not None:
-        for name, builder, weights in NETWORKS:
-            if _cached(weights) is not None:
-                return _load(name), f"LPIPS ({builder})"
+    if importlib.util.find_spec("lpips") is not None and _weights_are_cached():
+        return _load_lpips(), "LPIPS (vgg16)"
     path = find_weights(VGG16)
     return (None, "") if path is None else (Signed(STLPIPS(path, VGG16)), "ST-LPIPS (VGG16)")
 
 
-def _cached(weights: str) -> Path | None:
-    """The weights file of torchvision in the download cache, if it is there."""
+def _weights_are_cached() -> bool:
+    """Whether torchvision's file of LPIPS' network is in the download cache."""
     from torchvision import models
-    url = models.get_weight(f"{weights}.{PUBLISHED_WEIGHTS}").url
-    path = Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(urlsplit(url).path).name)
-    return path if path.is_file() else None
+    url = models.get_weight(LPIPS_WEIGHTS).url
+    return Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(urlsplit(url).path).name).is_file()
 
 
-def _load(name: str) -> nn.Module:
+def _load_lpips() -> nn.Module:
     import lpips
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # torchvision's old flag; prints
         warnings.simplefilter("ignore")
-        return lpips.LPIPS(net=name, verbose=False).eval().requires_grad_(False)
+        return lpips.LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)

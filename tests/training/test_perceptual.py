@@ -33,20 +33,26 @@ def test_lpips_with_a_network_from_the_cache(cache: Path) -> None:
     lpips = pytest.importorskip("lpips", reason="NOTICE: no LPIPS test without the lpips package")
     torchvision = pytest.importorskip("torchvision")
     torch.manual_seed(0)
-    torch.save(torchvision.models.squeezenet1_1().state_dict(), cache / "squeezenet1_1-b8a52dc0.pth")
+    with torch.device("meta"):
+        shapes = {name: each.shape for name, each in torchvision.models.vgg16().state_dict().items()}
+    torch.save({name: torch.zeros(()).expand(shape) if name.startswith("classifier")  # no judge needs those 124 million
+                else torch.randn(shape) / shape[1:].numel() ** 0.5 for name, shape in shapes.items()},
+               cache / "vgg16-397923af.pth")
     loss = find_perceptual(CPU)
-    assert loss.description == "LPIPS (squeezenet1_1)"
+    assert loss.description == "LPIPS (vgg16)"
     a, b = torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     a.requires_grad_()
     value = loss.distance(loss.look(a), loss.look(b))
-    assert value.item() == pytest.approx(lpips.LPIPS(net="squeeze", verbose=False)(a, b).mean().item(), rel=1e-5)
+    assert value.item() == pytest.approx(lpips.LPIPS(net="vgg", verbose=False)(a, b).mean().item(), rel=1e-5)
     value.backward()
     assert a.grad.abs().sum() > 0 and not any(p.requires_grad for p in loss.judge.parameters())
     assert loss.distance(loss.look(b), loss.look(b)).item() == 0 < value.item()
 
 
 @pytest.mark.skipif(find_weights(VGG16) is None, reason="ST-LPIPS' weights are not installed")
-def test_st_lpips_without_lpips(cache: Path) -> None:
+def test_st_lpips_without_lpips_network(cache: Path) -> None:
+    for other in ("alexnet-owt-7be5be79.pth", "squeezenet1_1-b8a52dc0.pth"):  # of metrics: no judge
+        (cache / other).touch()
     found = find_perceptual(CPU)
     assert found.description == "ST-LPIPS (VGG16)"
     a, b = torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
