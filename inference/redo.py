@@ -29,6 +29,7 @@ from pictures.formats import ImageError
 from pictures.picture import MAX_PIXELS, Picture, read_header, read_making, read_picture
 from pictures.result_file import ResultFile, StoredRows
 from pictures.rgb import BT601, MAX_SCALE, PictureSource, TensorSource
+from utils.device import require_floats
 from utils.errors import UserError, first_line
 
 from .generate import BatchSize, Progress, batch_size_for, generate_windows
@@ -193,8 +194,8 @@ def redo(model: VARSR, lr: Tensor, state: TokenState, mask: Tensor, settings: Re
     """A restored picture, drawn anew where a mask says so: (3, H, W) float32 on the CPU.
 
     lr: the LR picture (3, h, w) in [0, 1]; state: what `restore_with_tokens` gave for it; original: its picture
-    (3, H, W), whose pixels outside the mask stay exactly as they are; mask: (H, W) bool. settings: as for `restore`,
-    with another seed; the overlap is that of the state. A model that takes the likeliest code needs
+    (3, H, W) in [0, 1], whose pixels outside the mask stay exactly as they are; mask: (H, W) bool. settings: as for
+    `restore`, with another seed; the overlap is that of the state. A model that takes the likeliest code needs
     `GenerationConfig.varied` to draw another picture. Raises ValueError for what does not fit together.
     """
     return redo_with_tokens(model, lr, state, mask, settings, original, progress)[0]
@@ -208,6 +209,7 @@ def redo_with_tokens(model: VARSR, lr: Tensor, state: TokenState, mask: Tensor, 
     size, source = state.making.size, TensorSource(lr)
     require_size("mask", tuple(mask.shape), "the tokens", size)
     require_size("original", tuple(original.shape[1:]), "the tokens", size)
+    require_floats("original", original)
     _require_source(state.making, source, "lr", "the state")
     region, picture = Mask(mask.cpu()), TiledPicture(source, size, model.config, state.making.overlap)
     require_fit(state, model.config, len(picture.grid), "the state")

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.device import require_floats
 from utils.errors import UserError
 
 from .branches import Part
@@ -176,8 +177,11 @@ class VARSR(nn.Module):
         return self.vqvae.finishing_reach(self._detail_share(fidelity))
 
     def _condition(self, lr: Tensor | None) -> Tensor | None:
-        """An LR picture as the networks take it: on the device, in [-1, 1]."""
-        return None if lr is None else to_device(lr, self.device) * 2 - 1
+        """An LR picture as the networks take it: on the device, in [-1, 1]. Raises UserError for whole numbers."""
+        if lr is None:
+            return None
+        require_floats("lr", lr)
+        return to_device(lr, self.device) * 2 - 1
 
     @torch.inference_mode()
     def generate_latent(self, lr: Tensor | None = None, labels: Tensor | None = None,

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from utils.device import require_floats
 from utils.files import replacing
 
 from .formats import ImageError
@@ -58,7 +59,8 @@ def luma_levels(image: Tensor) -> Tensor:
 
 
 def to_pillow(image: Tensor) -> Image.Image:
-    """A tensor (3, H, W) in [0, 1] as an 8-bit RGB picture."""
+    """A tensor (3, H, W) in [0, 1] as an 8-bit RGB picture. Raises UserError for whole numbers."""
+    require_floats("picture", image)
     pixels = image.detach().float().cpu().clamp(0, 1).mul(LEVELS_8).round().byte()
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
@@ -66,7 +68,7 @@ def to_pillow(image: Tensor) -> Image.Image:
 def write_image(path: str | Path, image: Tensor) -> None:
     """Write (3, H, W) in [0, 1] in the format of the suffix; under a temporary name first, then renamed.
 
-    Raises ImageError naming the file; nothing half-written is left behind.
+    Raises ImageError naming the file, UserError for whole numbers; nothing half-written is left behind.
     """
     save_picture(to_pillow(image), path)
 
@@ -96,9 +98,10 @@ class PictureSource(Protocol):
 
 
 class TensorSource:
-    """An LR picture (3, h, w) in [0, 1] in memory."""
+    """An LR picture (3, h, w) in [0, 1] in memory. Raises UserError for whole numbers."""
 
     def __init__(self, picture: Tensor) -> None:
+        require_floats("picture", picture)
         self.picture = picture
         self.height, self.width = picture.shape[-2:]
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from .errors import UserError, first_line
 from .flags import DTYPES, EIGHT_BIT
@@ -90,6 +91,12 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if computes_bf16(device):
         return torch.bfloat16
     return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def require_floats(what: str, picture: Tensor) -> None:
+    """Raise UserError for a picture in whole numbers where one in [0, 1] is wanted: 8-bit levels would become white."""
+    if not picture.is_floating_point():
+        raise UserError(f"{what}: values of {picture.dtype}, must be floats in [0, 1]: divide 8-bit levels by 255")
 
 
 def local_device(rank: int | None = None) -> str:

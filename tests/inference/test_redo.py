@@ -158,6 +158,7 @@ def test_what_does_not_belong_together_is_refused(model: VARSR, before: tuple) -
     for arguments, said in (((lr, state, box((80, 80)), seeded(1), picture), "80x80 pixels"),
                             ((lr, state, box(), seeded(1), picture[:, :70]), "88x70 pixels"),
                             ((lr.flip(2), state, box(), seeded(1), picture), "another picture"),
+                            ((lr, state, box(), seeded(1), (picture * 255).byte()), "original: values of torch.uint8"),
                             ((lr, state, torch.zeros(80, 88), seeded(1), picture), "white")):
         with pytest.raises(UserError, match=said):
             redo(model, *arguments)

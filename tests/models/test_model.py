@@ -134,6 +134,8 @@ def test_wrong_inputs_are_explained(model: VARSR, pictures: torch.Tensor) -> Non
         model.generate(pictures, seed=[1, 2])
     with pytest.raises(ValueError, match="1 labels for 3"):
         model.generate(pictures, torch.tensor([0]))
+    with pytest.raises(ValueError, match="lr: values of torch.uint8, must be floats"):
+        model.generate((pictures * 255).byte())
     with pytest.raises(ValueError, match="32x32"):
         model.vqvae.encode(torch.zeros(1, 3, 16, 16))
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from pictures.formats import ImageError
-from pictures.rgb import read_image, to_pillow, write_image
+from pictures.rgb import TensorSource, read_image, to_pillow, write_image
 
 
 def pixels(height: int = 6, width: int = 9) -> np.ndarray:
@@ -85,3 +85,11 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
 
 def test_values_are_rounded_and_clamped() -> None:
     assert np.asarray(to_pillow(torch.tensor([-1.0, 0.5, 2.0]).view(3, 1, 1))).tolist() == [[[0, 128, 255]]]
+
+
+def test_whole_numbers_are_refused(tmp_path: Path) -> None:
+    levels = torch.from_numpy(pixels()).permute(2, 0, 1)
+    for use in (TensorSource, to_pillow, lambda picture: write_image(tmp_path / "a.png", picture)):
+        with pytest.raises(ValueError, match=r"uint8, must be floats in \[0, 1\]: divide 8-bit levels by 255"):
+            use(levels)
+    assert not list(tmp_path.iterdir())
