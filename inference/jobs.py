@@ -303,11 +303,14 @@ class SizeRequest:
         if self.longest is not None:
             size = result_size(source, self.longest / max(source.height, source.width))
         elif self.width is None and self.height is None:
+            if not 1 <= self.scale <= MAX_SCALE:  # sides, which are rounded, say nothing of it
+                raise UserError(f"a scale of {self.scale:g}: must be from 1 to {MAX_SCALE:g}")
             return result_size(source, self.scale)
         else:
             by_width = None if self.width is None else self.width / source.width
             by_height = None if self.height is None else self.height / source.height
-            size = (self.height or result_size(source, by_width)[0], self.width or result_size(source, by_height)[1])
+            size = (result_size(source, by_width)[0] if self.height is None else self.height,
+                    result_size(source, by_height)[1] if self.width is None else self.width)
         factors = size[0] / source.height, size[1] / source.width
         if min(factors) < 1 or max(factors) > MAX_SCALE:
             raise UserError(f"{source.width}x{source.height} to {size[1]}x{size[0]} is a scale of "

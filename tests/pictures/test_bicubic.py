@@ -1,6 +1,8 @@
 """Enlarging parts of a picture: against PyTorch's resize, and against the whole."""
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -38,12 +40,16 @@ def test_a_part_is_that_part_of_the_whole(h: int, w: int, scale: float, data: st
 @pytest.mark.parametrize("request_, size", [
     (SizeRequest(4.0), (40, 80)), (SizeRequest(4.0, width=50), (25, 50)), (SizeRequest(4.0, height=25), (25, 50)),
     (SizeRequest(4.0, width=30, height=20), (20, 30)), (SizeRequest(4.0, longest=100), (50, 100)),
+    (SizeRequest(1.0), (10, 20)), (SizeRequest(1.04), (10, 21)), (SizeRequest(15.99), (160, 320)),
+    (SizeRequest(16.0), (160, 320)),
 ])
 def test_requested_sizes(request_: SizeRequest, size: tuple[int, int]) -> None:
     assert request_.size(TensorSource(torch.zeros(3, 10, 20))) == size
 
 
-@pytest.mark.parametrize("request_", [SizeRequest(4.0, width=19), SizeRequest(4.0, longest=330)])
+@pytest.mark.parametrize("request_", [
+    SizeRequest(4.0, width=19), SizeRequest(4.0, longest=330), SizeRequest(4.0, width=0),
+    *(SizeRequest(scale) for scale in (0.2, 0.99, 16.01, 1e6, math.nan, math.inf))])
 def test_sizes_out_of_range_are_refused(request_: SizeRequest) -> None:
     with pytest.raises(ValueError, match="from 1 to 16"):
         request_.size(TensorSource(torch.zeros(3, 10, 20)))
