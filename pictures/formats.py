@@ -119,6 +119,12 @@ MAX_SEARCHED, MAX_BLOCKS = 2 ** 24, 100  # bytes of a block of EXIF data, and bl
 HEAD = 12  # bytes that tell the kind
 
 
+def require_writable(path: Path) -> None:
+    """Raise ImageError for a file of a kind that cannot be written, by its suffix."""
+    if path.suffix.lower() not in WRITABLE:
+        raise ImageError(f"{path}: cannot be written (kinds that can: {' '.join(WRITABLE)})")
+
+
 def register_plugins() -> None:
     """Make Pillow read and write HEIC and JPEG XL where their packages are installed."""
     if HEIF:

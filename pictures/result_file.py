@@ -22,7 +22,7 @@ from utils.files import no_links, replacing, temporary_beside
 from .exif import LONG8, SHORT, Entry, Layout, directory_bytes
 from .file_reader import Metadata, check_size, decode, vips_picture
 from .file_writer import SETTINGS, Labels, encode
-from .formats import FORMATS, INTERPRETATIONS, KINDS, WRITABLE, ImageError, Kind, reason, vips
+from .formats import FORMATS, INTERPRETATIONS, KINDS, ImageError, Kind, reason, require_writable, vips
 from .icc import from_srgb, is_srgb, to_srgb
 from .picture import Picture, read_header
 from .rgb import BT601
@@ -254,8 +254,7 @@ class ResultFile:
             self.store = PixelStore(shape, self.dtype, Path(spool) if self.shared else own)
 
     def _check_kind(self) -> None:
-        if self.suffix not in KINDS:
-            raise ImageError(f"{self.path}: cannot be written (kinds that can: {' '.join(WRITABLE)})")
+        require_writable(self.path)
         limit = KINDS[self.suffix].max_side
         if limit is not None and max(self.height, self.width) > limit:
             raise ImageError(f"{self.path}: cannot be written ({self.width}x{self.height} pixels; {self.suffix} files "

@@ -18,7 +18,7 @@ from torch import Tensor
 from utils.device import require_floats
 from utils.files import replacing
 
-from .formats import ImageError
+from .formats import ImageError, register_plugins, require_writable
 from .picture import MAX_PIXELS, Picture, read_picture
 
 LEVELS_8 = 255.0
@@ -66,7 +66,8 @@ def to_pillow(image: Tensor) -> Image.Image:
 
 
 def write_image(path: str | Path, image: Tensor) -> None:
-    """Write (3, H, W) in [0, 1] in the format of the suffix; under a temporary name first, then renamed.
+    """Write (3, H, W) in [0, 1] in the kind of the suffix, one of `formats.WRITABLE`; under a temporary name first,
+    then renamed.
 
     Raises ImageError naming the file, UserError for whole numbers; nothing half-written is left behind.
     """
@@ -76,6 +77,8 @@ def write_image(path: str | Path, image: Tensor) -> None:
 def save_picture(picture: Image.Image, path: str | Path) -> None:
     """Write a Pillow picture as `write_image` does."""
     path = Path(path)
+    require_writable(path)
+    register_plugins()
     options = {"quality": JPEG_QUALITY} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,8 @@
 """Reading and writing pictures, against Pillow; every kind of bad file."""
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pictures.formats import ImageError
+from pictures.formats import HEIF, JPEG_XL, ImageError
 from pictures.rgb import TensorSource, read_image, to_pillow, write_image
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def pixels(height: int = 6, width: int = 9) -> np.ndarray:
@@ -78,9 +82,19 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     write_image(tmp_path / "a.png", torch.zeros(3, 2, 2))
     before = (tmp_path / "a.png").read_bytes()
-    with pytest.raises(ImageError, match="cannot be written"):
-        write_image(tmp_path / "a.xyz", torch.zeros(3, 2, 2))
+    for name in ("a.xyz", "a.psd", "a.gif", "a"):
+        with pytest.raises(ImageError, match=f"{name}: cannot be written.*png"):
+            write_image(tmp_path / name, torch.zeros(3, 2, 2))
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"] and (tmp_path / "a.png").read_bytes() == before
+
+
+@pytest.mark.skipif(not HEIF + JPEG_XL, reason="no packages for HEIC and JPEG XL")
+def test_kinds_of_packages_are_written_before_anything_is_read(tmp_path: Path) -> None:
+    """In a process of its own: the packages register themselves for a whole process."""
+    program = "import sys, torch, pictures.rgb as rgb; rgb.write_image(sys.argv[1], torch.zeros(3, 16, 16))"
+    for suffix in (*HEIF[:1], *JPEG_XL):
+        subprocess.run([sys.executable, "-c", program, tmp_path / f"a{suffix}"], cwd=ROOT, check=True)
+        assert read_image(tmp_path / f"a{suffix}").shape == (3, 16, 16)
 
 
 def test_values_are_rounded_and_clamped() -> None:
