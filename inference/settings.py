@@ -100,12 +100,13 @@ def check_eight_bit(device: torch.device, eight_bit: str | None) -> None:
 def prepare(model: VARSR, eight_bit: str | None = None, compiled: bool = False) -> VARSR:
     """Make a loaded model ready for generation alone, its linears packed where that helps.
 
-    eight_bit: see `pack`; compiled: see `compile_model`. Raises ValueError where the device cannot compute in it.
+    eight_bit: "int8", "fp8" or None, see `pack`; compiled: see `compile_model`. A second time changes nothing. Raises
+    ValueError for other words, where the device cannot compute in it, and for a model that was prepared otherwise.
     """
     from models.speed.packed import pack, packing_works
     model.for_inference()
     packable = model.device.type == "cpu" and packing_works(model.dtype)
-    if packable or eight_bit:
+    if packable or eight_bit is not None or model.is_packed:
         pack(model, eight_bit)
     if compiled:
         from models.speed.graphs import compile_model

@@ -56,6 +56,7 @@ class VARSR(nn.Module):
         super().__init__()
         self.config = config
         self.is_packed = False  # see models/speed/packed.py
+        self.eight_bit: str | None = None  # what packed linears are held in
         self.graphs: Recorder | None = None  # see models/speed/graphs.py
         self.vqvae = VQVAE(config.vqvae)
         self.transformer = VARTransformer(config.transformer, config.vqvae)

@@ -106,8 +106,10 @@ def exact_levels() -> int | None:
 def linear_kind(device: torch.device, dtype: torch.dtype, eight_bit: str | None) -> Callable[..., nn.Module]:
     """The layer that takes the place of a `Linear` of a type on a device: in `INT8`, `FP8` or (None) that type.
 
-    Raises ValueError where the processor or PyTorch cannot compute so.
+    Raises ValueError for other words, and where the processor or PyTorch cannot compute so.
     """
+    if eight_bit not in (None, INT8, FP8):
+        raise UserError(f"unknown 8-bit type {eight_bit!r}: choose {INT8}, {FP8} or none")
     if eight_bit == FP8:
         return Float8Linear
     if device.type != "cpu":
@@ -207,10 +209,15 @@ def pack(model: VARSR, eight_bit: str | None = None) -> VARSR:
     then.
 
     eight_bit: hold them in 8 bits, "int8" (CPUs and GPUs) or "fp8" (GPUs; on CPUs to try, slowly).
-    Raises ValueError where the device or PyTorch cannot compute so.
+    Raises ValueError where the device or PyTorch cannot compute so, and for a model that is packed otherwise already.
     """
-    replace_linears(model, linear_kind(model.device, model.dtype, eight_bit))
-    model.is_packed = True
+    kind = linear_kind(model.device, model.dtype, eight_bit)
+    if not model.is_packed:
+        replace_linears(model, kind)
+        model.is_packed, model.eight_bit = True, eight_bit
+    elif model.eight_bit != eight_bit:
+        raise UserError(f"this model's linears are in {model.eight_bit or model.dtype} already, not in "
+                        f"{eight_bit or model.dtype}: load it again")
     return model
 
 

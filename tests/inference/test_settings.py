@@ -54,6 +54,25 @@ def test_bf16_on_a_processor_without_it_works_and_warns(monkeypatch: pytest.Monk
     assert "this processor only imitates bfloat16" in caplog.text
 
 
+def test_an_unknown_8_bit_type_is_refused() -> None:
+    for name in ("fp16", "int4", ""):
+        with pytest.raises(ValueError, match=f"unknown 8-bit type '{name}': choose int8, fp8 or none"):
+            prepare(small_model(), name)
+
+
+@pytest.mark.skipif(not packing_works(), reason="this PyTorch packs no weights")
+def test_a_second_preparation_changes_nothing_or_is_refused(pictures: torch.Tensor) -> None:
+    model = prepare(small_model())
+    before = model.generate(pictures)
+    assert torch.equal(prepare(model).generate(pictures), before)
+    with pytest.raises(ValueError, match=r"in torch\.float32 already.*fp8: load it again"):
+        prepare(model, "fp8")
+    eight = prepare(small_model(), "fp8")
+    assert prepare(eight, "fp8") is eight
+    with pytest.raises(ValueError, match="in fp8 already"):
+        prepare(eight)
+
+
 @pytest.mark.parametrize(("computes", "expected"), [(True, "bf16"), (False, "fp32")])
 def test_training_takes_bf16_where_the_device_computes_in_it(monkeypatch: pytest.MonkeyPatch, computes: bool,
                                                              expected: str) -> None:
