@@ -26,7 +26,7 @@ def restore(model: VARSR, lr: Tensor, settings: RestoreSettings, progress: Progr
     size: (H, W), by default the LR picture's times the settings' scale. Results larger than the model's window are
     made of overlapping windows, smaller ones are padded and cropped; the aspect is never changed. The result depends
     on the picture, the seed and the other settings, not on the batch size. Raises ValueError for an unknown colour
-    fix.
+    fix, and for a tensor or a size that is none of a picture.
     """
     return _restored(model, lr, settings, progress, size, False)[0]
 
@@ -69,6 +69,8 @@ def generated(model: VARSR, lr: Tensor, settings: RestoreSettings, progress: Pro
     """The picture, not rendered yet, with all that its windows were generated as and that the settings keep."""
     if settings.color_fix not in COLOR_FIXES:
         raise UserError(f"unknown colour fix {settings.color_fix!r}: choose one of {', '.join(COLOR_FIXES)}")
+    if size is not None and min(size) < 1:
+        raise UserError(f"a size of {size}: must be (height, width), 1 or more each")
     source = TensorSource(lr)
     picture = TiledPicture(source, size or result_size(source, settings.generation.scale), model.config,
                            settings.overlap)

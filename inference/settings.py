@@ -121,6 +121,10 @@ class UncertaintySettings:
     samples: int = 0
     calibration: Calibration | None = None  # None: the map is a guess
 
+    def __post_init__(self) -> None:
+        if self.samples < 0:
+            raise UserError(f"{self.samples} further results: must be 0 or more")
+
 
 @dataclass(frozen=True)
 class LRConsistency:
@@ -158,6 +162,10 @@ class RestoreSettings:
     fastvar: FastVARConfig | None = None  # token pruning
     uncertainty: UncertaintySettings | None = None  # estimate errors too
     lr_consistency: LRConsistency | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UserError(f"a batch_size of {self.batch_size}: must be 1 or more, or None")
 
     def for_picture(self, windows: int) -> GenerationConfig:
         """The sampling settings for a picture of so many windows: one of several has a guidance of its own where the

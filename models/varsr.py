@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
+from numbers import Integral
 from os import PathLike
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -272,6 +273,8 @@ class VARSR(nn.Module):
                 raise UserError(f"{len(labels)} labels for {len(lr)} pictures")
         elif lr is not None or labels is None:
             raise UserError("a class-to-image model needs labels and no LR picture")
+        if not len(labels):
+            raise UserError("no pictures: a batch has one at least")
         classes = self.config.transformer.class_rows
         if labels.min() < 0 or labels.max() >= classes:
             raise UserError(f"label {labels.tolist()} out of range: this model knows 0..{classes - 1}")
@@ -279,11 +282,11 @@ class VARSR(nn.Module):
 
     @staticmethod
     def _seeds(seed: int | Sequence[int], batch: int) -> list[int]:
-        if isinstance(seed, int):
-            return [seed + i for i in range(batch)]
+        if isinstance(seed, Integral):  # NumPy's too
+            return [int(seed) + i for i in range(batch)]
         if len(seed) != batch:
             raise UserError(f"{len(seed)} seeds for {batch} pictures: give one, or one a picture")
-        return list(seed)
+        return [int(each) for each in seed]
 
     def _refiner_noise(self, steps: int, noise: Noise) -> RefinerNoise:
         config = self.config.vqvae

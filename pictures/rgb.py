@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from utils.device import require_floats
+from utils.errors import UserError
 from utils.files import replacing
 
 from .formats import ImageError, register_plugins, require_writable
@@ -58,9 +59,16 @@ def luma_levels(image: Tensor) -> Tensor:
     return (image * torch.tensor(BT601).view(3, 1, 1)).sum(0) * LEVELS_8
 
 
-def to_pillow(image: Tensor) -> Image.Image:
-    """A tensor (3, H, W) in [0, 1] as an 8-bit RGB picture. Raises UserError for whole numbers."""
+def _require_picture(image: Tensor) -> None:
+    """Raise UserError for a tensor that is no picture (3, H, W) of floats with sides of at least 1."""
+    if image.ndim != 3 or len(image) != 3 or 0 in image.shape:
+        raise UserError(f"picture: a tensor of shape {tuple(image.shape)}, must be (3, height, width)")
     require_floats("picture", image)
+
+
+def to_pillow(image: Tensor) -> Image.Image:
+    """A tensor (3, H, W) in [0, 1] as an 8-bit RGB picture. Raises UserError for other shapes and whole numbers."""
+    _require_picture(image)
     pixels = image.detach().float().cpu().clamp(0, 1).mul(LEVELS_8).round().byte()
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
@@ -69,7 +77,7 @@ def write_image(path: str | Path, image: Tensor) -> None:
     """Write (3, H, W) in [0, 1] in the kind of the suffix, one of `formats.WRITABLE`; under a temporary name first,
     then renamed.
 
-    Raises ImageError naming the file, UserError for whole numbers; nothing half-written is left behind.
+    Raises ImageError naming the file, UserError for a tensor that is no picture; nothing half-written is left behind.
     """
     save_picture(to_pillow(image), path)
 
@@ -101,11 +109,11 @@ class PictureSource(Protocol):
 
 
 class TensorSource:
-    """An LR picture (3, h, w) in [0, 1] in memory. Raises UserError for whole numbers."""
+    """An LR picture (3, h, w) in [0, 1] in memory. Raises UserError for other shapes and whole numbers."""
 
     def __init__(self, picture: Tensor) -> None:
-        require_floats("picture", picture)
-        self.picture = picture
+        _require_picture(picture)
+        self.picture = picture.detach()
         self.height, self.width = picture.shape[-2:]
 
     def region(self, top: int, left: int, height: int, width: int) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from inference.restore import restore
-from inference.settings import RestoreSettings
+from inference.settings import RestoreSettings, UncertaintySettings
 from inference.windows import Window, place_seed, refiner_noise
 from models.config import GenerationConfig
 from models.varsr import VARSR
@@ -49,3 +49,18 @@ def test_one_window_is_the_model_itself(model: VARSR) -> None:
 def test_unknown_colour_fix_is_refused(model: VARSR) -> None:
     with pytest.raises(ValueError, match="adain, wavelet, none"):
         restore(model, torch.rand(3, 8, 8), dataclasses.replace(PLAIN, color_fix="magic"))
+
+
+def test_settings_and_sizes_out_of_range_are_refused(model: VARSR) -> None:
+    with pytest.raises(ValueError, match="batch_size of 0: must be 1 or more"):
+        dataclasses.replace(PLAIN, batch_size=0)
+    with pytest.raises(ValueError, match="-1 further results"):
+        UncertaintySettings(-1)
+    for size in ((0, 5), (5, -1)):
+        with pytest.raises(ValueError, match="must be .height, width., 1 or more each"):
+            restore(model, torch.rand(3, 8, 8), PLAIN, size=size)
+
+
+def test_a_picture_that_gradients_go_through_is_restored(model: VARSR) -> None:
+    lr = torch.rand(3, 8, 8)
+    assert torch.equal(restore(model, lr.clone().requires_grad_(), PLAIN), restore(model, lr, PLAIN))

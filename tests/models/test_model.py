@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from conftest import small_class_model, small_model
@@ -127,6 +128,12 @@ def test_class_to_image_is_the_same_class_without_prefix() -> None:
         model.generate(torch.rand(1, 3, config.image_size, config.image_size), torch.tensor([0]))
 
 
+def test_seeds_may_be_numpys(model: VARSR, pictures: torch.Tensor) -> None:
+    expected = model.generate(pictures, seed=3)
+    for seed in (np.int64(3), np.arange(3, 6), torch.arange(3, 6)):
+        assert torch.equal(model.generate(pictures, seed=seed), expected)
+
+
 def test_wrong_inputs_are_explained(model: VARSR, pictures: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="resized to output size"):
         model.generate(pictures[:, :, :-1])
@@ -134,6 +141,8 @@ def test_wrong_inputs_are_explained(model: VARSR, pictures: torch.Tensor) -> Non
         model.generate(pictures, seed=[1, 2])
     with pytest.raises(ValueError, match="1 labels for 3"):
         model.generate(pictures, torch.tensor([0]))
+    with pytest.raises(ValueError, match="no pictures"):
+        model.generate(pictures[:0])
     with pytest.raises(ValueError, match="lr: values of torch.uint8, must be floats"):
         model.generate((pictures * 255).byte())
     with pytest.raises(ValueError, match="32x32"):

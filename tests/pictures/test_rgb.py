@@ -101,6 +101,13 @@ def test_values_are_rounded_and_clamped() -> None:
     assert np.asarray(to_pillow(torch.tensor([-1.0, 0.5, 2.0]).view(3, 1, 1))).tolist() == [[[0, 128, 255]]]
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 4, 4), (4, 4), (1, 4, 4), (4, 4, 4), (3, 0, 4), (0, 4, 4)])
+def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    for use in (TensorSource, to_pillow):
+        with pytest.raises(ValueError, match=r"must be \(3, height, width\)"):
+            use(torch.zeros(shape))
+
+
 def test_whole_numbers_are_refused(tmp_path: Path) -> None:
     levels = torch.from_numpy(pixels()).permute(2, 0, 1)
     for use in (TensorSource, to_pillow, lambda picture: write_image(tmp_path / "a.png", picture)):
