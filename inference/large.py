@@ -4,6 +4,7 @@ Its half-done state is kept beside its result until that is whole.
 """
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import os
@@ -20,7 +21,16 @@ from torch import Tensor
 
 from models.varsr import VARSR
 from utils.errors import UserError
-from utils.files import create, name_beside, no_links, private_folder, replacing, temporary_beside
+from utils.files import (
+    create,
+    name_beside,
+    no_links,
+    private_folder,
+    read_at,
+    replacing,
+    temporary_beside,
+    write_at,
+)
 from utils.ranks import Ranks
 
 from .generate import BatchSize, Progress, generate_windows
@@ -30,6 +40,7 @@ from .settings import RestoreSettings
 
 FRESH_SECONDS = 10  # a lock that is being written
 LOCK_BYTES = 4096  # more than one has
+SYNCHRONIZE, WAIT_TIMEOUT, ACCESS_DENIED = 0x10_0000, 258, 5  # of Windows: a right, an answer, an error
 STARTED_FIELD = 19  # behind the name, which is the second
 
 
@@ -43,15 +54,15 @@ class Flags:
             os.ftruncate(self.file, count)
 
     def __contains__(self, index: int) -> bool:
-        return os.pread(self.file, 1, index) == b"\1"
+        return read_at(self.file, 1, index) == b"\1"
 
     def set(self, index: int) -> None:
         """Mark a number as done."""
-        os.pwrite(self.file, b"\1", index)
+        write_at(self.file, b"\1", index)
 
     def missing(self) -> list[int]:
         """Numbers that are not set."""
-        return [index for index, value in enumerate(os.pread(self.file, self.count, 0)) if not value]
+        return [index for index, value in enumerate(read_at(self.file, self.count, 0)) if not value]
 
     def close(self) -> None:
         """Release the file."""
@@ -88,13 +99,33 @@ class Owner:
         """Whether it still runs; processes of other machines cannot be asked and count as running."""
         if self.host != socket.gethostname():
             return True
-        try:
-            os.kill(self.process, 0)
-        except (ProcessLookupError, OverflowError):
-            return False
-        except PermissionError:
-            pass  # of another user
-        return _started(self.process) == self.started
+        return _exists(self.process) and _started(self.process) == self.started
+
+
+def _exists(process: int) -> bool:
+    """Whether there is a process of this number."""
+    if hasattr(ctypes, "WinDLL"):
+        return _exists_on_windows(process)
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # of another user
+    return True
+
+
+def _exists_on_windows(process: int) -> bool:
+    """There os.kill would send it Ctrl-C, which is what 0 stands for."""
+    kernel = ctypes.WinDLL("kernel32", use_last_error=True)
+    kernel.OpenProcess.restype = ctypes.c_void_p
+    handle = kernel.OpenProcess(SYNCHRONIZE, False, ctypes.c_uint32(process))
+    if handle is None:
+        return ctypes.get_last_error() == ACCESS_DENIED  # of another user
+    try:
+        return kernel.WaitForSingleObject(ctypes.c_void_p(handle), 0) == WAIT_TIMEOUT
+    finally:
+        kernel.CloseHandle(ctypes.c_void_p(handle))
 
 
 def _started(process: int) -> int:
@@ -121,12 +152,12 @@ class FileLatents:
     def __getitem__(self, index: int) -> Tensor:
         if index not in self:
             raise FileNotFoundError(f"window {index} is missing in the work folder: was it removed while it was used?")
-        data = os.pread(self.file, self.record, index * self.record)
+        data = read_at(self.file, self.record, index * self.record)
         return torch.frombuffer(bytearray(data), dtype=self.dtype).view(self.shape)
 
     def __setitem__(self, index: int, latent: Tensor) -> None:
         data = latent.detach().to("cpu", self.dtype).contiguous().numpy().tobytes()
-        written = os.pwrite(self.file, data, index * self.record)
+        written = write_at(self.file, data, index * self.record)
         if written != self.record:
             raise OSError(f"only {written} of {self.record} bytes written: is the disk full?")
         self.done.set(index)  # last: a record counts only once it is whole

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.files import no_links, replacing, temporary_beside
+from utils.files import no_links, replacing, temporary_beside, write_at
 
 from .exif import LONG8, SHORT, Entry, Layout, directory_bytes
 from .file_reader import Metadata, check_size, decode, vips_picture
@@ -106,7 +106,7 @@ class PixelStore:
     def _put(self, place: int, data: bytes | np.ndarray) -> None:
         rest = memoryview(data).cast("B")
         while rest:
-            written = os.pwrite(self._file, rest, place)
+            written = write_at(self._file, rest, place)
             rest, place = rest[written:], place + written
 
     def array(self) -> np.ndarray:

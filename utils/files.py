@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,17 +21,39 @@ PRIVATE = 0o700  # permissions of a folder
 READ_AND_WRITE = 0o666  # permissions of a new file, of which the umask takes some away
 NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # nor pipes, at which to wait; Windows has none
 
+BINARY = getattr(os, "O_BINARY", 0)  # Windows alone turns ends of lines around without it
+POSITION = threading.Lock()  # of files, which threads share where there is no pread
+
 
 def no_links(path: str | os.PathLike, flags: int) -> int:
     """An opener for `open`: a link in place of the file is an OSError. In a folder that others may write into, it could
     lead to any file of ours."""
-    return os.open(path, flags | NO_LINKS, READ_AND_WRITE)
+    return os.open(path, flags | NO_LINKS | BINARY, READ_AND_WRITE)
 
 
 def create(path: Path) -> int:
     """The descriptor of a new file, to read and to write. Raises FileExistsError where something has the name, be it a
     link that leads nowhere."""
     return no_links(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+
+
+def read_at(file: int, count: int, place: int) -> bytes:
+    """Up to `count` bytes of an open file from a place on: os.pread, which Windows lacks. Raises OSError."""
+    if hasattr(os, "pread"):
+        return os.pread(file, count, place)
+    with POSITION:
+        os.lseek(file, place, os.SEEK_SET)
+        return os.read(file, count)
+
+
+def write_at(file: int, data: bytes | memoryview, place: int) -> int:
+    """Write into an open file from a place on, and return how many bytes it took: os.pwrite, which Windows lacks.
+    Raises OSError."""
+    if hasattr(os, "pwrite"):
+        return os.pwrite(file, data, place)
+    with POSITION:
+        os.lseek(file, place, os.SEEK_SET)
+        return os.write(file, data)
 
 
 @contextmanager

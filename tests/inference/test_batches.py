@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import errno
 import hashlib
 import io
@@ -324,6 +325,41 @@ def test_locks_of_other_machines_and_of_reused_numbers(tmp_path: Path) -> None:
     lock.write_text(json.dumps({**me.__dict__, "started": me.started + 1}))
     folder.prepare({})
     assert Owner.of(lock.read_text()) == me
+
+
+class Kernel32:
+    """What of Windows' library is asked whether a process runs; `answer`: of waiting for its end, 0 once it is there;
+    None: there is no such process that may be asked."""
+
+    def __init__(self, answer: int | None) -> None:
+        self.closed = 0
+        self.OpenProcess = lambda rights, inherited, number: None if answer is None else 77  # may have attributes
+        self.WaitForSingleObject = lambda handle, milliseconds: answer
+
+    def CloseHandle(self, handle: object) -> None:
+        """Count it."""
+        self.closed += 1
+
+
+@pytest.mark.parametrize("answer, error, runs", [(258, 0, True), (0, 0, False), (None, 5, True), (None, 87, False)])
+def test_processes_are_asked_without_harm_on_windows(monkeypatch: pytest.MonkeyPatch, answer: int | None, error: int,
+                                                     runs: bool) -> None:
+    kernel, killed = Kernel32(answer), []
+    monkeypatch.setattr(ctypes, "WinDLL", lambda name, use_last_error: kernel, raising=False)
+    monkeypatch.setattr(ctypes, "get_last_error", lambda: error, raising=False)
+    monkeypatch.setattr(os, "kill", lambda *arguments: killed.append(arguments))
+    assert Owner.this_process().is_running() is runs
+    assert not killed and kernel.closed == (answer is not None)
+
+
+def test_a_large_picture_needs_no_pread(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor what else of POSIX Windows lacks."""
+    source = noise(tmp_path / "a.png", LARGE)
+    assert run("-i", source, "-o", tmp_path / "with.png") == 0
+    for name in ("pread", "pwrite", "posix_fallocate"):
+        monkeypatch.delattr(os, name, raising=False)
+    assert run("-i", source, "-o", tmp_path / "without.png") == 0
+    assert Image.open(tmp_path / "with.png").tobytes() == Image.open(tmp_path / "without.png").tobytes()
 
 
 def test_a_run_whose_store_vanished_fails(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
