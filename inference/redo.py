@@ -196,7 +196,8 @@ def redo(model: VARSR, lr: Tensor, state: TokenState, mask: Tensor, settings: Re
     lr: the LR picture (3, h, w) in [0, 1]; state: what `restore_with_tokens` gave for it; original: its picture
     (3, H, W) in [0, 1], whose pixels outside the mask stay exactly as they are; mask: (H, W) bool. settings: as for
     `restore`, with another seed; the overlap is that of the state. A model that takes the likeliest code needs
-    `GenerationConfig.varied` to draw another picture. Raises ValueError for what does not fit together.
+    `GenerationConfig.varied` to draw another picture. Raises ValueError for what does not fit together, a
+    model of other weights too.
     """
     return redo_with_tokens(model, lr, state, mask, settings, original, progress)[0]
 
@@ -212,7 +213,7 @@ def redo_with_tokens(model: VARSR, lr: Tensor, state: TokenState, mask: Tensor, 
     require_floats("original", original)
     _require_source(state.making, source, "lr", "the state")
     region, picture = Mask(mask.cpu()), TiledPicture(source, size, model.config, state.making.overlap)
-    require_fit(state, model.config, len(picture.grid), "the state")
+    require_fit(state, model, len(picture.grid), "the state")
     picture.codes = {}
     lay_over(picture, state, region)
     batch = batch_size_for(model, settings)
@@ -309,7 +310,7 @@ class Redo:
               batch: BatchSize) -> None:
         """Let a picture and the file of its result be those of the earlier result but for what the mask touches."""
         state = self.state or self._recomputed(model, tiled, settings, batch)
-        require_fit(state, model.config, len(tiled.grid), self.tokens_file)
+        require_fit(state, model, len(tiled.grid), self.tokens_file)
         lay_over(tiled, state, self.mask)
         most = MAX_PIXELS * int(MAX_SCALE) ** 2
         result.lay_over(StoredRows(self.result, most), self.mask.first, self.mask.last, self.mask.weights)

@@ -38,7 +38,7 @@ def restore_with_tokens(model: VARSR, lr: Tensor, settings: RestoreSettings, pro
     require_codes(settings.generation)
     restored, picture = _restored(model, lr, settings, progress, size, True)
     making = Making((picture.height, picture.width), digest(picture.source), settings.overlap, settings.seed,
-                    settings.generation, settings.color_fix)
+                    settings.generation, settings.color_fix, weights=model.fingerprint())
     return restored, TokenState(making, picture.codes, picture.finished, len(picture.grid))
 
 

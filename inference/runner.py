@@ -216,10 +216,10 @@ class Runner:
             return None
         settings, line = self.settings, dict(self.options.result.text).get(SETTINGS, "")
         if self.options.redo is not None:
-            making = dataclasses.replace(self.options.redo.making, line=line)
+            making = dataclasses.replace(self.options.redo.making, line=line, weights=self.model.fingerprint())
         else:
             making = Making((tiled.height, tiled.width), digest(tiled.source), settings.overlap, settings.seed,
-                            settings.generation, settings.color_fix, line)
+                            settings.generation, settings.color_fix, line, self.model.fingerprint())
         return TokenState(making, tiled.codes, tiled.finished, len(tiled.grid))
 
     def _finish_wave(self, wave: list[Started]) -> None:
@@ -317,11 +317,13 @@ class Runner:
 
     def _plan(self, job: Job, size: tuple[int, int]) -> dict[str, object]:
         """What a half-done picture must have in common with this run to be continued."""
+        layers = {type(layer).__name__ for layer in self.model.modules()}  # in 8 bits they are others
         source = job.source.stat()
         settings = dataclasses.replace(self.settings, batch_size=None)
         calibration = settings.uncertainty and settings.uncertainty.calibration
         return {"source": [str(job.source.resolve()), source.st_size, source.st_mtime_ns, job.frame], "size": size,
-                "model": self.model.config.to_json(), "dtype": str(self.model.dtype), "settings": repr(settings),
+                "model": self.model.config.to_json(), "weights": self.model.fingerprint(),
+                "dtype": str(self.model.dtype), "layers": sorted(layers), "settings": repr(settings),
                 "options": repr(self.options.result), "windows": LARGE_WINDOWS, "tokens": self.options.save_tokens,
                 "scales": self.options.export_max,
                 "calibration": calibration and calibration.digest,

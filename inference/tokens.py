@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from models.config import GenerationConfig, VARSRConfig, build
+from models.varsr import VARSR
 from models.weights.weight_file import ALIGNMENT, HEADER_LENGTH, MAX_HEADER, weights_of
 from pictures.rgb import PictureSource
 from utils.errors import UserError, first_line
@@ -35,7 +36,8 @@ REMEDY = "restore the picture again with --save_tokens"
 @dataclass(frozen=True)
 class Making:
     """How a picture was drawn. size: (height, width) of the result; source: see `digest`; line: what the result's file
-    says of its making, the model first ("" where nobody said which)."""
+    says of its making, the model first ("" where nobody said which); weights: `VARSR.fingerprint`, "" where nobody
+    said."""
 
     size: tuple[int, int]
     source: str
@@ -44,6 +46,7 @@ class Making:
     generation: GenerationConfig
     color_fix: str
     line: str = ""
+    weights: str = ""
 
     @property
     def model(self) -> str:
@@ -60,7 +63,8 @@ class Making:
         values = json.loads(text)
         height, width = (int(side) for side in values["size"])
         return cls((height, width), str(values["source"]), float(values["overlap"]), int(values["seed"]),
-                   build(GenerationConfig, dict(values["generation"])), str(values["color_fix"]), str(values["line"]))
+                   build(GenerationConfig, dict(values["generation"])), str(values["color_fix"]), str(values["line"]),
+                   str(values.get("weights", "")))  # files of before have none
 
 
 def digest(source: PictureSource) -> str:
@@ -191,11 +195,15 @@ def read_tokens(path: Path) -> TokenState:
     return TokenState(making, codes, latents, codes.shape[0])
 
 
-def require_fit(state: TokenState, config: VARSRConfig, windows: int, path: Path | str) -> None:
-    """Raise UserError where a state is not that of so many windows of a model."""
+def require_fit(state: TokenState, model: VARSR, windows: int, path: Path | str) -> None:
+    """Raise UserError where a state is not that of so many windows of a model, or was drawn with other weights."""
+    config = model.config
     shape = None if not state.windows else (tuple(state.codes[0].shape), tuple(state.latents[0].shape))
     if state.windows != windows or shape != ((token_count(config),), latent_shape(config)):
         raise UserError(f"{path}: has {state.windows} windows of other shapes than this model's {windows}: {REMEDY}")
+    if state.making.weights and state.making.weights != model.fingerprint():
+        raise UserError(f"{path}: was drawn by a model of other weights: load that one, or restore the picture with "
+                        "this one")
 
 
 def checked_codes(state: TokenState, index: int, config: VARSRConfig) -> Tensor:

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import re
 from collections.abc import Callable, Hashable, Sequence
 from numbers import Integral
 from os import PathLike
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
     from .fastvar import FastVARConfig
 
 REFINER_LOSS_WEIGHT = 2.0
+FINGERPRINT_VALUES = 4096  # of each tensor, in whole rows
+# What generation does without, or has in another form after `for_inference`.
+NOT_IN_FINGERPRINT = re.compile(r"vqvae\.(encoder|pre_quant|linear_path\.analysis|quantizer\.code_usage)\b"
+                                r"|transformer\..*(modulation|_table)")
 
 
 class Losses(NamedTuple):  # a tuple, because FSDP looks for tensors in those alone
@@ -58,6 +64,7 @@ class VARSR(nn.Module):
         self.config = config
         self.is_packed = False  # see models/speed/packed.py
         self.eight_bit: str | None = None  # what packed linears are held in
+        self.packed_fingerprint: str | None = None  # of the weights as they were before that
         self.graphs: Recorder | None = None  # see models/speed/graphs.py
         self.vqvae = VQVAE(config.vqvae)
         self.transformer = VARTransformer(config.transformer, config.vqvae)
@@ -111,6 +118,23 @@ class VARSR(nn.Module):
         """
         self.vqvae.to(memory_format=torch.channels_last)
         return self
+
+    def fingerprint(self) -> str:
+        """Which weights these are, as SHA-256: of the signs of the first values of every tensor that generation needs.
+
+        Rounding changes no sign: the same on every device and in every type, before and after `for_inference` and
+        packing. Computed from the weights as they are now, in some milliseconds.
+        """
+        if self.packed_fingerprint is not None:
+            return self.packed_fingerprint
+        state = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            if NOT_IN_FINGERPRINT.match(name):
+                continue
+            state.update(f"{name} {tuple(tensor.shape)}".encode())
+            rows = max(FINGERPRINT_VALUES * len(tensor) // tensor.numel(), 1)
+            state.update(tensor[:rows].signbit().cpu().contiguous().numpy().tobytes())
+        return state.hexdigest()
 
     @property
     def device(self) -> torch.device:

@@ -213,6 +213,7 @@ def pack(model: VARSR, eight_bit: str | None = None) -> VARSR:
     """
     kind = linear_kind(model.device, model.dtype, eight_bit)
     if not model.is_packed:
+        model.packed_fingerprint = model.fingerprint()  # while the weights are there
         replace_linears(model, kind)
         model.is_packed, model.eight_bit = True, eight_bit
     elif model.eight_bit != eight_bit:

@@ -167,6 +167,19 @@ def test_what_does_not_belong_together_is_refused(model: VARSR, before: tuple) -
         restore_with_tokens(model, lr, smooth)
 
 
+def test_a_state_belongs_to_the_weights_that_drew_it(model: VARSR, before: tuple, tmp_path: Path) -> None:
+    lr, picture, state = before
+    path = tmp_path / "a_tokens.safetensors"
+    with state.written_to(path, model.config):
+        pass
+    for each in (state, read_tokens(path)):
+        with pytest.raises(UserError, match="other weights"):
+            redo(small_model(seed=1), lr, each, box(), seeded(1), picture)
+    redo(prepare(small_model()), lr, state, box(), seeded(1), picture)
+    nameless = dataclasses.replace(state, making=dataclasses.replace(state.making, weights=""))  # of an older file
+    redo(small_model(seed=1), lr, nameless, box(), seeded(1), picture)
+
+
 def test_which_codes_are_kept() -> None:
     coverage = torch.zeros(4, 4)
     coverage[0, 0], coverage[2:, 2:] = 0.01, 1.0

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import small_class_model, small_model
 
+from inference.settings import prepare
 from models.config import GenerationConfig
 from models.fastvar import SHARED, FastVARConfig
 from models.initialization import initialize
@@ -185,6 +186,18 @@ def test_a_model_for_inference_cannot_encode() -> None:
     model = small_model().for_inference()
     with pytest.raises(ValueError, match="full model"):
         model.vqvae.encode(torch.zeros(1, 3, model.config.image_size, model.config.image_size))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_fingerprint_is_that_of_the_weights_whatever_is_done_to_them(dtype: torch.dtype) -> None:
+    model, prints = small_model(), {small_model().fingerprint()}
+    assert model.channels_last().fingerprint() in prints
+    assert small_model().to(dtype).fingerprint() in prints
+    assert model.for_inference().fingerprint() in prints and prepare(model).fingerprint() in prints
+    other = small_model()
+    with torch.no_grad():
+        other.refiner.output.weight.neg_()
+    assert other.fingerprint() not in prints
 
 
 def test_many_classes_are_not_folded() -> None:
