@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.device import exact_products
+from utils.device import exact_type
 
 PHI_RATIO = 0.5  # share of the convolution in phi
 USAGE_DECAY = 0.99
@@ -54,10 +54,10 @@ class MultiScaleQuantizer(nn.Module):
 
     def nearest_codes(self, cells: Tensor) -> Tensor:
         """Index of the nearest codebook row (Euclidean) of each cell: (M, c) to (M,)."""
-        # rounded distances would pick other codes
-        with torch.autocast(cells.device.type, enabled=False), exact_products(cells.device):
-            cells, codebook = cells.float(), self.codebook.weight.float()
-            distance = codebook.square().sum(1) - 2 * cells @ codebook.T  # |cell|^2 is the same for every row
+        exact = exact_type(cells.device)  # rounded distances would pick other codes
+        with torch.autocast(cells.device.type, enabled=False):
+            cells, codebook = cells.to(exact), self.codebook.weight.to(exact)
+            distance = (-2 * cells @ codebook.T).add_(codebook.square().sum(1))  # |cell|^2 is the same for every row
             return distance.argmin(1)
 
     def contribution(self, embedding: Tensor, scale: int) -> Tensor:
@@ -66,9 +66,9 @@ class MultiScaleQuantizer(nn.Module):
         if scale == len(self.scales) - 1:
             return embedding
         full = F.interpolate(embedding, size=(self.side, self.side), mode="bicubic")
-        phi = self.phi[self.phi_index(scale)]
-        with torch.autocast(full.device.type, enabled=False), exact_products(full.device):
-            smooth = F.conv2d(full, phi.weight.float(), phi.bias.float(), padding=1)
+        phi, exact = self.phi[self.phi_index(scale)], exact_type(full.device)
+        with torch.autocast(full.device.type, enabled=False):
+            smooth = F.conv2d(full.to(exact), phi.weight.to(exact), phi.bias.to(exact), padding=1).float()
         return (1 - PHI_RATIO) * full + PHI_RATIO * smooth
 
     def lookup(self, codes: Tensor, scale: int) -> Tensor:

@@ -5,8 +5,6 @@ import ctypes
 import logging
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -126,20 +124,10 @@ def training_device(name: str) -> torch.device:
     return device
 
 
-@contextmanager
-def exact_products(device: torch.device) -> Iterator[None]:
-    """On a GPU float32 products and convolutions of full precision, whatever is set for others: TF32 has 10 bits."""
-    if device.type != "cuda":
-        yield
-        return
-    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = convolutions
+def exact_type(device: torch.device) -> torch.dtype:
+    """The type in which products have at least float32's precision: on a GPU those of float32 may be TF32's, of 10
+    bits, and the switches for that are the whole process's, other threads' too."""
+    return torch.float64 if device.type == "cuda" else torch.float32
 
 
 def keep_freed_memory() -> bool:

@@ -1,9 +1,13 @@
 """The residual quantiser against plain loops and its own invariants."""
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.quantizer import MultiScaleQuantizer
 
@@ -26,6 +30,46 @@ def test_nearest_codes_equal_brute_force() -> None:
     cells = torch.randn(50, 3)
     expected = torch.stack([(q.codebook.weight - cell).square().sum(1).argmin() for cell in cells])
     assert torch.equal(q.nearest_codes(cells), expected)
+
+
+@pytest.fixture()
+def tf32() -> Iterator[None]:
+    """A program's own switches for it, as PyTorch now has them."""
+    switches = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]
+    if not all(hasattr(switch, "fp32_precision") for switch in switches):
+        pytest.skip("this PyTorch has the older switches")
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = "tf32"
+    yield
+    after = [switch.fp32_precision for switch in switches]
+    for switch, value in zip(switches, before, strict=True):
+        switch.fp32_precision = value
+    assert after == ["tf32", "tf32"]
+
+
+class Products(TorchDispatchMode):
+    """Which types products are computed in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, operator, types, arguments=(), options=None):
+        result = operator(*arguments, **(options or {}))
+        if operator in (torch.ops.aten.mm.default, torch.ops.aten.convolution.default):
+            self.types.append(result.dtype)
+        return result
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", torch.float32), ("cuda", torch.float64)])
+def test_products_are_exact_whatever_a_program_has_set(device: str, expected: torch.dtype, tf32: None) -> None:
+    """With tensors that have a device and no numbers: that needs no GPU."""
+    with FakeTensorMode(), torch.device(device), Products() as products:
+        q = quantizer()
+        assert q.nearest_codes(torch.ones(5, 3)).dtype == torch.int64
+        assert q.contribution(torch.ones(1, 3, 2, 2, dtype=torch.bfloat16), 1).dtype == torch.float32
+    assert products.types == [expected] * 2
 
 
 def test_nothing_is_lost_between_code_sum_and_rest() -> None:

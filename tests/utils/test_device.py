@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.device import choose_device, exact_products, training_device
+from utils.device import choose_device, training_device
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT_FAULTS = """
@@ -50,16 +50,3 @@ def test_every_process_has_its_own_gpu(name: str, world: str, expected: str, mon
     assert str(training_device(name)) == expected and [str(each) for each in chosen] == [expected][:name != "cpu"]
     monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
     assert str(choose_device(name)) == ("cuda" if expected == "cuda:0" else expected)
-
-
-def test_exact_products_leave_the_setting_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    torch.set_float32_matmul_precision("high")
-    try:
-        for device, expected in (("cpu", ("high", True)), ("cuda", ("highest", False))):
-            with pytest.raises(RuntimeError), exact_products(torch.device(device)):
-                assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == expected
-                raise RuntimeError
-            assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
-    finally:
-        torch.set_float32_matmul_precision("highest")
