@@ -209,15 +209,18 @@ class Started:
 class Judge:
     """Looks at finished pictures: the picture after each scale, metrics against the reference, the row of the sheet."""
 
-    def __init__(self, device: torch.device, report: Report, render: Callable[[Started, LatentStore, ResultFile], None],
+    def __init__(self, device: torch.device, render: Callable[[Started, LatentStore, ResultFile], None],
                  result: ResultOptions, on_sheet: bool = False, exports: bool = False, label: str = "VARSR",
                  extra: Extra | None = None) -> None:
-        """report: where metrics go. render: fills a result from latents. result: how exported pictures are written.
-        on_sheet: make entries of a comparison sheet, our pictures under a label, with extra ones."""
-        self.device, self.report, self.render, self.result = device, report, render, result
+        """render: fills a result from latents. result: how exported pictures are written. on_sheet: make entries of a
+        comparison sheet, our pictures under a label, with extra ones."""
+        self.device, self.render, self.result = device, render, result
         self.on_sheet, self.exports, self.label, self.extra = on_sheet, exports, label, extra
-        self.learned: LearnedMetrics | None = None
-        self.wanted: Container[Path] | None = None  # results that may be on the sheet; None: all
+        self.learned: LearnedMetrics | None = None  # once loaded, for all runs
+
+    def begin(self, report: Report, wanted: Container[Path] | None) -> None:
+        """Of each run. report: where metrics go. wanted: results that may be on the sheet; None: all."""
+        self.report, self.wanted = report, wanted
         self.entries: dict[Path, SheetEntry] = {}  # by result
 
     def __call__(self, started: Started) -> None:

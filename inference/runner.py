@@ -59,18 +59,19 @@ class Runner:
                  ranks: Ranks | None = None) -> None:
         self.model, self.settings, self.options, self.ranks = model, settings, options, ranks or Ranks()
         self.batch = batch_size_for(model, settings)
-        self.report = Report()
-        self.judge = Judge(model.device, self.report, self._render, options.result, options.sheet is not None,
+        self.judge = Judge(model.device, self._render, options.result, options.sheet is not None,
                            options.export_max > 0, options.label, options.extra)
 
     def run(self, jobs: list[Job], failures: dict[Path, str] | None = None) -> Report:
         """Work through the jobs, write `metrics.csv` into every result folder that has references.
 
-        failures: what went wrong before, by path. Returns the report of all ranks to the first of them.
+        failures: what went wrong before, by path. Returns the report of all ranks to the first of them. A runner may
+        run again: report and sheet are those of the jobs of this run alone.
         """
-        start = time.monotonic()
+        start, self.report, wanted = time.monotonic(), Report(), None
         if self.options.sheet_pictures is not None:
-            self.judge.wanted = evenly({job.output: job for job in jobs}, CANDIDATES * self.options.sheet_pictures)
+            wanted = evenly({job.output: job for job in jobs}, CANDIDATES * self.options.sheet_pictures)
+        self.judge.begin(self.report, wanted)
         self.bar = tqdm(total=0, unit="picture", dynamic_ncols=True, disable=self.ranks.rank > 0)
         if self.ranks.rank == 0:
             for path, reason in (failures or {}).items():

@@ -26,8 +26,9 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "a.png"
 
 
-def runner(model: VARSR) -> Runner:
-    return Runner(model, RestoreSettings(GenerationConfig(cfg=1.0, top_k=1)), RunOptions(SizeRequest(scale=4)))
+def runner(model: VARSR, **options: object) -> Runner:
+    settings = RestoreSettings(GenerationConfig(cfg=1.0, top_k=1))
+    return Runner(model, settings, RunOptions(SizeRequest(scale=4), **options))
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -50,3 +51,17 @@ def test_another_model_starts_a_stopped_picture_afresh(model: VARSR, source: Pat
     for path in (parts, whole):
         assert runner(other).run([Job(source, path)]).exit_code == 0
     assert (pixels(parts) == pixels(whole)).all()
+
+
+def test_every_run_reports_its_own_jobs(model: VARSR, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sheet, missing = source.with_name("sheet.png"), source.with_name("missing.png")
+    one = runner(model, sheet=sheet, sheet_pictures=1)
+    first = one.run([Job(source, source.with_name("first.png")), Job(missing, source.with_name("none.png"))])
+    alone = pixels(sheet)
+    with monkeypatch.context() as patch:
+        patch.setattr(inference.runner, "generate_windows", stopped)
+        assert one.run([Job(source, source.with_name("stopped.png"))]).exit_code == 130
+    last = one.run([Job(source, source.with_name("second.png"))])
+    assert [(first.exit_code, len(first.records)), (last.exit_code, len(last.records))] == [(1, 2), (0, 1)]
+    assert last.records[0].output == str(source.with_name("second.png")) and not last.failures
+    assert pixels(sheet).shape == alone.shape and (pixels(sheet) != alone).any()  # one picture, of another name
