@@ -53,7 +53,8 @@ class Rechooser:
     def __init__(self, model: VARSR, windows: Sequence[tuple[TiledPicture, Window]], guides: Tensor,
                  consistency: LRConsistency, weight: float = WEIGHT) -> None:
         self.model, self.guides, self.weight = model, guides, weight
-        self.fits = [WindowFit(*each, consistency.noise, model.device) for each in windows]
+        with torch.inference_mode(False):  # a caller may be in it, and its tensors know no gradients
+            self.fits = [WindowFit(*each, consistency.noise, model.device) for each in windows]
         count = len(model.config.vqvae.scales)
         self.scales = range(max(count - SCALES, 0), count)
 

@@ -73,6 +73,7 @@ class VARSR(nn.Module):
             self.for_inference()
 
     @classmethod
+    @torch.inference_mode(False)  # weights that were made in it could never have a part in a gradient
     def from_pretrained(cls, source: str | PathLike, *, dtype: torch.dtype = torch.float32,
                         device: str | torch.device = "cpu", revision: str | None = None,
                         cache_dir: str | PathLike | None = None, local_files_only: bool = False) -> VARSR:

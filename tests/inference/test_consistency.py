@@ -359,6 +359,18 @@ def test_a_windows_codes_do_not_depend_on_the_batch(model: VARSR) -> None:
     torch.testing.assert_close(one, many, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("noise", [0.0, 2.0])
+def test_a_caller_may_be_in_inference_mode(weights: Path, noise: float) -> None:
+    """And may have loaded the model in it."""
+    promise = dataclasses.replace(PLAIN, lr_consistency=LRConsistency(1.0, noise, rechoose=True))
+    lr = torch.tensor(smooth((10, 8))).permute(2, 0, 1) / 255
+    expected = restore(VARSR.from_pretrained(weights), lr, promise)
+    with torch.inference_mode():
+        model = VARSR.from_pretrained(weights)
+        within = restore(model, lr.clone(), promise)
+    assert within.equal(expected) and restore(model, lr, promise).equal(expected)
+
+
 def test_recorded_generations_are_not_rechosen() -> None:
     """A graph holds no gradients: what is rechosen goes past it."""
     model = small_model()
