@@ -5,9 +5,10 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Callable, Hashable, Sequence
+from functools import wraps
 from numbers import Integral
 from os import PathLike
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,20 @@ class Recorder(Protocol):
                  inputs: dict[str, Tensor], seeds: Sequence[int], device: torch.device) -> Tensor:
         """`generate(inputs, noise of seeds)`, or the same by other means."""
         ...
+
+
+Parameters = ParamSpec("Parameters")
+
+
+def without_gradients(compute: Callable[Parameters, Tensor]) -> Callable[Parameters, Tensor]:
+    """Compute in inference mode. The result is an ordinary tensor, which may be changed in place, unless the caller is
+    in that mode too."""
+    @wraps(compute)
+    def computed(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Tensor:
+        with torch.inference_mode():
+            result = compute(*args, **kwargs)
+        return result if torch.is_inference_mode_enabled() else result.clone()
+    return computed
 
 
 class VARSR(nn.Module):
@@ -147,7 +162,7 @@ class VARSR(nn.Module):
         """Type of the weights, and so of the transformer's arithmetic."""
         return self.transformer.start_position.dtype
 
-    @torch.inference_mode()
+    @without_gradients
     def generate(self, lr: Tensor | None = None, labels: Tensor | None = None,
                  options: GenerationConfig | None = None, seed: int | Sequence[int] = 0,
                  on_scale: Callable[[ScaleStep], None] | None = None, refiner_noise: RefinerNoise | None = None,
@@ -164,7 +179,7 @@ class VARSR(nn.Module):
         latent = self.generate_latent(lr, labels, options, seed, on_scale, refiner_noise, fastvar)
         return self.decode(latent, lr, (options or self.config.generation).fidelity)
 
-    @torch.inference_mode()
+    @without_gradients
     def decode(self, latent: Tensor, lr: Tensor | None = None, fidelity: float | None = None) -> Tensor:
         """Latent (B, c, N, N) to pictures (B, 3, S, S) in [0, 1]; lr (B, 3, S, S) in [0, 1] as in `generate`.
 
@@ -176,13 +191,13 @@ class VARSR(nn.Module):
     def _detail_share(self, fidelity: float | None) -> float:
         return 1.0 - (self.config.generation.fidelity if fidelity is None else fidelity)
 
-    @torch.inference_mode()
+    @without_gradients
     def decode_unfinished(self, latent: Tensor, lr: Tensor) -> Tensor:
         """As `decode`, without its last steps, `finish`, and not clamped: parts of a larger picture are put together
         before them."""
         return (self.vqvae.decode_unfinished(to_device(latent, self.device), self._condition(lr)).float() + 1) / 2
 
-    @torch.inference_mode()
+    @without_gradients
     def finish(self, decoded: Tensor, lr: Tensor, latent: Tensor, fidelity: float | None = None) -> Tensor:
         """Correction and detail: pictures (B, 3, H, W) of `decode_unfinished`, or parts of what is made of them, and LR
         ones of their size, both in [0, 1], and the cells (B, c, H/f, W/f) they were decoded from, to pictures in
@@ -191,7 +206,7 @@ class VARSR(nn.Module):
         finished = self.vqvae.finish(decoded, self._condition(lr), latent, self._detail_share(fidelity))
         return ((finished + 1) / 2).clamp(0, 1)
 
-    @torch.inference_mode()
+    @without_gradients
     def restore(self, lr: Tensor, latent: Tensor, part: Part, fidelity: float | None = None) -> Tensor:
         """A part of the pictures in [0, 1] that a model with a faithful branch makes of LR ones (B, 3, H, W) in [0, 1]
         and the cells (B, c, H/f, W/f) beside them; see `finish` for what it depends on."""
@@ -210,7 +225,7 @@ class VARSR(nn.Module):
         require_floats("lr", lr)
         return to_device(lr, self.device) * 2 - 1
 
-    @torch.inference_mode()
+    @without_gradients
     def generate_latent(self, lr: Tensor | None = None, labels: Tensor | None = None,
                         options: GenerationConfig | None = None, seed: int | Sequence[int] = 0,
                         on_scale: Callable[[ScaleStep], None] | None = None, refiner_noise: RefinerNoise | None = None,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import small_class_model, small_model
 
+from inference.classes import ClassPicture, draw
 from inference.settings import prepare
 from models.config import GenerationConfig
 from models.fastvar import SHARED, FastVARConfig
@@ -186,6 +187,19 @@ def test_a_model_for_inference_cannot_encode() -> None:
     model = small_model().for_inference()
     with pytest.raises(ValueError, match="full model"):
         model.vqvae.encode(torch.zeros(1, 3, model.config.image_size, model.config.image_size))
+
+
+def test_results_are_ordinary_tensors(model: VARSR, pictures: torch.Tensor) -> None:
+    latent = model.generate_latent(pictures)
+    unfinished = model.decode_unfinished(latent, pictures)
+    results = [latent, unfinished, model.generate(pictures), model.decode(latent, pictures),
+               model.finish(unfinished, pictures, latent)]
+    results += [picture for _, picture in draw(small_class_model(), [ClassPicture(0, 0)], SAMPLED, 0, 1)]
+    for result in results:
+        result.mul_(255)
+        assert not result.is_inference()
+    with torch.inference_mode():
+        assert model.generate(pictures).is_inference()  # the caller's own choice: no copy
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
