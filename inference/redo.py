@@ -44,6 +44,7 @@ from .tokens import (
     checked_codes,
     checked_latent,
     digest,
+    flat,
     read_tokens,
     require_codes,
     require_fit,
@@ -204,7 +205,7 @@ def redo(model: VARSR, lr: Tensor, state: TokenState, mask: Tensor, settings: Re
 
 def redo_with_tokens(model: VARSR, lr: Tensor, state: TokenState, mask: Tensor, settings: RestoreSettings,
                      original: Tensor, progress: Progress | None = None) -> tuple[Tensor, TokenState]:
-    """As `redo`, and the new state, to go on from."""
+    """As `redo`, and the new state, to go on from; it does not need the earlier one."""
     if settings.color_fix not in COLOR_FIXES:
         raise UserError(f"unknown colour fix {settings.color_fix!r}: choose one of {', '.join(COLOR_FIXES)}")
     size, source = state.making.size, TensorSource(lr)
@@ -222,7 +223,7 @@ def redo_with_tokens(model: VARSR, lr: Tensor, state: TokenState, mask: Tensor, 
     for top, rows in rendered(model, picture, settings, batch, picture.finished, region.first, region.last):
         old, weight = result[:, top:top + rows.shape[1]], torch.from_numpy(region.weights(top, rows.shape[1]))
         old.copy_(torch.lerp(old, rows, weight))
-    return result, TokenState(state.making, picture.codes, picture.finished, len(picture.grid))
+    return result, flat(TokenState(state.making, picture.codes, picture.finished, len(picture.grid)))
 
 
 def missing_windows(picture: TiledPicture) -> list[tuple[TiledPicture, Window]]:

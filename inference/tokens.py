@@ -111,6 +111,13 @@ class TokenState:
                     file.write(store[index].to(stored).contiguous().numpy().tobytes())
 
 
+def flat(state: TokenState) -> TokenState:
+    """A copy that holds on to nothing that the state was made from: earlier states, whole batches, files."""
+    codes, latents = ({index: store[index].clone() for index in range(state.windows)}
+                      for store in (state.codes, state.latents))
+    return TokenState(state.making, codes, latents, state.windows)
+
+
 def require_codes(generation: GenerationConfig) -> None:
     """Raise UserError for a sampling that codes do not say everything of."""
     if generation.more_smooth:

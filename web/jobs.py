@@ -33,7 +33,7 @@ from inference.settings import (
     fast_pruning,
     load_model,
 )
-from inference.tokens import Making, TokenState, digest
+from inference.tokens import Making, TokenState, digest, flat
 from inference.uncertainty import ErrorMap
 from inference.windows import TiledPicture
 from models.error_model import Calibration
@@ -47,7 +47,7 @@ from utils.errors import UserError
 
 from .error_view import ErrorView
 from .fields import number, one_of, whole
-from .kept import Result, Variant, can_redo, flat
+from .kept import Result, Variant, can_redo
 from .preview import Preview
 from .sessions import Cancelled
 

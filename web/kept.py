@@ -57,13 +57,6 @@ def can_redo(size: tuple[int, int], settings: RestoreSettings) -> bool:
         and settings.lr_consistency is None
 
 
-def flat(state: TokenState) -> TokenState:
-    """A copy that holds on to none of the states it was made from."""
-    codes, latents = ({index: store[index].clone() for index in range(state.windows)}
-                      for store in (state.codes, state.latents))
-    return TokenState(state.making, codes, latents, state.windows)
-
-
 def _bytes(variant: Variant) -> int:
     state = variant.state
     parts = [store[index] for index in range(state.windows) for store in (state.codes, state.latents)]

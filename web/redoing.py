@@ -18,7 +18,7 @@ from pictures.result_file import ResultFile, ResultOptions
 from utils.errors import UserError
 
 from .jobs import MAX_SEED, Tell, Update
-from .kept import Result, Variant, flat
+from .kept import Result, Variant
 
 VARIANTS = 4
 OPAQUE = 0.5  # of a brush's stroke: what is less is not painted
@@ -52,7 +52,7 @@ def draw_variants(model: VARSR, result: Result, region: Tensor, tell: Tell) -> R
         own = dataclasses.replace(settings, generation=generation, seed=seed)
         restored, state = redo_with_tokens(model, lr, before.state, region, own, before.restored,
                                            _progress(tell, index))
-        choices.append(Variant(restored, flat(state), _redone(before.making, own, region)))
+        choices.append(Variant(restored, state, _redone(before.making, own, region)))
         pictures = tuple(choice.restored[part].clamp(0, 1) for choice in choices)
         tell(Update(f"variant {index + 1} of {VARIANTS} (seed {seed})", (index + 1) / VARIANTS, pictures))
     return dataclasses.replace(result, choices=tuple(choices), drawn=result.drawn + VARIANTS)

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from inference.redo import (
 )
 from inference.restore import restore, restore_with_tokens
 from inference.settings import RestoreSettings, prepare
-from inference.tokens import Making, TokenState, code_type, read_tokens
+from inference.tokens import Making, TokenState, code_type, flat, read_tokens
 from inference.windows import TiledPicture
 from models.config import VARIED_TOP_K, GenerationConfig
 from models.varsr import VARSR
@@ -151,6 +153,18 @@ def test_redoing_goes_on_from_what_was_redone(model: VARSR, before: tuple) -> No
     one, state_one = redo_with_tokens(model, lr, state, first, seeded(1), picture)
     two, _ = redo_with_tokens(model, lr, state_one, second, seeded(2), one)
     assert torch.equal(two[:, ~second], one[:, ~second]) and not torch.equal(two[:, second], one[:, second])
+
+
+def test_a_state_holds_on_to_nothing_that_it_was_made_from(model: VARSR, before: tuple) -> None:
+    """However often it goes on: no memory, no depth of calls."""
+    lr, picture, state = before
+    earlier = [weakref.ref(state := redo_with_tokens(model, lr, state, box(), seeded(seed), picture)[1])
+               for seed in range(3)]
+    gc.collect()
+    assert [each() is not None for each in earlier] == [False, False, True]
+    batch = torch.arange(10)
+    copy = flat(TokenState(state.making, {0: batch[:5]}, {0: torch.ones(2, 2, 2)}, 1))
+    assert torch.equal(copy.codes[0], batch[:5]) and copy.codes[0].untyped_storage().nbytes() == 5 * 8
 
 
 def test_what_does_not_belong_together_is_refused(model: VARSR, before: tuple) -> None:

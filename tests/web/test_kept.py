@@ -16,7 +16,7 @@ from models.config import GenerationConfig
 from pictures.file_reader import Metadata
 from pictures.picture import Picture
 from utils.errors import UserError
-from web.kept import CHANGED, GONE, MAX_REDO_PIXELS, Result, Results, Variant, can_redo, flat
+from web.kept import CHANGED, GONE, MAX_REDO_PIXELS, Result, Results, Variant, can_redo
 from web.sessions import Cancelled, Job, Sessions
 
 SETTINGS = RestoreSettings(GenerationConfig())
@@ -116,14 +116,6 @@ def test_the_oldest_go_where_there_is_no_room(jobs: Sessions) -> None:
     with pytest.raises(UserError, match="restore the picture first"):
         kept.get("a", results["a"].key)
     assert all(kept.get(name, results[name].key) is results[name] for name in "bc")
-
-
-def test_a_flat_state_holds_on_to_nothing() -> None:
-    batch = torch.arange(10)
-    state = TokenState(made().variant.state.making, {0: batch[:5]}, {0: torch.ones(2, 2, 2)}, 1)
-    copy = flat(state)
-    assert type(copy.codes) is dict and torch.equal(copy.codes[0], batch[:5])
-    assert copy.codes[0].untyped_storage().nbytes() == 5 * 8
 
 
 def test_what_can_be_redone() -> None:
