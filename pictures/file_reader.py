@@ -251,6 +251,8 @@ def _is_for_vips(path: Path, file: Image.Image) -> bool:
 
 
 def _by_pillow(path: Path, file: Image.Image, page: int) -> Decoded:
+    if file.format == "TIFF":  # Pillow maps files that it knows by name, turned ones by the wrong sides
+        file.filename = ""
     file.load()
     info = file.info  # after load: kinds add to it while they decode
     if file.format == "TIFF":  # turned by Pillow while it loads

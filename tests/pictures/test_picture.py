@@ -124,6 +124,23 @@ def test_orientation_is_applied_and_reset(tmp_path: Path, suffix: str, orientati
     assert upright.get(274, 1) == 1 and upright[271] == "maker"
 
 
+@pytest.mark.parametrize("photometric, channels", [("minisblack", 1), ("palette", 1), ("rgb", 3), ("rgb", 4),
+                                                   ("separated", 4)])
+def test_a_turned_tiff_is_the_upright_one_turned(tmp_path: Path, photometric: str, channels: int) -> None:
+    """In one strip and not compressed, as Pillow maps it into memory."""
+    pixels = noise(5, 9, channels).clip(1).squeeze()
+    options = {"photometric": photometric, "metadata": None}
+    if photometric == "palette":
+        options["colormap"] = noise(3, 256, dtype=np.uint16)
+    elif photometric == "rgb" and channels == 4:
+        options["extrasamples"] = ["unassalpha"]
+    tifffile.imwrite(tmp_path / "a.tif", pixels, **options)
+    tifffile.imwrite(tmp_path / "b.tif", pixels, **options, extratags=[(274, "H", 1, 6, True)])
+    upright, turned = (read_picture(tmp_path / name) for name in ("a.tif", "b.tif"))
+    assert np.array_equal(turned.color, np.rot90(upright.color, -1))
+    assert channels < 4 or photometric != "rgb" or np.array_equal(turned.alpha, np.rot90(upright.alpha, -1))
+
+
 def test_orientation_of_16_bit_files_and_in_xmp(tmp_path: Path) -> None:
     pixels = noise(5, 8, 3, dtype=np.uint16)
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extratags=[(274, 3, 1, 6, True)])
