@@ -188,9 +188,11 @@ def settled(jobs: Iterable[Job], files: Mapping[str, Path | None] | None = None,
     read.
     """
     jobs = list(jobs)
-    taken = _require_different_names(jobs, files or {}, scales, tokens, errors)
-    _require_others_stay(jobs, taken, files or {}, also_read)
     earlier = _earlier_results(jobs, overwrites, errors)
+    # what is no result of ours may be a picture of the same name that somebody wants restored too
+    named = [job for job in jobs if job.source.resolve() not in earlier or not is_own_result(job.source)]
+    taken = _require_different_names(named, files or {}, scales, tokens, errors)
+    _require_others_stay(jobs, taken, files or {}, also_read)
     kept = [job for job in jobs if job.source.resolve() not in earlier]
     return kept, len(jobs) - len(kept)
 

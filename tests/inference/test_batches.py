@@ -239,6 +239,29 @@ def test_results_are_no_sources(run, tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert sorted(os.listdir("deep")) == ["b.png", "b_x4.png"]
 
 
+@pytest.mark.parametrize("pattern, output, ext", [("*", "", "png"), ("**/*.jpg", "out", "auto")])
+def test_a_stopped_batch_goes_on_among_its_results(run, tmp_path: Path, capsys: pytest.CaptureFixture, pattern: str,
+                                                   output: str, ext: str) -> None:
+    noise(tmp_path / "a.jpg")
+    noise(tmp_path / "b.jpg", seed=1)
+    result = f"b.{'png' if ext == 'png' else 'jpg'}"
+    flags = ("-i", tmp_path / pattern, "-o", tmp_path / output, "--ext", ext)
+    assert run(*flags) == 0
+    (tmp_path / output / result).unlink()
+    assert run(*flags, "--skip_existing") == 0 and "1 skipped" in capsys.readouterr().out
+    assert (tmp_path / output / result).exists() and run(*flags) == 0
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 4
+
+
+@pytest.mark.parametrize("flags", [(), ("--skip_existing",)])
+def test_pictures_that_differ_in_kind_alone_are_refused(run, tmp_path: Path, capsys: pytest.CaptureFixture,
+                                                        flags: tuple) -> None:
+    noise(tmp_path / "a.jpg")
+    noise(tmp_path / "a.png", seed=1)
+    assert run("-i", tmp_path, "-o", tmp_path, "--ext", "png", *flags) == 1
+    assert "a.jpg" in capsys.readouterr().err and len(os.listdir(tmp_path)) == 2
+
+
 def test_what_else_is_written_has_a_name_of_its_own(run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     noise(tmp_path / "in" / "a.png")
     assert run("-i", tmp_path / "in", "-o", tmp_path / "out", "--sheet", tmp_path / "out" / "a.png") == 1
