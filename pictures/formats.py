@@ -92,6 +92,7 @@ MAX_PROFILE = 2 ** 22  # bytes of a colour profile; those of presses have 2 to 3
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 SUBFILE_TYPE, REDUCED = 254, 1
+INNER_PICTURES, DNG_VERSION = 330, 50706
 TIFF_WIDTH, TIFF_HEIGHT, TIFF_SAMPLES, TILE_WIDTH, TILE_HEIGHT = 256, 257, 277, 322, 323
 MAX_TILE = 4096  # pixels a side, of pictures that are smaller
 MAX_SAMPLES = 16  # a pixel
@@ -253,6 +254,10 @@ def _check_tiff(stream: BinaryIO) -> None:
     """Only the first directory: of others see `tiff_pages`."""
     for raw, layout in directories(stream):
         _require_usual_tiles(raw, layout)
+        # a pyramid's first directory has the picture itself, that of cameras a thumbnail
+        is_thumbnail = number(raw, SUBFILE_TYPE, layout) & REDUCED and INNER_PICTURES in raw
+        if is_thumbnail or DNG_VERSION in raw:
+            raise Harmful("a raw photograph, whose sensor data are not read: develop it to TIFF or JPEG")
         return
 
 

@@ -406,6 +406,27 @@ def test_thumbnails_are_no_pages(tmp_path: Path) -> None:
     assert read_header(tmp_path / "b.jpg").frames == 1 and read_picture(tmp_path / "b.jpg").format == "jpg"
 
 
+@pytest.mark.parametrize("subfile, inner, tags", [(1, 1, []), (1, 0, [(50706, "B", 4, (1, 4, 0, 0), True)]),
+                                                  (0, 0, [(50706, "B", 4, (1, 4, 0, 0), True)])])
+def test_raw_photographs_are_refused(tmp_path: Path, subfile: int, inner: int, tags: list) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.nef") as file:
+        file.write(noise(4, 6, 3), photometric="rgb", subfiletype=subfile, subifds=inner, extratags=tags)
+        if inner:
+            file.write(noise(8, 12, dtype=np.uint16), photometric="minisblack")
+    for read in (read_header, read_picture):
+        with pytest.raises(ImageError, match=r"a\.nef: .* a raw photograph, .*: develop it"):
+            read(tmp_path / "a.nef")
+
+
+def test_a_pyramid_is_its_first_picture(tmp_path: Path) -> None:
+    pixels = noise(8, 12, 3)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(pixels, photometric="rgb", subifds=1)
+        file.write(pixels[::2, ::2], photometric="rgb", subfiletype=1)
+    assert read_header(tmp_path / "a.tif").frames == 1
+    assert np.array_equal(read_picture(tmp_path / "a.tif").color, pixels)
+
+
 def test_regions_are_tensors(tmp_path: Path) -> None:
     gray, deep = noise(9, 11), noise(9, 11, 3, dtype=np.uint16)
     Image.fromarray(gray).save(tmp_path / "a.png")
