@@ -68,6 +68,7 @@ class Report:
     not_measured: dict[Path, str] = field(default_factory=dict)  # restored, but without metrics or a row of the sheet
     problems: list[str] = field(default_factory=list)  # with what is written beside the pictures
     left_out: Counter[str] = field(default_factory=Counter)  # files that nobody tried, by kind
+    too_large: int = 0  # results, for the sheet
     records: list[FileRecord] = field(default_factory=list)
     seconds: float = 0.0
     stop: KeyboardInterrupt | None = None  # what ended the run before its end
@@ -89,13 +90,14 @@ class Report:
             getattr(self, name).update(getattr(other, name))
         self.problems += [problem for problem in other.problems if problem not in self.problems]
         self.left_out += other.left_out
+        self.too_large += other.too_large
         self.records += other.records
         self.stop = self.stop or other.stop
         self.seconds = max(self.seconds, other.seconds)
 
     def summary(self) -> str:
-        """One line for the end of a run, and one each for files left out, what could not be written, and mean metrics
-        where there were references."""
+        """One line for the end of a run, and one each for files left out, what could not be written, what is not on
+        the sheet, and mean metrics where there were references."""
         parts = [f"{self.count('restored')} restored in {self.seconds:.1f} s"]
         if self.count("skipped"):
             parts.append(f"{self.count('skipped')} skipped (already there)")
@@ -106,6 +108,8 @@ class Report:
         if self.stop is not None:
             parts.append("stopped: the same command with --skip_existing does the rest")
         lines = [", ".join(parts), *left_out_lines(self.left_out), *self.problems]
+        if self.too_large:
+            lines.append(f"not on the sheet: {self.too_large} of more than {SHEET_PIXELS:,} pixels")
         if self.baselines:
             ours, bicubic = mean_row(list(self.rows.values())), mean_row(list(self.baselines.values()))
             lines.append("mean " + ", ".join(
@@ -250,7 +254,11 @@ class Judge:
                 self._look(job, laid_over_white(bicubic, source), on_sheet, {})
 
     def _is_on_sheet(self, job: Job, height: int, width: int) -> bool:
-        return self.on_sheet and height * width <= SHEET_PIXELS and (self.wanted is None or job.output in self.wanted)
+        """Asked once for each result: those that are too large are counted."""
+        wanted = self.on_sheet and (self.wanted is None or job.output in self.wanted)
+        too_large = wanted and height * width > SHEET_PIXELS
+        self.report.too_large += too_large
+        return wanted and not too_large
 
     def _look(self, job: Job, bicubic: Tensor, on_sheet: bool, extra: Mapping[str, Tensor]) -> None:
         """Measure the result, make its entry of the sheet."""

@@ -110,7 +110,7 @@ def add_restoration_flags(parser: argparse.ArgumentParser, ext: str = "png") -> 
     add("--width", type=pixels, help="result width in pixels, instead of --scale (the height follows)")
     add("--height", type=pixels, help="result height in pixels, instead of --scale")
     add("--longest", type=pixels, help="longest side of the result in pixels, instead of --scale")
-    add("--sheet", type=Path, help="write a comparison sheet to this PNG")
+    add("--sheet", type=Path, help="write a comparison sheet to this PNG, of results of up to 4 megapixels")
     add("--sheet_pictures", type=bounded(int, 1), metavar="N", help="N of the pictures on it, evenly chosen (all)")
     add("--save_tokens", action="store_true", help="write NAME_tokens.safetensors beside each result, from which parts "
                                                    "of it can be drawn anew")

@@ -280,6 +280,18 @@ def test_a_sheet_of_some_pictures_is_made_of_few(run, tmp_path: Path, monkeypatc
     assert run(*flags, "--skip_existing") == 0 and len(made) == 8 + 12
 
 
+def test_what_is_too_large_for_the_sheet_is_told(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                 capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(inference.report, "SHEET_PIXELS", 32 * 32)
+    noise(tmp_path / "in" / "large.png", (9, 8))
+    flags = ("-i", tmp_path / "in", "-o", tmp_path / "out", "--sheet", tmp_path / "sheet.png")
+    assert run(*flags) == 0 and not (tmp_path / "sheet.png").exists()
+    assert "not on the sheet: 1 of more than 1,024 pixels" in capsys.readouterr().out
+    noise(tmp_path / "in" / "small.png")
+    assert run(*flags, "--skip_existing") == 0 and (tmp_path / "sheet.png").exists()
+    assert "not on the sheet: 1 of" in capsys.readouterr().out
+
+
 def test_transparent_pictures_are_compared_as_they_look(run, tmp_path: Path) -> None:
     ramp = np.linspace(40, 200, 64).astype(np.uint8)
     pixels = np.zeros((64, 64, 4), np.uint8)
