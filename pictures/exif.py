@@ -54,11 +54,17 @@ RESOLUTION = (X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT)
 RATIONAL, DENOMINATOR = 5, 10_000
 SRGB, UNCALIBRATED = 1, 0xFFFF  # of COLOR_SPACE
 
-# Names by which a packet announces a second picture with the light that this one lacks: Adobe's and Google's, Apple's.
-GAIN_MAPS = (b"ns.adobe.com/hdr-gain-map/", b"ns.apple.com/HDRGainMap/")
+# What a packet says is in its file and no result holds: a second picture with the light that this one lacks (Adobe's
+# and Google's, Apple's), a video behind it, the rest of a packet that is too long for one segment.
+ANNOUNCEMENTS = {
+    "its gain map (what makes it HDR)": re.compile(rb"ns\.adobe\.com/hdr-gain-map/|ns\.apple\.com/HDRGainMap/"),
+    "its video": re.compile(rb":(?:MotionPhoto|MicroVideo)(?:>|\s*=\s*[\"'])\s*1"),
+    "its extended XMP": re.compile(rb":HasExtendedXMP[>\s=]")}
 # Namespaces of such announcements; the directory of Google's container is of no use without its pictures.
-GAIN_MAP_NAMESPACES = ("http://ns.adobe.com/hdr-gain-map/1.0/", "http://ns.apple.com/HDRGainMap/1.0/",
-                        "http://ns.google.com/photos/1.0/container/", "http://ns.google.com/photos/1.0/container/item/")
+ANNOUNCING = ("http://ns.adobe.com/hdr-gain-map/1.0/", "http://ns.apple.com/HDRGainMap/1.0/",
+              "http://ns.google.com/photos/1.0/container/", "http://ns.google.com/photos/1.0/container/item/",
+              "http://ns.adobe.com/xmp/note/")
+CAMERA, VIDEO = "http://ns.google.com/photos/1.0/camera/", ("MotionPhoto", "MicroVideo")  # which says other things too
 # tiff:Orientation in both ways RDF writes a property
 XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:>|\s*=\s*[\"'])\s*)([1-8])")
 XMP_NAMESPACE = "urn:x-varsr:1.0"
@@ -572,8 +578,14 @@ def _entries_for(block: bytes | None, layout: Layout) -> dict[int, Entry]:
     return entries if block_layout.order == layout.order else {tag: entry.turned() for tag, entry in entries.items()}
 
 
-def without_gain_map(xmp: bytes) -> bytes | None:
-    """A packet without all that announces a gain map; None where it cannot be read, is too long or defines entities."""
+def announced(xmp: bytes) -> list[str]:
+    """What a packet says is in its file and no result holds, in words."""
+    return [what for what, name in ANNOUNCEMENTS.items() if name.search(xmp)]
+
+
+def without_announcements(xmp: bytes) -> bytes | None:
+    """A packet without all that announces such things; None where it cannot be read, is too long or defines
+    entities."""
     if len(xmp) > MAX_PARSED or b"<!DOCTYPE" in xmp:
         return None
     try:
@@ -585,16 +597,20 @@ def without_gain_map(xmp: bytes) -> bytes | None:
 
 
 def _clear(element: minidom.Element) -> None:
-    for name, attribute in list(element.attributes.items() if element.attributes else ()):
-        if element.getAttributeNode(name).namespaceURI in GAIN_MAP_NAMESPACES or attribute in GAIN_MAP_NAMESPACES:
+    for name, value in list(element.attributes.items() if element.attributes else ()):
+        if _announces(element.getAttributeNode(name)) or value in ANNOUNCING:
             element.removeAttribute(name)
     for child in list(element.childNodes):
         if child.nodeType != child.ELEMENT_NODE:
             continue
-        if child.namespaceURI in GAIN_MAP_NAMESPACES:
+        if _announces(child):
             element.removeChild(child)
         else:
             _clear(child)
+
+
+def _announces(node: minidom.Node) -> bool:
+    return node.namespaceURI in ANNOUNCING or (node.namespaceURI == CAMERA and node.localName.startswith(VIDEO))
 
 
 def with_settings(xmp: bytes | None, settings: str) -> bytes:

@@ -21,7 +21,7 @@ from torch import Tensor
 from utils.errors import first_line
 
 from . import exif as exif_block
-from .exif import DAMAGED, GAIN_MAPS, MAX_BLOCK, SOFTWARE, XMP_ORIENTATION, without_gain_map
+from .exif import DAMAGED, MAX_BLOCK, SOFTWARE, XMP_ORIENTATION, announced, without_announcements
 from .file_reader import (
     IPTC_RESOURCE,
     Decoded,
@@ -363,12 +363,12 @@ def _finished(decoded: Decoded, path: Path) -> Picture:
 
 
 def _result_xmp(xmp: bytes | None, path: Path) -> bytes | None:
-    """What of a packet is true of a result too: upright, without the second picture that makes a photograph HDR."""
+    """What of a packet is true of a result too: upright, without what else the file held."""
     if xmp is None:
         return None
-    if any(name in xmp for name in GAIN_MAPS):
-        log.warning("%s: its gain map (what makes it HDR) is left out, and the XMP that announces it", path)
-        xmp = without_gain_map(xmp)
+    if lost := announced(xmp):
+        log.warning("%s: left out, with the XMP that announces it: %s", path, ", ".join(lost))
+        xmp = without_announcements(xmp)
     return XMP_ORIENTATION.sub(rb"\g<1>1", xmp) if xmp else None
 
 

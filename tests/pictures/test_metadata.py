@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from pictures.exif import with_settings, without_gain_map
+from pictures.exif import with_settings, without_announcements
 from pictures.file_writer import JFIF_END
 from pictures.formats import AVIF, HEIF, JPEG_XL, ImageError, register_plugins
 from pictures.icc import Colors, is_srgb, made_profile, png_colors, to_srgb
@@ -422,10 +422,38 @@ GAIN_MAP = XMP.replace(b'dc:title="a title"', b'dc:title="a title" xmlns:hdrgm="
                        b'hdrgm:Version="1.0"')
 
 
+CAMERA = b'xmlns:GCamera="http://ns.google.com/photos/1.0/camera/" '
+NOTE = b'xmlns:xmpNote="http://ns.adobe.com/xmp/note/" '
+BURST = b'GCamera:BurstID="kept" '
+
+
+@pytest.mark.parametrize("lost, attributes, elements", [
+    ("video", CAMERA + BURST + b'GCamera:MotionPhoto="1" GCamera:MicroVideoOffset="5000"', b""),
+    ("video", CAMERA + BURST, b"<GCamera:MicroVideo>1</GCamera:MicroVideo>"
+                              b"<GCamera:MicroVideoOffset>5000</GCamera:MicroVideoOffset>"),
+    ("extended XMP", NOTE + b'xmpNote:HasExtendedXMP="0123"', b""),
+    ("extended XMP", NOTE, b"<xmpNote:HasExtendedXMP>0123</xmpNote:HasExtendedXMP>")])
+def test_what_no_result_holds_is_no_longer_announced(tmp_path: Path, caplog: pytest.LogCaptureFixture, lost: str,
+                                                     attributes: bytes, elements: bytes) -> None:
+    packet = (b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+              b'<rdf:Description xmlns:dc="http://purl.org/dc/elements/1.1/" dc:title="a title" ' + attributes + b">"
+              + elements + b"</rdf:Description></rdf:RDF></x:xmpmeta>")
+    found = read_picture(jpeg(tmp_path / "a.jpg", xmp=packet)).metadata.xmp
+    assert b"a title" in found and (BURST.strip() in found) == (lost == "video")
+    assert not any(name in found for name in (b"MotionPhoto", b"MicroVideo", b"xmpNote", b"Extended"))
+    assert len(caplog.messages) == 1 and lost in caplog.text
+
+
+def test_a_photograph_that_says_it_has_no_video_stays_as_it_is(tmp_path: Path,
+                                                               caplog: pytest.LogCaptureFixture) -> None:
+    packet = XMP.replace(b'dc:title="a title"', b'dc:title="a title" ' + CAMERA + b'GCamera:MotionPhoto="0"')
+    assert read_picture(jpeg(tmp_path / "a.jpg", xmp=packet)).metadata.xmp == packet and not caplog.messages
+
+
 def test_gain_maps_are_no_longer_announced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = read_picture(jpeg(tmp_path / "a.jpg", xmp=GAIN_MAP)).metadata.xmp
     assert b"a title" in found and b"hdrgm" not in found and b"hdr-gain-map" not in found
-    assert "gain map" in caplog.text and without_gain_map(b"<no xml") is None
+    assert "gain map" in caplog.text and without_announcements(b"<no xml") is None
 
 
 # ---- TIFF samples ----

@@ -21,7 +21,7 @@ from PIL import Image
 
 from dataloader.entries import Entry, find_entries, read_entry
 from pictures import exif as exif_block
-from pictures.exif import MAX_BLOCK, Harmful, directories, require_harmless_block, with_settings, without_gain_map
+from pictures.exif import MAX_BLOCK, Harmful, directories, require_harmless_block, with_settings, without_announcements
 from pictures.formats import JPEG_XL, ImageError, early_size, gif_layout, require_harmless, tiff_pages
 from pictures.picture import read_header, read_picture, software_of
 from pictures.result_file import ResultFile
@@ -350,7 +350,7 @@ def test_packets_take_a_time_that_grows_with_their_length() -> None:
     b"<a>" * 5000 + b"</a>" * 5000, b"<a/>" * 10 ** 6, b"<a>",
     b'<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]><x>&b;</x>'])
 def test_packets_that_are_trees_without_end_are_left_out(xmp: bytes) -> None:
-    assert without_gain_map(xmp) is None
+    assert without_announcements(xmp) is None
 
 
 def test_nothing_is_warned_of_that_is_said_in_the_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
