@@ -472,11 +472,12 @@ def _float_top(path: Path, page: int) -> float:
 
 
 def _vips_pixels(picture, decoded: Decoded, path: Path) -> np.ndarray:
+    if picture.bands > 4:
+        raise ImageError(f"{path}: {picture.bands} channels are not supported, 1 to 4 are")
     if picture.interpretation == "cmyk":
         icc = usable_profile(decoded.metadata.icc, 4, path)
         decoded.drop_profile()
-        colors = picture.extract_band(0, n=4)
-        return to_srgb(colors.numpy(), icc) if icc else colors.colourspace("rgb16").numpy()
+        return to_srgb(picture.numpy(), icc) if icc else picture.colourspace("rgb16").numpy()
     if picture.interpretation in ("lab", "labs", "xyz"):
         decoded.drop_profile()
         picture = picture.colourspace("rgb16")
@@ -486,7 +487,5 @@ def _vips_pixels(picture, decoded: Decoded, path: Path) -> np.ndarray:
         picture = (picture >> 16).cast("ushort")
     elif picture.format not in ("uchar", "ushort"):
         raise ImageError(f"{path}: samples of the type {picture.format} are not supported")
-    if picture.bands > 4:
-        raise ImageError(f"{path}: {picture.bands} channels are not supported, 1 to 4 are")
     pixels = picture.numpy()
     return pixels if pixels.ndim == 3 else pixels[:, :, None]

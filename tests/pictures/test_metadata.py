@@ -478,6 +478,15 @@ def test_extra_samples_are_alike_in_both_depths(tmp_path: Path, dtype: type) -> 
         read_picture(tmp_path / "five.tif")
 
 
+@pytest.mark.parametrize("photometric, extra", [("separated", 1), ("rgb", 2)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_fifth_channel_is_refused(tmp_path: Path, photometric: str, extra: int, dtype: type) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.full((7, 9, 5), 100, dtype), photometric=photometric,
+                     extrasamples=["unassalpha", "unspecified"][:extra])
+    with pytest.raises(ImageError, match="5 channels"):
+        read_picture(tmp_path / "a.tif")
+
+
 def test_signed_samples_are_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", np.full((7, 9), -5, np.int8), photometric="minisblack")
     with pytest.raises(ImageError, match=re.escape("char")):
