@@ -98,7 +98,7 @@ def collect(pattern: str, recursive: bool = False, output: Path | None = None) -
     """Pictures of a file, a folder (with its sub-folders if `recursive`) or a glob pattern.
 
     output: a folder of results, which is not looked into. Raises InputError when there are none and nothing explains
-    why.
+    why, and for a pattern with `recursive`.
     """
     path = Path(pattern)
     if path.is_file():
@@ -110,6 +110,9 @@ def collect(pattern: str, recursive: bool = False, output: Path | None = None) -
                              + ("" if recursive else "; --recursive looks into its sub-folders")
                              + "".join(f"; {line}" for line in left_out_lines(found.left_out)))
         return found
+    if recursive and any(sign in pattern for sign in "*?["):
+        raise InputError(f"--recursive is for folders: name one with --input instead of {pattern}, or leave it out and "
+                         "write ** for any folders within the pattern, as in photos/**/*.jpg")
     matching = _matching(pattern)
     # a file of an unknown ending is one that was meant only where nothing else matches
     known = [path for path in matching if path.suffix.lower() in SUFFIXES] or matching

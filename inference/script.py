@@ -126,7 +126,7 @@ def _add_file_flags(parser: argparse.ArgumentParser, ext: str) -> None:
     add("-i", "--input", help="picture, folder or glob pattern; - reads a picture from standard input")
     add("-o", "--output", help="result folder, or the result's file name for one picture, - for standard output "
                                "(default: results; without --input each testset folder's own VARPrediction)")
-    add("--recursive", action="store_true", help="sub-folders of --input too; the results mirror them")
+    add("--recursive", action="store_true", help="sub-folders of the folder --input too; the results mirror them")
     add("--suffix", default="", help="text behind the names of the results, e.g. _x4")
     add("--ext", choices=("auto", "png", "jpg", "webp", "tif"), default=ext,
         help="kind of the result files; auto: the source's if it is one of these, else PNG (default: %(default)s)")

@@ -619,7 +619,8 @@ def test_brackets_links_and_folders_that_are_called_like_pictures(tmp_path: Path
 @pytest.mark.parametrize("flags, said", [
     (("-o", "picture.tga"), "picture.tga"), (("-o", "picture.gif"), "picture.gif"), (("-o", "a.txt"), "a.txt"),
     (("--log", "folder"), "--log folder"), (("--log", "a.txt/log"), "--log"), (("--sheet", "x.xyz"), "--sheet x.xyz"),
-    (("--sheet", "folder"), "--sheet folder"), (("-o", "-", "--frames"), "--frames")])
+    (("--sheet", "folder"), "--sheet folder"), (("-o", "-", "--frames"), "--frames"),
+    (("-i", "*.png", "--recursive"), "--recursive")])
 def test_mistakes_are_found_before_the_model_is(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                 capsys: pytest.CaptureFixture, flags: tuple, said: str) -> None:
     noise(tmp_path / "a.png")
