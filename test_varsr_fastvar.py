@@ -14,6 +14,8 @@ from inference.script import PIPE, add_fastvar_flags, add_restoration_flags, run
 from utils.errors import guarded
 from utils.flags import OneLineParser, bounded
 
+INTERMEDIATE_MAX = 10
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -23,8 +25,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--compare", action="store_true", help="run without pruning too: seconds saved, PSNR, both in the sheet")
     add("--export_intermediate", action="store_true", help="write NAME_scales/side{n}.png after every scale")
-    add("--intermediate_max", type=bounded(int, 1), default=10,
-        help="largest side to export; the last one always is (10)")
+    add("--intermediate_max", type=bounded(int, 1),
+        help=f"largest side to export; the last one always is ({INTERMEDIATE_MAX})")
     return parser
 
 
@@ -47,8 +49,8 @@ def _run(args: argparse.Namespace) -> int:
         if args.compare:
             comparison = FastVARComparison(model, settings)
         return settings, dataclasses.replace(
-            options, export_max=args.intermediate_max if args.export_intermediate else 0, extra=comparison,
-            label="FastVAR" if args.compare else options.label)
+            options, export_max=(args.intermediate_max or INTERMEDIATE_MAX) if args.export_intermediate else 0,
+            extra=comparison, label="FastVAR" if args.compare else options.label)
     report = run_restoration(args, Path(__file__), adjust)
     if comparison is not None and comparison.comparisons:
         lines.append(comparison.line())

@@ -36,6 +36,11 @@ VERSION = "0.1.0"
 MAKING = "VARSR"  # what a result's file says of its making is called so
 PIPE = "-"  # in place of a file: standard input or output
 SHEET_KINDS = (".png", ".jpg", ".jpeg", ".webp")
+PRUNING = ("fastvar_second_last_ratio", "fastvar_last_ratio", "fastvar_ratios", "fastvar_later_layer_start",
+           "fastvar_min_keep", "fastvar_mode")
+# Flags that are without effect unless another one is given.
+PARTNERS = {"uncertainty_samples": "uncertainty", "lr_noise": "lr_consistency", "sheet_pictures": "sheet",
+            "intermediate_max": "export_intermediate", **dict.fromkeys(PRUNING, "fastvar")}
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -138,18 +143,19 @@ def _add_file_flags(parser: argparse.ArgumentParser, ext: str) -> None:
 
 
 def add_fastvar_flags(parser: argparse.ArgumentParser) -> None:
-    """What is pruned."""
+    """What is pruned; None of what is not given, so that the model's pruning has the default (`fastvar_config`)."""
     ratio = bounded(float, 0, 1, open_high=True)
     add = parser.add_argument
     add("--fastvar", action="store_true", help="prune tokens")
-    add("--fastvar_second_last_ratio", type=ratio, default=0.4, help="drop ratio of the last scale but one (0.4)")
-    add("--fastvar_last_ratio", type=ratio, default=0.3, help="drop ratio of the last scale (0.3)")
+    add("--fastvar_second_last_ratio", type=ratio, help="drop ratio of the last scale but one (0.4)")
+    add("--fastvar_last_ratio", type=ratio, help="drop ratio of the last scale (0.3)")
     add("--fastvar_ratios", type=ratio, nargs="+", metavar="RATIO",
         help="drop ratios of the last scales, the last one last, instead of the two above")
-    add("--fastvar_later_layer_start", type=bounded(int, 0), default=3, help="first layer that is pruned (3)")
-    add("--fastvar_min_keep", type=bounded(int, 1), default=64, help="tokens that stay in any case (64)")
-    add("--fastvar_mode", choices=("separate", "shared"), default="separate",
-        help="separate: attention and feed-forward choose tokens for themselves; shared: one choice a layer, faster")
+    add("--fastvar_later_layer_start", type=bounded(int, 0), help="first layer that is pruned (3)")
+    add("--fastvar_min_keep", type=bounded(int, 1), help="tokens that stay in any case (64)")
+    add("--fastvar_mode", choices=("separate", "shared"),
+        help="separate: attention and feed-forward choose tokens for themselves; shared: one choice a layer, faster "
+             "(separate)")
     add("--fastvar_quiet", action="store_true", help="do not say what is pruned")
 
 
@@ -229,14 +235,13 @@ def _check_flags(args: argparse.Namespace) -> None:
     """What can be found wrong before anything is read or loaded."""
     from utils.ranks import started_processes
     _check_sizes(args)
-    if args.uncertainty_samples is not None and not args.uncertainty:
-        raise UserError("--uncertainty_samples is for --uncertainty: give both, or leave it out")
+    for flag, partner in PARTNERS.items():
+        if _given(args, flag) and not _given(args, partner):
+            raise UserError(f"--{flag} is for --{partner}: give both, or leave it out")
     if args.uncertainty and args.mask is not None:
         raise UserError("--uncertainty is for whole pictures: leave it out with --mask")
     if args.uncertainty and args.output == PIPE:
         raise UserError("--uncertainty: standard output is for the picture alone, name a file with --output")
-    if args.lr_noise is not None and args.lr_consistency is None:
-        raise UserError("--lr_noise says what --lr_consistency is measured against: give both, or leave it out")
     for flag, path in (("--log", args.log), ("--sheet", args.sheet)):
         if path is not None and path.is_dir():
             raise UserError(f"{flag} {path} is a folder: name a file")
@@ -256,8 +261,14 @@ def _check_flags(args: argparse.Namespace) -> None:
     if args.mask is not None and args.input is None:
         raise UserError("--mask is for one picture: name it with --input")
     for flag in ("compare", "export_intermediate", "lr_consistency"):
-        if args.mask is not None and getattr(args, flag, None) not in (None, False):
+        if args.mask is not None and _given(args, flag):
             raise UserError(f"--{flag} is for whole pictures: leave it out with --mask")
+
+
+def _given(args: argparse.Namespace, flag: str) -> bool:
+    """Whether a flag was given that a script may not have; 0 is a value like others."""
+    value = getattr(args, flag, None)
+    return value is not None and value is not False
 
 
 def _check_sizes(args: argparse.Namespace) -> None:

@@ -37,6 +37,7 @@ EMBEDDED = {True: CHECKPOINTS / "varsr-tiny", False: CHECKPOINTS / "varsr-tiny-c
 GUIDED_SCALES = 1  # the last one alone
 REFINER_STEPS = 4
 DROP_RATIOS = (0.4, 0.6, 0.6)  # of the last scales
+LAST_TWO = (0.4, 0.3)  # the same of --fastvar
 UNPRUNED_SHARE = 8  # one block in so many, from the first on, computes every token
 MAX_LEVELS = 255  # of --lr_consistency and --lr_noise
 KEPT_CELLS = 16  # of the last scale's tokens, one in so many stays in any case
@@ -235,10 +236,11 @@ def fastvar_config(args: argparse.Namespace, model: VARSR) -> FastVARConfig | No
     """What the flags prune, None without --fastvar. Raises ValueError for ratios that do not fit the model."""
     if not args.fastvar:
         return None
-    ratios = args.fastvar_ratios or (args.fastvar_second_last_ratio, args.fastvar_last_ratio)
-    return FastVARConfig.for_last(
-        model.config.vqvae.scales, ratios, later_layer_start=args.fastvar_later_layer_start,
-        min_keep=args.fastvar_min_keep, mode=args.fastvar_mode)
+    two = args.fastvar_second_last_ratio, args.fastvar_last_ratio
+    ratios = args.fastvar_ratios or [own if given is None else given for given, own in zip(two, LAST_TWO, strict=True)]
+    given = {name: getattr(args, f"fastvar_{name}") for name in ("later_layer_start", "min_keep", "mode")}
+    return FastVARConfig.for_last(model.config.vqvae.scales, ratios,
+                                  **{name: value for name, value in given.items() if value is not None})
 
 
 def plan_lines(model: VARSR, config: FastVARConfig | None) -> list[str]:

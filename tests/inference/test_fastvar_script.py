@@ -51,7 +51,6 @@ def test_more_scales_than_two(testset: Path, weights: Path, capsys: pytest.Captu
     printed = capsys.readouterr().out
     assert "side 2" not in printed and "8 of 16" in printed
     assert run(testset, weights, "x", *PRUNE, "--fastvar_ratios", 0, 0.5, 0.5) == 1
-    assert run(testset, weights, "x", "--fastvar_ratios", 0, 0.5, 0.5) == 0, "nothing is pruned without --fastvar"
     assert "at most 2" in capsys.readouterr().err
 
 
@@ -68,6 +67,19 @@ def test_ratios_out_of_range_are_refused(flag: str, capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit) as stop:
         script.main([flag, "1.0"])
     assert stop.value.code == 1 and "less than 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag, value, partner", [
+    ("fastvar_second_last_ratio", 0, "fastvar"), ("fastvar_last_ratio", 0.5, "fastvar"),
+    ("fastvar_ratios", 0.5, "fastvar"), ("fastvar_later_layer_start", 0, "fastvar"),
+    ("fastvar_min_keep", 2, "fastvar"), ("fastvar_mode", "shared", "fastvar"), ("sheet_pictures", 2, "sheet"),
+    ("intermediate_max", 2, "export_intermediate"), ("uncertainty_samples", 2, "uncertainty"),
+    ("lr_noise", 0, "lr_consistency")])
+def test_flags_without_their_partner_are_refused(testset: Path, capsys: pytest.CaptureFixture, flag: str,
+                                                 value: object, partner: str) -> None:
+    assert run(testset, testset, "x", f"--{flag}", value) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.endswith(f"--{flag} is for --{partner}: give both, or leave it out") and "\n" not in error
 
 
 def test_a_stopped_picture_has_its_scales_afterwards(weights: Path, tmp_path: Path,
@@ -95,6 +107,7 @@ def test_transparent_pictures_are_compared_as_they_look(weights: Path, tmp_path:
     pixels[4:, :, 3] = 0  # white below, where the colours go on as above
     Image.fromarray(pixels).save(tmp_path / "a.png")
     flags = ("-i", tmp_path / "a.png", "-o", tmp_path / "out", "--model", weights, "--dtype", "fp32", "--compare",
+             "--fastvar",
              "--fastvar_second_last_ratio", 0, "--fastvar_last_ratio", 0)  # nothing is pruned: the same picture
     assert script.main([str(flag) for flag in flags]) == 0
     said = re.search(r"PSNR-Y between them ([\d.]+|inf) dB", capsys.readouterr().out)
