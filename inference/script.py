@@ -240,8 +240,9 @@ def _check_flags(args: argparse.Namespace) -> None:
             raise UserError(f"--{flag} is for --{partner}: give both, or leave it out")
     if args.uncertainty and args.mask is not None:
         raise UserError("--uncertainty is for whole pictures: leave it out with --mask")
-    if args.uncertainty and args.output == PIPE:
-        raise UserError("--uncertainty: standard output is for the picture alone, name a file with --output")
+    for flag in ("uncertainty", "save_tokens", "export_intermediate"):
+        if args.output == PIPE and _given(args, flag):
+            raise UserError(f"--{flag}: standard output is for the picture alone, name a file with --output")
     for flag, path in (("--log", args.log), ("--sheet", args.sheet)):
         if path is not None and path.is_dir():
             raise UserError(f"{flag} {path} is a folder: name a file")
@@ -253,8 +254,6 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise UserError("--output - is one picture: name it with --input, leave out --skip_existing and --frames")
     if PIPE in (args.input, args.output) and started_processes() > 1:
         raise UserError("-: standard input and output are for one process, start it without torchrun")
-    if args.save_tokens and args.output == PIPE:
-        raise UserError("--save_tokens: standard output is for the picture alone, name a file with --output")
     if (args.resume_from is None) != (args.mask is None):
         given, other = ("--mask", "--resume_from") if args.resume_from is None else ("--resume_from", "--mask")
         raise UserError(f"{given} goes with {other}: one names the result, the other what of it is drawn anew")

@@ -82,6 +82,13 @@ def test_flags_without_their_partner_are_refused(testset: Path, capsys: pytest.C
     assert error.endswith(f"--{flag} is for --{partner}: give both, or leave it out") and "\n" not in error
 
 
+@pytest.mark.parametrize("flag", ["--export_intermediate", "--save_tokens", "--uncertainty"])
+def test_standard_output_has_no_place_for_more_than_the_picture(testset: Path, capsys: pytest.CaptureFixture,
+                                                                flag: str) -> None:
+    assert script.main(["-i", str(testset / "set" / "LR" / "b.png"), "-o", "-", "--model", "none", flag]) == 1
+    assert f"{flag}: standard output" in capsys.readouterr().err
+
+
 def test_a_stopped_picture_has_its_scales_afterwards(weights: Path, tmp_path: Path,
                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(tmp_path / "a.png")
