@@ -191,7 +191,7 @@ def settled(jobs: Iterable[Job], files: Mapping[str, Path | None] | None = None,
     read.
     """
     jobs = list(jobs)
-    earlier = _earlier_results(jobs, overwrites, errors)
+    earlier = _earlier_results(jobs, overwrites, errors, tokens)
     # what is no result of ours may be a picture of the same name that somebody wants restored too
     named = [job for job in jobs if job.source.resolve() not in earlier or not is_own_result(job.source)]
     taken = _require_different_names(named, files or {}, scales, tokens, errors)
@@ -246,14 +246,13 @@ def _file(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _earlier_results(jobs: list[Job], overwrites: bool, errors: bool) -> set[Path]:
+def _earlier_results(jobs: list[Job], overwrites: bool, errors: bool, tokens: bool) -> set[Path]:
     """Results and maps of errors that are there already, in folders that hold sources."""
     folders, earlier = {job.source.parent.resolve() for job in jobs}, set()
     for job in jobs:
         if job.output.parent.resolve() not in folders:
             continue
-        # a result without its map is made again with it
-        written = overwrites or (errors and not (is_there(job.output) and is_there(job.error_map)))
+        written = overwrites or not is_done(job, errors, tokens)
         for place, replaced in ((job.output, written), (job.error_map, errors and written)):
             if not is_there(place) or place.samefile(job.source):
                 continue
@@ -264,6 +263,12 @@ def _earlier_results(jobs: list[Job], overwrites: bool, errors: bool) -> set[Pat
             if own or place == job.output:
                 earlier.add(place.resolve())
     return earlier
+
+
+def is_done(job: Job, errors: bool, tokens: bool) -> bool:
+    """Whether a result is there with the map of errors and the tokens, if they are asked for: one without them is made
+    again with them."""
+    return is_there(job.output) and (not errors or is_there(job.error_map)) and (not tokens or is_there(job.tokens))
 
 
 def is_own_result(path: Path) -> bool:

@@ -21,7 +21,7 @@ from utils.errors import describe, unstopped, visible
 from utils.ranks import Ranks
 
 from .generate import Progress, batch_size_for, generate_windows
-from .jobs import Job, SizeRequest, is_there
+from .jobs import Job, SizeRequest, is_done, is_there
 from .large import WorkFolder, restore_large
 from .products import ErrorProduct, keep_evidence, rendered, write_rows
 from .redo import Redo
@@ -167,8 +167,8 @@ class Runner:
             return None
 
     def _is_done(self, job: Job) -> bool:
-        return self.options.skip_existing and is_there(job.output) and (
-            self.settings.uncertainty is None or is_there(job.error_map))
+        return self.options.skip_existing and is_done(job, self.settings.uncertainty is not None,
+                                                      self.options.save_tokens)
 
     def _read(self, job: Job, record: FileRecord) -> tuple[Picture, tuple[int, int]]:
         """The picture and the size of its result."""

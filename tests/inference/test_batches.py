@@ -262,6 +262,17 @@ def test_pictures_that_differ_in_kind_alone_are_refused(run, tmp_path: Path, cap
     assert "a.jpg" in capsys.readouterr().err and len(os.listdir(tmp_path)) == 2
 
 
+def test_a_result_without_its_tokens_is_made_again(run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    noise(tmp_path / "a.jpg")
+    flags = ("-i", tmp_path / "*.jpg", "-o", tmp_path, "--ext", "png", "--skip_existing")
+    assert run(*flags) == 0 and run(*flags, "--save_tokens") == 0
+    assert (tmp_path / "a_tokens.safetensors").exists() and "1 skipped" not in capsys.readouterr().out
+    assert run(*flags, "--save_tokens") == 0 and "1 skipped" in capsys.readouterr().out
+    (tmp_path / "a_tokens.safetensors").unlink()
+    before = noise(tmp_path / "a.png", seed=5).read_bytes()
+    assert run(*flags, "--save_tokens") == 1 and (tmp_path / "a.png").read_bytes() == before
+
+
 def test_what_else_is_written_has_a_name_of_its_own(run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     noise(tmp_path / "in" / "a.png")
     assert run("-i", tmp_path / "in", "-o", tmp_path / "out", "--sheet", tmp_path / "out" / "a.png") == 1
