@@ -3,10 +3,13 @@ from __future__ import annotations
 
 import glob
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from PIL import Image
 
@@ -204,6 +207,7 @@ def _require_different_names(jobs: list[Job], files: Mapping[str, Path | None], 
                              errors: bool) -> dict[Path, str]:
     """What the jobs write, each with what it belongs to."""
     taken: dict[Path, str] = {}
+    alike: dict[str, Path] = {}
     for job in jobs:
         places = {job.output: str(job.source), **({job.scales_folder: f"the scales of {job.source}"} if scales else {}),
                   **({job.tokens: f"the tokens of {job.source}"} if tokens else {}),
@@ -212,14 +216,30 @@ def _require_different_names(jobs: list[Job], files: Mapping[str, Path | None], 
             raise InputError(f"{job.source}: its tokens would overwrite {job.tokens}, which are no tokens of this "
                              "program: choose another --output, or a --suffix")
         for place, what in places.items():
-            if (other := taken.get(place.absolute())) is not None:
+            whole = place.absolute()
+            twin = alike.setdefault(unicodedata.normalize("NFC", str(whole)).casefold(), whole)
+            if twin != whole and not _is_one_file(twin, whole):
+                twin = whole
+            if (other := taken.get(twin)) is not None:
                 raise InputError(f"{what} and {other} would both be written to {place}: rename one or process them "
                                  "apart")
-            taken[place.absolute()] = what
+            taken[whole] = what
     for flag, path in files.items():
         if path is not None and path.absolute() in taken:
             raise InputError(f"{flag} {path} is the result of {taken[path.absolute()]}: choose another name")
     return taken
+
+
+def _is_one_file(first: Path, second: Path) -> bool:
+    """Whether two absolute names that differ in case or Unicode form alone are one on their disk: it is tried out."""
+    shared = Path(os.path.commonpath((first.parent, second.parent)))
+    folder = next(each for each in (shared, *shared.parents) if each.is_dir())
+    with suppress(OSError), TemporaryDirectory(prefix=".varsr-", dir=folder) as probe:
+        made = Path(probe, first.relative_to(folder))
+        made.parent.mkdir(parents=True, exist_ok=True)
+        made.touch()
+        return is_there(Path(probe, second.relative_to(folder)))
+    return False  # where nothing can be written, results cannot either
 
 
 def _require_others_stay(jobs: list[Job], taken: Mapping[Path, str], files: Mapping[str, Path | None],

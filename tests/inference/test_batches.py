@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +30,7 @@ import inference.runner
 import test_tile as script
 import utils.files
 from evaluation.metrics.full_reference import psnr_y
-from inference.jobs import AUTO, OutputNames, collect, left_out_lines
+from inference.jobs import AUTO, OutputNames, collect, jobs_for, left_out_lines, settled
 from inference.large import Owner, WorkFolder
 from models.weights.load import identity
 from pictures import formats, result_file
@@ -271,6 +272,22 @@ def test_a_result_without_its_tokens_is_made_again(run, tmp_path: Path, capsys: 
     (tmp_path / "a_tokens.safetensors").unlink()
     before = noise(tmp_path / "a.png", seed=5).read_bytes()
     assert run(*flags, "--save_tokens") == 1 and (tmp_path / "a.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("first, second", [("a.jpg", "A.png"), ("caf\u00e9.jpg", "cafe\u0301.png"),
+                                           ("trip/a.jpg", "Trip/a.png")])
+def test_names_that_are_one_on_some_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str,
+                                          second: str) -> None:
+    jobs = jobs_for([(Path(name), Path(name).parent) for name in (first, second)], tmp_path / "out")
+    assert len(settled(jobs)[0]) == 2 and not os.listdir(tmp_path)
+
+    def folded(path: Path) -> str:
+        return unicodedata.normalize("NFC", str(path)).casefold()
+    monkeypatch.setattr("inference.jobs.is_there",
+                        lambda path: any(folded(path) == folded(found) for found in tmp_path.rglob("*")))
+    with pytest.raises(InputError, match="both be written"):
+        settled(jobs)
+    assert not os.listdir(tmp_path)
 
 
 def test_what_else_is_written_has_a_name_of_its_own(run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
