@@ -172,6 +172,19 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture()
+def resident_crops(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The devices of all that is made in this test to hold photographs there (--data_on_device)."""
+    from dataloader.resident import ResidentCrops
+    made, begin = [], ResidentCrops.__init__
+
+    def noted(self: ResidentCrops, crops: object, device: torch.device) -> None:
+        made.append(str(device))
+        begin(self, crops, device)
+    monkeypatch.setattr(ResidentCrops, "__init__", noted)
+    return made
+
+
+@pytest.fixture()
 def testset(tmp_path: Path) -> Path:
     """Two LR pictures of different aspect, one with HR, and a broken file."""
     random = np.random.default_rng(0)

@@ -199,6 +199,7 @@ def test_training_sees_the_same_samples_with_any_number_of_workers(folder, stage
         flags = ["--stage", stage, "--data", str(folder), "--device", "cpu", "--workers", str(workers)]
         pairs = photo_pairs(parse(build_parser(None), flags), 32, 2, Ranks()).pairs
         batches = [pairs.draw(CPU) for _ in range(3)]
+        assert pairs.loader.workers == workers
         pairs.loader.close()
         return [part for batch in batches for part in (batch.target, batch.lr, batch.labels)]
     alone, ahead = drawn(0), drawn(4)

@@ -204,6 +204,7 @@ def test_a_stopped_picture_is_continued(run, tmp_path: Path, monkeypatch: pytest
     flags = ("-i", noise(tmp_path / "a.png", LARGE), "--batch_size", 16)
     assert run(*flags, "-o", tmp_path / "whole") == 0
     generate, render, left = inference.generate.generate_windows, inference.render.render, {"windows": 10, "bands": 4}
+    asked, there, rows = [], [], []
 
     def stopping(count: str, step: object) -> None:
         left[count] -= 1
@@ -211,22 +212,30 @@ def test_a_stopped_picture_is_continued(run, tmp_path: Path, monkeypatch: pytest
             raise KeyboardInterrupt
 
     def generate_some(model, work, settings, batch, progress) -> None:
-        generate(model, work, settings, batch, lambda n: (progress(n), stopping("windows", n)))
+        asked.append(len(work))
+        generate(model, work, settings, batch, lambda n: (progress(n), there.append(n), stopping("windows", n)))
 
     def render_some(*args: object):
         for band in render(*args):
             yield band
             stopping("bands", band)
+
+    def render_counted(*args: object):
+        for start, band in render(*args):
+            rows.append(band.shape[1])
+            yield start, band
     monkeypatch.setattr(inference.large, "generate_windows", generate_some)
     monkeypatch.setattr(inference.products, "render", render_some)
     for _ in range(2):  # stopped while generating, then while rendering
         assert run(*flags, "-o", tmp_path / "parts") == 130
         assert not (tmp_path / "parts" / "a.png").exists()
     work = []
+    assert sum(there) == asked[0] and asked[1] == asked[0] - sum(there[:10])
     monkeypatch.setattr(inference.large, "generate_windows", lambda model, part, *rest: work.extend(part))
-    monkeypatch.setattr(inference.products, "render", render)
+    monkeypatch.setattr(inference.products, "render", render_counted)
     assert run(*flags, "-o", tmp_path / "parts") == 0
     assert not work  # all windows were there
+    assert 0 < sum(rows) < len(pixels(tmp_path / "parts" / "a.png")), "and some rows"
     assert [p.name for p in (tmp_path / "parts").iterdir()] == ["a.png"]
     assert np.abs(pixels(tmp_path / "parts" / "a.png") - pixels(tmp_path / "whole" / "a.png")).max() <= 1
 

@@ -14,7 +14,7 @@ from models.varsr import VARSR
 from models.weights.save import save_pretrained
 from models.weights.transfer import with_detail, with_faithful, with_fidelity
 
-SIDE = 320
+SIDE = 160
 WINDOW = 32  # of the small model
 SHAPES = [(1, 1), (2, 1), (1, 3)]  # blocks of the faithful and of the detail branch
 

@@ -137,8 +137,10 @@ def test_what_is_recorded_stays_on_the_device(pictures: torch.Tensor, options: G
 
 @pytest.mark.slow
 def test_a_compiled_model_generates_the_same(model: VARSR, pictures: torch.Tensor) -> None:
-    compiled = compile_model(small_model().for_inference())
+    from torch._dynamo.utils import counters
+    compiled, before = compile_model(small_model().for_inference()), counters["stats"]["unique_graphs"]
     for options, fastvar in ((GREEDY, None), (dataclasses.replace(GREEDY, cfg=0.0), PRUNED)):
         expected = model.generate(pictures, options=options, fastvar=fastvar)
         torch.testing.assert_close(compiled.generate(pictures, options=options, fastvar=fastvar), expected,
                                    atol=1e-3, rtol=0)
+    assert counters["stats"]["unique_graphs"] > before, "nothing was compiled"

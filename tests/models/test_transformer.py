@@ -48,13 +48,15 @@ def test_a_token_sees_its_own_and_earlier_scales_only(model: VARSR, sequence) ->
 def test_checkpointing_changes_nothing(sequence) -> None:
     from conftest import small_model
     model = small_model().train().requires_grad_(True)
-    gradients = []
+    gradients, passes = [], []
+    model.transformer.blocks[0].register_forward_pre_hook(lambda *_: passes.append(model.transformer.checkpointing))
     for checkpointing in (False, True):
         model.zero_grad()
         model.transformer.checkpointing = checkpointing
         model.transformer(*sequence)[1].square().mean().backward()
         gradients.append(model.transformer.blocks[0].attention.qkv.weight.grad.clone())
     torch.testing.assert_close(*gradients)
+    assert passes == [False, True, True], "what is not kept is computed again"
 
 
 def test_one_head_at_a_time_agrees_with_sdpa() -> None:

@@ -34,6 +34,7 @@ from models.weights.unpickle import CheckpointError
 from pictures.formats import ImageError
 from pictures.picture import Picture, read_header, read_picture, software_of
 from pictures.result_file import ResultFile, ResultOptions
+from tests.memory import memory, peak, reset_peak
 from training.states import StateFolder
 from utils.errors import UserError
 
@@ -44,7 +45,6 @@ WRITTEN_SHARE, WRITTEN_PIXELS = 10, 2 ** 18  # one of so many pictures, and no l
 WRITTEN_KINDS = (".png", ".jpg", ".webp", ".tif")
 ENTRIES, FRAMES = 4, 2  # of a list or shard, and of an animation, that are read
 FRAMES_TOLD = 6  # of a traceback
-CLEAR_PEAK = "5"  # proc(5): resets VmHWM
 TEXT = (("Software", "VARSR"), ("VARSR", "model=tiny; seed=7"))
 
 
@@ -173,29 +173,6 @@ class _Formatted(logging.Handler):
         return True
 
 
-def _memory(field: str) -> int:
-    """Bytes of VmRSS, VmHWM or VmSize."""
-    with open("/proc/self/status", encoding="ascii") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
-
-
-def _reset_peak() -> int:
-    """Start the count of the peak anew; the memory that is in use."""
-    try:
-        with open("/proc/self/clear_refs", "w", encoding="ascii") as control:
-            control.write(CLEAR_PEAK)
-        return _memory("VmRSS")
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _peak() -> int:
-    try:
-        return _memory("VmHWM")
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def _complaint(message: str, path: Path, names_file: bool) -> str | None:
     """What is wrong with an error's text; None if it is one line that names the file or its folder."""
     if len(message.splitlines()) != 1:
@@ -209,7 +186,7 @@ def _complaint(message: str, path: Path, names_file: bool) -> str | None:
 def answer(reader: Reader, path: Path) -> dict[str, object]:
     """Read a file; what came of it."""
     told: dict[str, object] = {"outcome": "ok", "text": "", "frames": [], "picture": 0}
-    before, started = _reset_peak(), time.process_time()
+    before, started = reset_peak(), time.process_time()
     try:
         told["picture"] = reader.read(path)
     except reader.errors as error:
@@ -218,7 +195,7 @@ def answer(reader: Reader, path: Path) -> dict[str, object]:
                     f"{type(error).__name__}: {error}", frames=_frames(error) if complaint else [])
     except BaseException as error:  # whatever it is, it is what the run is made to find
         told.update(outcome="raised", text=f"{type(error).__name__}: {error}", frames=_frames(error))
-    told.update(seconds=time.process_time() - started, peak=max(_peak() - before, 0))
+    told.update(seconds=time.process_time() - started, peak=max(peak() - before, 0))
     return told
 
 
@@ -237,7 +214,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.basicConfig(handlers=[_Formatted()], level=logging.DEBUG)
     torch.set_num_threads(1)
-    limit = _memory("VmSize") + ROOM
+    limit = memory("VmSize") + ROOM
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin:

@@ -9,7 +9,7 @@ pytest.importorskip("gradio", reason="NOTICE: no load test of the page without g
 
 CLIENTS, JOBS = 50, 120
 WARM_SHARE = 0.4  # of the jobs
-MAX_GROWTH = 40e6  # bytes of the server's memory once it is warm
+MAX_GROWTH = 20e6  # bytes of the server's memory once it is warm
 
 
 @pytest.mark.slow

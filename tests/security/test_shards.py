@@ -4,7 +4,6 @@ from __future__ import annotations
 import io
 import os
 import random
-import resource
 import tarfile
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from gadgets import no_hang
 
 from dataloader.entries import MAX_PICTURE, find_entries, read_entry
 from dataloader.shards import members
+from tests.memory import peak, reset_peak
 
 BLOCK = 512
 SIZE, KIND = slice(124, 136), slice(156, 157)
@@ -145,11 +145,11 @@ def test_pictures_too_large_are_left_out(tmp_path: Path, caplog: pytest.LogCaptu
         file.write(header("b.png", large(MAX_PICTURE + 1)))
         file.seek(-(-(MAX_PICTURE + 1) // BLOCK) * BLOCK, os.SEEK_CUR)  # a hole, which takes no room
         file.write(block("a.png") + END)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = reset_peak()
     entries = find_entries(path)
     assert [entry.member for entry in entries] == ["a.png"] and read_entry(entries[0]).size == (8, 8)
     assert "1 pictures are left out" in caplog.text
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MEMORY
+    assert peak() - before < MEMORY
 
 
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,7 +7,6 @@ import io
 import json
 import pickle
 import random
-import resource
 import struct
 import sys
 import zipfile
@@ -32,17 +31,14 @@ from models.weights.save import save_pretrained
 from models.weights.tokenizer_file import CONFIG_KEY, load_tokenizer
 from models.weights.transfer import transfer_weights
 from models.weights.unpickle import CheckpointError, RefusedError, load_pickle
+from tests.memory import peak, reset_peak
 
 MEMORY = 300 * 2 ** 20  # bytes that refusing a small file may take
 
 
-def peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def refusal(path: Path) -> str:
     """The one line that a file is refused with, in little time and memory."""
-    before = peak()
+    before = reset_peak()
     with no_hang(), pytest.raises(CheckpointError) as caught:
         load_pickle(path)
     message = str(caught.value)
@@ -377,7 +373,7 @@ def entry(shape: list[int], start: int, end: int, kind: str = "F32") -> dict[str
     ({"__metadata__": {"x": 1}}, 0, None), ([[]] * 1000, 0, None)], ids=lambda value: str(value)[:20])
 def test_hostile_headers(tmp_path: Path, header: object, data: int, length: int | None) -> None:
     save_pretrained(VARSR(SMALL), tmp_path)
-    before = peak()
+    before = reset_peak()
     safetensors(tmp_path / "model.safetensors", json.dumps(header).encode(), bytes(data), length)
     assert "\x1b" not in refused(tmp_path) and "model.safetensors" in refused(tmp_path)
     assert peak() - before < MEMORY
@@ -393,7 +389,7 @@ TOKENIZER = dataclasses.asdict(SMALL.vqvae)
     json.dumps({**TOKENIZER, "scales": [1, 2, None]}), json.dumps({**TOKENIZER, "norm_groups": 0})],
     ids=lambda text: text[-20:])
 def test_hostile_tokenizer_files(tmp_path: Path, config: str) -> None:
-    before = peak()
+    before = reset_peak()
     save_file({"a": torch.ones(1)}, tmp_path / "vqvae.safetensors", {CONFIG_KEY: config})
     assert "vqvae.safetensors" in refused(tmp_path / "vqvae.safetensors", load_tokenizer)
     assert peak() - before < MEMORY
@@ -497,7 +493,7 @@ def largest() -> VARSRConfig:
 
 
 def test_the_largest_configuration_is_built_at_once() -> None:
-    config, before = largest(), peak()
+    config, before = largest(), reset_peak()
     with no_hang(), torch.device("meta"):
         VARSR(config)
     assert peak() - before < MEMORY

@@ -66,10 +66,17 @@ def test_it_leaves_a_tokenizer_its_log_and_a_sheet(finished: Path) -> None:
     assert list((finished / "tensorboard").iterdir())
 
 
+def started_at(folder: Path) -> int:
+    """The iteration that the last start of a run went on from: starting over ends with the same bytes too."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line["iteration"] for line in lines if line["event"] == "start"][-1]
+
+
 def test_a_resumed_run_ends_with_the_same_file(finished: Path, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "states").mkdir()
     shutil.copy(finished / "states" / "state-00000004.pt", tmp_path / "states")
     assert run(photos, tmp_path, *SHAPE, "--val_data", photos) == 0
+    assert started_at(tmp_path) == 4
     assert (tmp_path / "vqvae.safetensors").read_bytes() == (finished / "vqvae.safetensors").read_bytes()
 
 
@@ -96,6 +103,7 @@ def test_a_run_with_a_linear_path_resumes(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "part" / "states").mkdir(parents=True)
     shutil.copy(tmp_path / "whole" / "states" / "state-00000004.pt", tmp_path / "part" / "states")
     assert run(photos, tmp_path / "part", *line) == 0
+    assert started_at(tmp_path / "part") == 4
     whole, part = (tmp_path / name / "vqvae.safetensors" for name in ("whole", "part"))
     assert whole.read_bytes() == part.read_bytes()
     assert load_tokenizer(whole).config.linear_path
@@ -177,9 +185,11 @@ def test_workers_draw_the_same_crops_for_any_number(photos: Path, tmp_path: Path
     assert one == two
 
 
-def test_crops_cut_on_the_device_train_the_same_tokenizer(photos: Path, tmp_path: Path) -> None:
+def test_crops_cut_on_the_device_train_the_same_tokenizer(photos: Path, tmp_path: Path,
+                                                          resident_crops: list[str]) -> None:
     for name, more in (("host", ()), ("device", ("--data_on_device",))):
         assert run(photos, tmp_path / name, *SHAPE, "--linear_path", "--max_iters", 3, *more) == 0
+        assert bool(resident_crops) == (name == "device")
     host, device = ((tmp_path / name / "vqvae.safetensors").read_bytes() for name in ("host", "device"))
     assert host == device
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -183,8 +184,9 @@ def test_cancel_ends_the_child(decoder: Decoder, picture: Path, monkeypatch: pyt
 GOOD = {"shape": [1, 2, 3], "depth": "uint8", "alpha": False, "format": "png",
         "metadata": {"exif": None, "xmp": None, "icc": None, "resolution": None, "chunks": [], "comments": [],
                      "iptc": None}}
+TOO_LARGE = {"shape": [10 ** 4, 10 ** 4, 3]}
 LIES = ["", "nonsense", "[]", "{}", '{"error"', "[" * 10 ** 5,
-        {"shape": [2 ** 40, 1, 3]}, {"shape": [10 ** 4, 10 ** 4, 3]}, {"shape": [1, 2]}, {"shape": [1, 2, 2]},
+        {"shape": [2 ** 40, 1, 3]}, TOO_LARGE, {"shape": [1, 2]}, {"shape": [1, 2, 2]},
         {"shape": [-1, -2, 3]}, {"shape": [1.0, 2, 3]}, {"shape": None}, {"shape": [1, 3, 3]}, {"depth": "object"},
         {"depth": "O"}, {"depth": []}, {"alpha": True}, {"format": "../x"}, {"format": 5}, {"format": "a" * 99},
         {"metadata": None}, {"metadata": {}}, *({"metadata": {**GOOD["metadata"], name: value}} for name, value in (
@@ -207,6 +209,8 @@ def test_every_part_of_an_answer_is_checked(tmp_path: Path, answer: str | dict) 
     (tmp_path / "color").write_bytes(bytes(6))
     (tmp_path / "answer.json").write_text(json.dumps(GOOD))
     assert decoding._result(tmp_path, PLENTY).color.shape == (1, 2, 3)
+    if answer == TOO_LARGE:  # nothing but the bound refuses it; a hole takes no room
+        os.truncate(tmp_path / "color", math.prod(answer["shape"]))
     (tmp_path / "answer.json").write_text(answer if isinstance(answer, str) else json.dumps({**GOOD, **answer}))
     with pytest.raises(decoding.NO_ANSWER):
         decoding._result(tmp_path, PLENTY)

@@ -149,7 +149,7 @@ def paint(tab) -> None:
     left, top = box["x"] + box["width"] * 0.4, box["y"] + box["height"] / 2
     tab.mouse.move(left, top)
     tab.mouse.down()
-    tab.mouse.move(left + box["width"] * 0.2, top, steps=8)
+    tab.mouse.move(left + box["width"] * 0.2, top, steps=2)
     tab.mouse.up()
 
 
