@@ -318,13 +318,12 @@ class Runner:
 
     def _plan(self, job: Job, size: tuple[int, int]) -> dict[str, object]:
         """What a half-done picture must have in common with this run to be continued."""
-        layers = {type(layer).__name__ for layer in self.model.modules()}  # in 8 bits they are others
         source = job.source.stat()
         settings = dataclasses.replace(self.settings, batch_size=None)
         calibration = settings.uncertainty and settings.uncertainty.calibration
         return {"source": [str(job.source.resolve()), source.st_size, source.st_mtime_ns, job.frame], "size": size,
                 "model": self.model.config.to_json(), "weights": self.model.fingerprint(),
-                "dtype": str(self.model.dtype), "layers": sorted(layers), "settings": repr(settings),
+                "dtype": str(self.model.dtype), "eight_bit": self.model.eight_bit, "settings": repr(settings),
                 "options": repr(self.options.result), "windows": LARGE_WINDOWS, "tokens": self.options.save_tokens,
                 "scales": self.options.export_max,
                 "calibration": calibration and calibration.digest,

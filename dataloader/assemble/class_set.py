@@ -40,7 +40,6 @@ STRIDE = CROP // 8  # crops that are closer to one another count as one
 HALVED = 2  # crops are cut at full and at half size (`ClassCrops`)
 WHOLE = 100  # per cent
 
-
 Edges = tuple[int, int, int, int]  # left, top, right, bottom
 
 
@@ -75,14 +74,13 @@ class Box:
     def divided(self, width: int, height: int) -> tuple[Edges, Edges | None]:
         """Of a photograph of that size, the edges in pixels of what is for training and of what is held out."""
         left, top, right, bottom = self.pixels(width, height)
-        wide, place = division(*(-(-side // self.reduction) for side in (right - left, bottom - top)))  # as Pillow does
-        if place is None:
-            return (left, top, right, bottom), None
-        if wide:
-            middle = left + place * self.reduction
-            return (left, top, middle, bottom), (middle, top, right, bottom)
-        middle = top + place * self.reduction
-        return (left, top, right, middle), (left, middle, right, bottom)
+        reduced = (-(-side // self.reduction) for side in (right - left, bottom - top))  # as Pillow does
+
+        def of_photo(part: Edges) -> Edges:
+            x1, y1, x2, y2 = (edge * self.reduction for edge in part)
+            return left + x1, top + y1, min(left + x2, right), min(top + y2, bottom)
+        training, held_out = division(*reduced)
+        return of_photo(training), held_out and of_photo(held_out)
 
 
 def read_boxes(path: Path) -> list[Box]:
@@ -109,21 +107,22 @@ def _parse(path: Path, number: int, line: str) -> Box:
                     f"per cent, got {line!r}")
 
 
-def division(width: int, height: int) -> tuple[bool, int | None]:
-    """Where a picture is divided: whether along its width, and from which pixel on it is held out, None for pictures
-    that are too small for two."""
+def division(width: int, height: int) -> tuple[Edges, Edges | None]:
+    """The part of a picture for training and the one that is held out, side by side; None where it is too small for
+    two."""
     side = max(width, height)
-    return width >= height, None if side < SMALLEST_DIVIDED else side - max(side // HELD_OUT_PART, CROP)
+    if side < SMALLEST_DIVIDED:
+        return (0, 0, width, height), None
+    cut = side - max(side // HELD_OUT_PART, CROP)
+    if width >= height:
+        return (0, 0, cut, height), (cut, 0, width, height)
+    return (0, 0, width, cut), (0, cut, width, height)
 
 
 def divided(part: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """A part for training and one that is held out, side by side; None where the part is too small for two."""
-    wide, cut = division(*part.size)
-    if cut is None:
-        return part, None
-    if wide:
-        return part.crop((0, 0, cut, part.height)), part.crop((cut, 0, part.width, part.height))
-    return part.crop((0, 0, part.width, cut)), part.crop((0, cut, part.width, part.height))
+    """The pictures of `division`."""
+    training, held_out = division(*part.size)
+    return part.crop(training), held_out and part.crop(held_out)
 
 
 def distinct_crops(width: int, height: int) -> int:

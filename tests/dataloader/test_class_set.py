@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from itertools import product
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
@@ -10,13 +10,18 @@ from PIL import Image
 
 from dataloader.assemble.class_set import BOX_LIST, CROP, STRIDE, distinct_crops, divided, leaks, main, read_boxes
 from dataloader.assemble.photos import HELD_OUT
-from dataloader.assemble.sources import read_names, read_photo_list
+from dataloader.assemble.sources import PackagedPhoto, read_names, read_photo_list
 
 LISTS = ("photos.txt", "photos_more.txt", "photos_animals.txt", "textures.txt")
 
 
-def test_the_list_names_photographs_that_may_be_trained_on() -> None:
-    listed = {photo.local_path: photo for name in LISTS for photo in read_photo_list(BOX_LIST.with_name(name))}
+@pytest.fixture(scope="module")
+def listed() -> dict[PurePosixPath, PackagedPhoto]:
+    """All photographs that boxes may be of, by their paths."""
+    return {photo.local_path: photo for name in LISTS for photo in read_photo_list(BOX_LIST.with_name(name))}
+
+
+def test_the_list_names_photographs_that_may_be_trained_on(listed: dict[PurePosixPath, PackagedPhoto]) -> None:
     held_out = read_names(HELD_OUT)
     boxes = read_boxes(BOX_LIST)
     assert len({box.label for box in boxes}) >= 8
@@ -27,8 +32,7 @@ def test_the_list_names_photographs_that_may_be_trained_on() -> None:
         assert min(sides) // box.reduction >= CROP and photo.name not in held_out, box
 
 
-def test_every_class_of_the_list_has_two_thousand_crops() -> None:
-    listed = {photo.local_path: photo for name in LISTS for photo in read_photo_list(BOX_LIST.with_name(name))}
+def test_every_class_of_the_list_has_two_thousand_crops(listed: dict[PurePosixPath, PackagedPhoto]) -> None:
     counts: dict[str, int] = {}
     for box in read_boxes(BOX_LIST):
         photo = listed[box.photo]
@@ -49,8 +53,7 @@ def test_parts_of_different_classes_do_not_overlap() -> None:
             assert apart, (first, second)
 
 
-def test_nothing_is_held_out_that_another_part_is_trained_on() -> None:
-    listed = {photo.local_path: photo for name in LISTS for photo in read_photo_list(BOX_LIST.with_name(name))}
+def test_nothing_is_held_out_that_another_part_is_trained_on(listed: dict[PurePosixPath, PackagedPhoto]) -> None:
     sizes = {path: (photo.width, photo.height) for path, photo in listed.items()}
     assert not list(leaks(read_boxes(BOX_LIST), sizes))
 
